@@ -1,0 +1,84 @@
+"""Endpoints, and what a resolver says about them.
+
+An *endpoint* is one addressable instance of a service. Endpoints are values: two that
+compare equal are the same thing. Their *key* (id and address) tells an instance that
+changed (a new weight) from one that was replaced (a new process on another port).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One addressable instance.
+
+    ``address`` is what grpcio dials: ``host:port``, ``[v6]:port`` or ``unix:/path``.
+    ``id`` names the instance (Consul's service id); it defaults to the address.
+    ``weight`` is its share relative to the others; 0 means no traffic while others are there.
+    ``zone`` and ``metadata`` are free text from the registry.
+
+    Raises ``ValueError`` when the address is empty or the weight is negative.
+    """
+
+    address: str
+    id: str = ""
+    weight: int = 1
+    zone: str = ""
+    metadata: Mapping[str, str] = field(default=_NOTHING, hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise ValueError("endpoint: address is empty; expected host:port")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int) or self.weight < 0:
+            raise ValueError(f"endpoint {self.address}: weight is {self.weight!r}; expected a whole number >= 0")
+        if not self.id:
+            object.__setattr__(self, "id", self.address)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies the instance across resolutions: ``(id, address)``."""
+        return (self.id, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The whole set of a target's endpoints at one moment, in a stable order.
+
+    ``note`` says in words where the set comes from. It is shown when the set is empty, for
+    example ``consul 127.0.0.1:8500: no service 'catalgo' is registered``.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    note: str = ""
+
+
+class Listener(Protocol):
+    """What a resolver reports to. Both methods may be called from any thread."""
+
+    def update(self, resolution: Resolution) -> None:
+        """The set is now this one. An empty set is an answer, too: calls fail fast."""
+
+    def error(self, message: str) -> None:
+        """The source could not be read. The last good set stays; ``message`` is shown in errors."""
+
+
+class Resolver(Protocol):
+    """Produces resolutions. A user's own resolver is any object with these two methods.
+
+    ``start`` is called once, from the channel's event loop, at the channel's first use.
+    ``close`` is called once, when the channel closes; it may return an awaitable, which the
+    channel awaits. After it no method of the listener is called.
+    """
+
+    def start(self, listener: Listener) -> None:
+        """Begin to report to ``listener``; must not block."""
+
+    def close(self) -> object:
+        """Stop. Must be safe to call when ``start`` never was."""
