@@ -1,0 +1,180 @@
+"""The supervisor: starts again what dies, ends everything, and is noticed when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.runtime.supervisor import LineWriter, RestartDelay, Spec, Supervisor
+
+SLEEPER = (sys.executable, "-S", "-c", "import time; print('up'); time.sleep(600)")
+STUBBORN = (
+    sys.executable,
+    "-S",
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)",
+)
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Waits for a condition; fails the test when it does not come true in time."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - nothing signals that a foreign process changed
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process (a zombie of somebody else's does not count)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def quick() -> RestartDelay:
+    """Delays short enough for a test."""
+    return RestartDelay(first_s=0.01, longest_s=0.1, steady_s=5.0)
+
+
+def test_the_delay_doubles_and_starts_afresh() -> None:
+    """2, 4, 8, 16, 30, 30 s for one that keeps dying; 2 s again once it lived for 5 s."""
+    delay = RestartDelay()
+    assert [delay.after(0.1) for _ in range(6)] == [2, 4, 8, 16, 30, 30]
+    assert delay.after(5.0) == 2
+    assert delay.after(4.9) == 4
+
+
+async def test_a_killed_child_is_started_again_and_says_so_in_one_line() -> None:
+    """After SIGKILL there is a new process under the same name, and one line names both causes and delay."""
+    said: list[str] = []
+    async with Supervisor(say=said.append, delay=quick) as supervisor:
+        await supervisor.start(Spec("catalog-1", SLEEPER))
+        await until(lambda: "catalog-1 | up" in said)
+        first = supervisor.pids()["catalog-1"]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: supervisor.starts("catalog-1") == 2 and said.count("catalog-1 | up") == 2)
+        assert supervisor.pids()["catalog-1"] != first
+        told = [line for line in said if "started again" in line]
+        assert len(told) == 1
+        assert f"catalog-1 (pid {first}) was killed by SIGKILL" in told[0]
+        last = supervisor.pids()["catalog-1"]
+    assert not alive(last)
+    assert not [line for line in said if "started again" in line][1:]
+
+
+async def test_stop_kills_who_does_not_listen_and_ends_in_order() -> None:
+    """SIGTERM goes in order; who ignores it is killed at the bound, and nothing is left."""
+    said: list[str] = []
+    supervisor = Supervisor(say=said.append, delay=quick)
+    await supervisor.start(Spec("stubborn", STUBBORN, stop_order=0))
+    await supervisor.start(Spec("last", SLEEPER, stop_order=1))
+    await until(lambda: len(said) == 2)
+    pids = supervisor.pids()
+    started = asyncio.get_running_loop().time()
+    stop = asyncio.create_task(supervisor.stop(grace_s=0.4))
+    await asyncio.sleep(0)
+    assert alive(pids["last"])
+    await stop
+    assert 0.3 <= asyncio.get_running_loop().time() - started < 3.0
+    assert not any(alive(pid) for pid in pids.values())
+    with pytest.raises(RuntimeError, match="stopped"):
+        await supervisor.start(Spec("late", SLEEPER))
+
+
+async def test_a_hurried_stop_does_not_wait() -> None:
+    """A second Ctrl-C ends at once what would have had time."""
+    said: list[str] = []
+    supervisor = Supervisor(say=said.append)
+    await supervisor.start(Spec("stubborn", STUBBORN))
+    await until(lambda: len(said) == 1)
+    stop = asyncio.create_task(supervisor.stop(grace_s=60))
+    supervisor.hasten()
+    async with asyncio.timeout(5):
+        await stop
+
+
+async def test_a_replaced_spec_is_used_from_the_next_start_on() -> None:
+    """The agent learns its port at the first start and keeps it at the next one."""
+    said: list[str] = []
+    async with Supervisor(say=said.append, delay=quick) as supervisor:
+        await supervisor.start(Spec("agent", (sys.executable, "-S", "-c", "print('port 0')")))
+        supervisor.replace(Spec("agent", (sys.executable, "-S", "-c", "print('port 7'); import time; time.sleep(600)")))
+        await until(lambda: "agent | port 7" in said)
+        assert "agent | port 0" in said
+
+
+async def test_children_notice_a_supervisor_that_is_gone(tmp_path: Path) -> None:
+    """End-of-file on MESH_PARENT_FD comes when the supervisor is killed, even with siblings still there."""
+    child = (
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "os.read(int(os.environ['MESH_PARENT_FD']), 1)\n"
+    )
+    parent = (
+        "import asyncio, sys\n"
+        "from services.runtime.supervisor import Spec, Supervisor\n"
+        "async def main():\n"
+        "    s = Supervisor()\n"
+        "    for n in '12':\n"
+        "        await s.start(Spec(n, (sys.executable, '-S', '-c', sys.argv[1], sys.argv[2] + n)))\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", parent, child, str(tmp_path / "pid-"), stderr=asyncio.subprocess.DEVNULL
+    )
+    files = [tmp_path / f"pid-{n}" for n in "12"]
+    await until(lambda: all(file.exists() and file.read_text() for file in files))
+    pids = [int(file.read_text()) for file in files]
+    assert all(alive(pid) for pid in pids)
+    process.kill()
+    await process.wait()
+    await until(lambda: not any(alive(pid) for pid in pids), within_s=5)
+
+
+async def test_a_flood_of_output_neither_blocks_the_child_nor_fills_memory() -> None:
+    """A child that prints without end, and one endless line, are shown in bounded pieces."""
+    count = 0
+
+    def say(line: str) -> None:
+        nonlocal count
+        assert len(line) < 9000
+        count += 1
+
+    flood = "import sys\nfor _ in range(20000): print('x' * 100)\nsys.stdout.write('y' * 300000)\nsys.stdout.flush()\n"
+    async with Supervisor(say=say, delay=lambda: RestartDelay(first_s=60)) as supervisor:
+        await supervisor.start(Spec("loud", (sys.executable, "-S", "-c", flood)))
+        await until(lambda: "loud" not in supervisor.pids(), within_s=20)
+        assert count >= 20000
+
+
+def test_a_stopped_terminal_never_blocks_the_writer() -> None:
+    """What the screen does not take is dropped and counted; writing returns at once, closing in bounded time."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, True)
+    with os.fdopen(write_end, "w") as stream:
+        writer = LineWriter(stream, capacity=50)
+        for _ in range(5000):
+            writer.write("x" * 200)
+        writer.close(timeout_s=0.05)
+        received = bytearray()
+
+        def read() -> None:
+            while chunk := os.read(read_end, 65536):
+                received.extend(chunk)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        writer.close(timeout_s=5)
+    reader.join(5)
+    os.close(read_end)
+    assert b"lines were dropped" in received
