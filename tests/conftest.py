@@ -1,0 +1,95 @@
+"""For every test: skips without the real servers, and a look at what it left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Generator
+
+import pytest
+
+from tests.support import leaks, servers
+
+_GRACE_S = 3.0
+_loop: asyncio.AbstractEventLoop | None = None
+_before = leaks.Snapshot()
+_missing: dict[str, int] = {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def _session_loop() -> None:
+    """Tells the leak check which loop the tests run on."""
+    global _loop
+    _loop = asyncio.get_running_loop()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip (or, in CI, fail) what needs a server that is not there."""
+    for name in servers.SERVERS:
+        if item.get_closest_marker(name) and servers.find(name) is None:
+            _missing[name] = _missing.get(name, 0) + 1
+            reason = f"no {name} on PATH or in .cache/bin: {servers.HOW_TO_GET}"
+            if servers.required():
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Note what is alive before the test and its fixtures."""
+    global _before
+    _before = leaks.take(_loop)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object],
+) -> Generator[None, object, object]:
+    """What a fixture of a wider scope makes is no leak of the test that was first to ask for it."""
+    if fixturedef.scope == "function":
+        return (yield)
+    before = leaks.take(_loop)
+    try:
+        return (yield)
+    finally:
+        _before.allow(leaks.take(_loop).new_since(before))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """After the test's own fixtures are gone: is anything left?"""
+    result = yield
+    if item.get_closest_marker("leaks") is None and (left := _left_behind()):
+        pytest.fail("left behind: " + "; ".join(sorted(left.values())), pytrace=False)
+    return result
+
+
+def _left_behind() -> dict[object, str]:
+    deadline = time.monotonic() + _GRACE_S
+    while left := leaks.take(_loop).new_since(_before):
+        if time.monotonic() > deadline:
+            break
+        # Closing takes a few turns of the loop, and a moment in grpcio's own threads.
+        if _loop is not None and not _loop.is_closed():
+            _loop.run_until_complete(asyncio.sleep(0.01))
+        else:
+            time.sleep(0.01)
+    return left
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to get the servers without which tests were skipped."""
+    if _missing:
+        words = ", ".join(f"{count} for want of {name}" for name, count in sorted(_missing.items()))
+        terminalreporter.write_line(f"tests not run: {words}. {servers.HOW_TO_GET}.")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago, for programs that cannot bind port 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return port

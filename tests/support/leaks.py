@@ -1,0 +1,98 @@
+"""What a test may leave behind: nothing.
+
+A snapshot before and one after; what is new in the second and does not go away within the
+grace is a leak. Looked at: tasks of the session's loop, threads, child processes, listening
+sockets and open regular files of this process (the last three where ``/proc`` exists).
+
+Not leaks: the one poller thread that ``grpc.aio`` keeps for the life of the process, and
+the idle threads of the loop's default executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_PROC = Path("/proc/self")
+_KEPT_THREADS = ("(_poll_wrapper)", "asyncio_")
+_LISTEN = "0A"
+
+
+@dataclass
+class Snapshot:
+    """What is alive at one moment. Keys identify, values describe."""
+
+    found: dict[object, str] = field(default_factory=dict)
+
+    def new_since(self, before: Snapshot) -> dict[object, str]:
+        """What this one has and ``before`` has not."""
+        return {key: text for key, text in self.found.items() if key not in before.found}
+
+    def allow(self, others: dict[object, str]) -> None:
+        """Count ``others`` as having been there already."""
+        self.found.update(others)
+
+
+def take(loop: asyncio.AbstractEventLoop | None) -> Snapshot:
+    """Look at what is alive now. ``loop`` must not be running in another thread."""
+    found: dict[object, str] = {}
+    if loop is not None and not loop.is_closed():
+        running = asyncio.tasks.current_task(loop) if loop.is_running() else None
+        found |= {task: f"task {task!r}" for task in asyncio.all_tasks(loop) if task is not running}
+    for thread in threading.enumerate():
+        if not any(kept in thread.name for kept in _KEPT_THREADS):
+            found[thread] = f"thread {thread.name}"
+    for pid in _children():
+        found["pid", pid] = f"child process {pid}: {_command(pid)}"
+    found |= _descriptors()
+    return Snapshot(found)
+
+
+def _children() -> list[int]:
+    pids: list[int] = []
+    if _PROC.exists():
+        for thread in os.listdir(_PROC / "task"):
+            try:
+                pids += map(int, (_PROC / "task" / thread / "children").read_text().split())
+            except (FileNotFoundError, ProcessLookupError):  # that thread has ended
+                continue
+    return pids
+
+
+def _command(pid: int) -> str:
+    try:
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() or "zombie"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+
+
+def _descriptors() -> dict[object, str]:
+    found: dict[object, str] = {}
+    sockets: set[str] = set()
+    if not _PROC.exists():
+        return found
+    for fd in os.listdir(_PROC / "fd"):
+        try:
+            target = os.readlink(_PROC / "fd" / fd)
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            sockets.add(target[8:-1])
+        elif target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
+            found["file", target] = f"open file {target}"
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (_PROC / "net" / table).read_text().splitlines()[1:]
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            columns = line.split()
+            if columns[3] == _LISTEN and columns[9] in sockets:
+                port = int(columns[1].rpartition(":")[2], 16)
+                found["listen", columns[9]] = f"listening socket on port {port}"
+    return found
