@@ -91,5 +91,5 @@ def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago, for programs that cannot bind port 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
     return port

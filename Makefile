@@ -1,0 +1,50 @@
+# One command for each thing one does here. `make` alone lists them. Works with GNU make 3.81 (macOS).
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+PY := .venv/bin/python
+RUN := .venv/.installed
+DEV := .venv/.installed-dev
+
+.PHONY: help demo test lint stubs servers lock lowest clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(RUN) ## run the whole mesh on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
+	@exec $(PY) -m services.demo
+
+test: $(DEV) ## all tests; ARGS="-k retry" passes options to pytest
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(DEV) ## ruff, mypy --strict, stubs up to date, contracts compatible
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) tools/stubs.py --check
+	@.venv/bin/buf lint
+	@.venv/bin/buf breaking --against protos/released.binpb
+
+stubs: $(DEV) ## generate stubs/mesh from protos/
+	@$(PY) tools/stubs.py
+
+servers: ## build the real Consul and Jaeger for the tests into .cache/bin (needs Go)
+	@tools/servers/build.sh consul github.com/hashicorp/consul
+	@tools/servers/build.sh jaeger github.com/jaegertracing/jaeger/cmd/jaeger
+
+lock: $(DEV) ## write the locks again from pyproject.toml (UPGRADE=1 takes the newest versions)
+	@tools/lock.sh $(if $(UPGRADE),--upgrade)
+
+lowest: $(DEV) ## test lb at the lowest versions that pyproject.toml allows
+	@tools/lowest.sh
+
+clean: ## remove the venv, caches and built servers
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find lb services stubs tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN): requirements.lock pyproject.toml
+	@tools/venv.sh requirements.lock $@
+
+$(DEV): requirements-dev.lock pyproject.toml
+	@tools/venv.sh requirements-dev.lock $@ && touch $(RUN)
