@@ -31,7 +31,8 @@ class Endpoint:
     id: str = ""
     weight: int = 1
     zone: str = ""
-    metadata: Mapping[str, str] = field(default=_NOTHING, hash=False)
+    # A factory: before 3.12 a mappingproxy has no hash, and dataclasses refuse it as a default.
+    metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
 
     def __post_init__(self) -> None:
         if not self.address:

@@ -1,0 +1,71 @@
+"""A token bucket: so many a second, so many at once.
+
+Kept as one instant instead of a count ("generic cell rate algorithm", ITU-T I.371): the
+bucket remembers when it will be full again. There is nothing to refill, so reading never
+writes, and an idle bucket costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+# Waiting exactly as long as told must be enough, although `now + wait` was rounded.
+_SLACK_S = 1e-9
+
+
+class TokenBucket:
+    """Admits ``burst`` at once and ``rate`` a second in the long run.
+
+    Over any ``t`` seconds at most ``burst + rate * t`` tokens are given out (proved by a
+    property test). The clock is the caller's: ``now`` is in seconds, monotonic.
+
+    Raises ``ValueError`` when ``rate`` or ``burst`` is not a positive finite number.
+    """
+
+    __slots__ = ("_burst", "_full_at", "_rate")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        """``rate`` in tokens a second; ``burst`` in tokens. A new bucket is full."""
+        for name, value in (("rate", rate), ("burst", burst)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"token bucket: {name} is {value!r}; expected a number > 0")
+        self._rate = float(rate)
+        self._burst = float(burst)
+        self._full_at = -math.inf
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self._rate
+
+    @property
+    def burst(self) -> float:
+        """Tokens that may be taken at once from a full bucket."""
+        return self._burst
+
+    def available(self, now: float) -> float:
+        """Tokens in the bucket at ``now``."""
+        return min(self._burst, self._burst - (self._full_at - now) * self._rate)
+
+    def wait(self, now: float, n: float = 1.0) -> float:
+        """Seconds from ``now`` until ``n`` tokens are there; 0.0 when they are. Takes nothing.
+
+        Raises ``ValueError`` when ``n`` is not in ``(0, burst]``: it would never be there.
+        """
+        if not 0 < n <= self._burst:
+            raise ValueError(f"token bucket: n is {n!r}; expected a number > 0 and <= burst ({self._burst:g})")
+        missing = self._full_at - now - (self._burst - n) / self._rate
+        return missing if missing > _SLACK_S else 0.0
+
+    def take(self, now: float, n: float = 1.0) -> float:
+        """Takes ``n`` tokens and returns 0.0; or takes none and returns the seconds to wait.
+
+        Raises ``ValueError`` when ``n`` is not in ``(0, burst]``.
+        """
+        wait = self.wait(now, n)
+        if wait == 0.0:
+            self._full_at = max(self._full_at, now) + n / self._rate
+        return wait
+
+    def __repr__(self) -> str:
+        return f"TokenBucket(rate={self._rate:g}/s, burst={self._burst:g}, full_at={self._full_at:g})"
