@@ -1,0 +1,266 @@
+"""The circuit breaker: stop calling what keeps failing, and try it again carefully.
+
+::
+
+                    5 failures in a row, or half of >= 10 calls in 20 s
+        ┌──────────┐ ──────────────────────────────────────────────► ┌──────────┐
+        │  CLOSED  │                                                 │   OPEN   │
+        │ admits   │                                                 │ refuses  │
+        └──────────┘                                                 └──────────┘
+             ▲                                                        │      ▲
+             │                                its time is up and ...  │      │ probe failed:
+             │ probe succeeded                 someone acquires       ▼      │ open twice as long
+             │                                                     ┌───────────────┐
+             └──────────────────────────────────────────────────── │   HALF_OPEN   │
+                                                                   │ one at a time │
+                                                                   └───────────────┘
+
+=========== =========== ==============================================================
+from        to          when
+=========== =========== ==============================================================
+CLOSED      OPEN        ``release`` of a FAILURE that fills either limit
+OPEN        HALF_OPEN   ``acquire`` once ``retry_at`` has come
+HALF_OPEN   CLOSED      ``release`` of the probe with SUCCESS
+HALF_OPEN   OPEN        ``release`` of the probe with FAILURE
+=========== =========== ==============================================================
+
+Every other move raises ``RuntimeError``. A probe that ends IGNORED, or whose caller never
+came back, moves nothing: its place is free for the next probe.
+
+Permits carry a *generation*, which grows with every move and every probe. An outcome of an
+older generation (a straggler from before the breaker opened, a probe that was given up)
+decides nothing.
+
+Time only passes through ``now``, and nothing here knows endpoints: a server or an HTTP client
+may use a breaker as well. Numbers: five in a row is Envoy's and finagle's default, the share is
+Armeria's, the doubling of 1 s to 60 s with a jitter of 0.5 is linkerd's.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from lb.core.outcome import Verdict
+from lb.core.window import Window
+
+
+class State(enum.Enum):
+    """CLOSED admits, OPEN refuses, HALF_OPEN admits one probe at a time."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+_LEGAL = frozenset(
+    {
+        (State.CLOSED, State.OPEN),
+        (State.OPEN, State.HALF_OPEN),
+        (State.HALF_OPEN, State.CLOSED),
+        (State.HALF_OPEN, State.OPEN),
+    }
+)
+
+REFUSED = 0
+"""What ``acquire`` returns instead of a generation. Releasing it decides nothing."""
+
+
+class Transition(NamedTuple):
+    """One move of a circuit, for listeners and snapshots."""
+
+    before: State
+    after: State
+    at: float
+    """Monotonic seconds."""
+    reason: str
+    """In words: ``5 failures in a row``."""
+    open_s: float
+    """After a move to OPEN: how long it refuses, in seconds. Otherwise 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """Settings of a circuit breaker. One object may serve many circuits.
+
+    Args:
+        consecutive_failures: opens after so many failures in a row, >= 1; None: never by this.
+        failure_ratio: opens at this share of failures in the window, > 0 and <= 1; None: never by this.
+        minimum_calls: the share counts only from so many calls in the window on, >= 1.
+        window_s: length of the window in seconds, > 0.
+        open_s: how long the first opening refuses, in seconds, > 0.
+        max_open_s: the longest an opening refuses, >= ``open_s``.
+        jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
+            many clients do not probe at the same instant.
+        probe_s: a probe that has not come back after so many seconds is given up, > 0, and the
+            next one is admitted.
+
+    With both limits None the breaker never opens.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    consecutive_failures: int | None = 5
+    failure_ratio: float | None = 0.5
+    minimum_calls: int = 10
+    window_s: float = 20.0
+    open_s: float = 1.0
+    max_open_s: float = 60.0
+    jitter: float = 0.5
+    probe_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.consecutive_failures is not None:
+            _whole("consecutive_failures", self.consecutive_failures, "a whole number >= 1, or None")
+        if self.failure_ratio is not None:
+            ok = _number(self.failure_ratio) and 0 < self.failure_ratio <= 1
+            _check("failure_ratio", self.failure_ratio, ok, "a number above 0 and up to 1, or None")
+        _whole("minimum_calls", self.minimum_calls, "a whole number >= 1")
+        for name in ("window_s", "open_s", "probe_s"):
+            value = getattr(self, name)
+            _check(name, value, _number(value) and value > 0, "seconds > 0")
+        ok = _number(self.max_open_s) and self.max_open_s >= self.open_s
+        _check("max_open_s", self.max_open_s, ok, f"seconds >= open_s ({self.open_s!r})")
+        _check("jitter", self.jitter, _number(self.jitter) and 0 <= self.jitter <= 1, "a number from 0 to 1")
+
+    def circuit(self) -> Circuit:
+        """A new CLOSED state machine with these settings."""
+        return Circuit(self)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(name: str, value: object, accepted: str) -> None:
+    _check(name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, accepted)
+
+
+def _check(name: str, value: object, ok: bool, accepted: str) -> None:
+    if not ok:
+        raise ValueError(f"breaker: {name} is {value!r}; expected {accepted}")
+
+
+class Circuit:
+    """The state machine of one endpoint (or of whatever is called). Not thread-safe.
+
+    ``state``, ``generation`` and ``last`` (the latest move) may be read, never written.
+    """
+
+    __slots__ = ("_failures", "_open_s", "_retry_at", "_window", "generation", "last", "settings", "state")
+
+    def __init__(self, settings: Breaker) -> None:
+        """Use ``Breaker.circuit``."""
+        self.settings = settings
+        self.state = State.CLOSED
+        self.generation = REFUSED + 1
+        self.last: Transition | None = None
+        self._failures = 0  # in a row
+        self._window = Window(math.inf if settings.failure_ratio is None else settings.window_s)
+        self._open_s = settings.open_s  # of the next opening, before jitter
+        self._retry_at: float | None = None
+
+    @property
+    def retry_at(self) -> float | None:
+        """The instant from which it admits again although no outcome came; None when it admits now.
+
+        OPEN: when its time is up. HALF_OPEN with its probe out: when that probe is given up.
+        """
+        return self._retry_at
+
+    def admits(self, now: float) -> bool:
+        """Whether ``acquire(now)`` would admit. Changes nothing."""
+        return self._retry_at is None or now >= self._retry_at
+
+    def acquire(self, now: float) -> int:
+        """A permit: the generation that ``release`` must be given; ``REFUSED`` (0) when not admitted.
+
+        When an OPEN circuit's time is up it becomes HALF_OPEN and the caller has its probe.
+        Who must call although refused (panic: every endpoint is refused) goes on with the 0, and
+        that outcome decides nothing.
+        """
+        if self.state is State.CLOSED:
+            return self.generation
+        if self._retry_at is not None and now < self._retry_at:
+            return REFUSED
+        if self.state is State.OPEN:
+            self._move(State.HALF_OPEN, now, "its open time is over")
+        else:
+            self.generation += 1
+        self._retry_at = now + self.settings.probe_s
+        return self.generation
+
+    def release(self, generation: int, verdict: Verdict, now: float, rng: Random) -> Transition | None:
+        """Return a permit with what became of it; the move that follows, if one does.
+
+        Raises:
+            ValueError: no permit of this generation was ever given out.
+        """
+        if generation != self.generation or self.state is State.OPEN:
+            if generation >= self.generation:
+                raise ValueError(f"breaker: generation {generation} was never given out by {self!r}")
+            return None
+        if self.state is State.CLOSED:
+            if verdict is Verdict.IGNORED:
+                return None
+            window = self._window
+            if now >= window.edge:
+                window.roll(now)
+            window.calls += 1
+            if verdict is Verdict.SUCCESS:
+                self._failures = 0
+                return None
+            window.marked += 1
+            self._failures += 1
+            reason = self._too_many(now)
+            return self._open(now, rng, reason) if reason else None
+        if self._retry_at is None:  # the probe's permit was returned before
+            return None
+        self._retry_at = None
+        if verdict is Verdict.IGNORED:
+            return None
+        if verdict is Verdict.SUCCESS:
+            self._open_s = self.settings.open_s
+            return self._move(State.CLOSED, now, "the probe succeeded")
+        return self._open(now, rng, "the probe failed")
+
+    def _too_many(self, now: float) -> str:
+        """Which limit the failures so far fill, in words; empty when none."""
+        limit, ratio = self.settings.consecutive_failures, self.settings.failure_ratio
+        if limit is not None and self._failures >= limit:
+            return f"{self._failures} failures in a row"
+        if ratio is not None:
+            calls, failures = self._window.totals(now)
+            if calls >= self.settings.minimum_calls and failures >= ratio * calls:
+                return f"{failures} of {calls} calls failed in {self.settings.window_s:g} s"
+        return ""
+
+    def _open(self, now: float, rng: Random, reason: str) -> Transition:
+        settings = self.settings
+        # Below the cap by as much as the jitter may add: the longest openings are spread as well.
+        base = min(self._open_s, settings.max_open_s / (1 + settings.jitter))
+        open_s = base * (1 + settings.jitter * rng.random())
+        self._open_s = min(self._open_s * 2, settings.max_open_s)
+        move = self._move(State.OPEN, now, reason, open_s)
+        self._retry_at = now + open_s
+        return move
+
+    def _move(self, to: State, now: float, reason: str, open_s: float = 0.0) -> Transition:
+        if (self.state, to) not in _LEGAL:
+            raise RuntimeError(f"breaker: {self.state.name} -> {to.name} is not a legal move of {self!r}")
+        self.last = Transition(self.state, to, now, reason, open_s)
+        self.state = to
+        self.generation += 1
+        self._failures = 0
+        self._window.clear()
+        return self.last
+
+    def __repr__(self) -> str:
+        until = "" if self._retry_at is None else f" until={self._retry_at:.3f}"
+        why = f" ({self.last.reason})" if self.last else ""
+        window = f" newest={self._window.marked}/{self._window.calls}"
+        return f"<Circuit {self.state.name}{until}{why} generation={self.generation} in_row={self._failures}{window}>"

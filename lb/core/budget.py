@@ -1,0 +1,92 @@
+"""The retry budget: retries may be a share of the calls, and a few a second on top.
+
+A fixed number of retries per call multiplies the load on a service that is down: three
+services deep, three tries each make 27 calls of one. A budget bounds the *sum*: with
+``ratio=0.2`` retries add at most a fifth to the traffic, however many calls fail. The floor
+``min_per_s`` lets a client with little traffic retry at all.
+
+The rules are those of finagle (``RetryBudget``: ttl 10 s, 10 retries a second, 20 %) and
+tower (``retry/budget/tps_budget.rs``): a call deposits ``ratio`` of a retry, a retry
+withdraws one, both are forgotten after ``ttl_s``, and the reserve of ``min_per_s * ttl_s``
+retries is always there. The reserve may be spent at once; what is spent comes back
+``ttl_s`` later.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lb.core.window import Window
+
+# A sum of fractions such as 0.29 * 100 must still buy the retry it was saved for.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Settings of a retry budget. One object may serve many channels.
+
+    Args:
+        ratio: retries per call, >= 0. 0.2 means one retry for every five calls.
+        min_per_s: retries per second allowed whatever the traffic, >= 0.
+        ttl_s: seconds that a deposit or a withdrawal counts, > 0.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    ratio: float = 0.2
+    min_per_s: float = 10.0
+    ttl_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "min_per_s", "ttl_s"):
+            value = getattr(self, name)
+            positive = name == "ttl_s"
+            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not ok or value < 0 or (positive and value == 0):
+                raise ValueError(f"budget: {name} is {value!r}; expected a number {'>' if positive else '>='} 0")
+
+    def account(self) -> Account:
+        """A channel's own state, with nothing deposited yet."""
+        return Account(self)
+
+
+class Account:
+    """What one channel has saved and spent. ``now`` is in monotonic seconds."""
+
+    __slots__ = ("_ratio", "_reserve", "_window", "settings")
+
+    def __init__(self, settings: Budget) -> None:
+        """Use ``Budget.account``."""
+        self.settings = settings
+        self._ratio = settings.ratio
+        self._reserve = settings.min_per_s * settings.ttl_s
+        self._window = Window(settings.ttl_s)
+
+    def deposit(self, now: float) -> None:
+        """A call began. Once per call, not per attempt."""
+        window = self._window
+        if now >= window.edge:
+            window.roll(now)
+        window.calls += 1
+
+    def withdraw(self, now: float) -> bool:
+        """Take one retry; False, and nothing taken, when less than one is left."""
+        if self.balance(now) + _ROUNDING < 1:
+            return False
+        window = self._window
+        if now >= window.edge:
+            window.roll(now)
+        window.marked += 1
+        return True
+
+    def balance(self, now: float) -> float:
+        """How many retries could be withdrawn at ``now``, >= 0. Changes nothing."""
+        calls, retries = self._window.totals(now)
+        return max(0.0, self._reserve + self._ratio * calls - retries)
+
+    def __repr__(self) -> str:
+        window = self._window
+        return f"<Account reserve={self._reserve:g} ratio={self._ratio:g} newest={window.calls}/{window.marked}>"

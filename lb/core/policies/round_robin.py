@@ -1,0 +1,58 @@
+"""Round robin: each in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar
+
+from lb.core.policies.base import CallInfo, Candidate, Picker
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRobin:
+    """Each candidate in turn, whatever its weight. It begins anywhere, so that many clients do not begin alike."""
+
+    name: ClassVar[str] = "round_robin"
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> RoundRobinPicker:
+        """A picker that goes on after the candidate that ``previous`` picked last."""
+        start = previous.after(candidates) if isinstance(previous, RoundRobinPicker) else -1
+        return RoundRobinPicker(candidates, start)
+
+
+class RoundRobinPicker:
+    """A position in a list."""
+
+    __slots__ = ("_candidates", "_next")
+
+    def __init__(self, candidates: Sequence[Candidate], start: int) -> None:
+        """``start`` is the index to pick first, -1 for a random one."""
+        self._candidates = candidates
+        self._next = start
+
+    def pick(self, call: CallInfo | None, rng: Random) -> Candidate:
+        """The next in turn. O(1)."""
+        candidates = self._candidates
+        at = self._next
+        if at < 0:
+            at = rng.randrange(len(candidates))
+        self._next = at + 1 if at + 1 < len(candidates) else 0
+        return candidates[at]
+
+    def after(self, candidates: Sequence[Candidate]) -> int:
+        """Where in a new set to go on: after the most recent pick that is still there; -1 for anywhere."""
+        if self._next < 0:
+            return -1
+        places = {candidate.endpoint.key: place for place, candidate in enumerate(candidates)}
+        size = len(self._candidates)
+        for back in range(1, size + 1):
+            place = places.get(self._candidates[(self._next - back) % size].endpoint.key)
+            if place is not None:
+                return (place + 1) % len(candidates)
+        return -1
+
+    def explain(self) -> str:
+        """The rule in words."""
+        return f"each of {len(self._candidates)} in turn"
