@@ -70,7 +70,7 @@ REFUSED = 0
 
 
 class Transition(NamedTuple):
-    """One move of a circuit, for listeners and snapshots."""
+    """One move of a breaker, for listeners and snapshots."""
 
     before: State
     after: State
@@ -84,7 +84,7 @@ class Transition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """Settings of a circuit breaker. One object may serve many circuits.
+    """Settings of a circuit breaker. One object may serve many endpoints.
 
     Args:
         consecutive_failures: opens after so many failures in a row, >= 1; None: never by this.
@@ -127,9 +127,9 @@ class Breaker:
         _check("max_open_s", self.max_open_s, ok, f"seconds >= open_s ({self.open_s!r})")
         _check("jitter", self.jitter, _number(self.jitter) and 0 <= self.jitter <= 1, "a number from 0 to 1")
 
-    def circuit(self) -> Circuit:
+    def new_state(self) -> BreakerState:
         """A new CLOSED state machine with these settings."""
-        return Circuit(self)
+        return BreakerState(self)
 
 
 def _number(value: object) -> bool:
@@ -145,7 +145,7 @@ def _check(name: str, value: object, ok: bool, accepted: str) -> None:
         raise ValueError(f"breaker: {name} is {value!r}; expected {accepted}")
 
 
-class Circuit:
+class BreakerState:
     """The state machine of one endpoint (or of whatever is called). Not thread-safe.
 
     ``state``, ``generation`` and ``last`` (the latest move) may be read, never written.
@@ -154,7 +154,7 @@ class Circuit:
     __slots__ = ("_failures", "_open_s", "_retry_at", "_window", "generation", "last", "settings", "state")
 
     def __init__(self, settings: Breaker) -> None:
-        """Use ``Breaker.circuit``."""
+        """Use ``Breaker.new_state``."""
         self.settings = settings
         self.state = State.CLOSED
         self.generation = REFUSED + 1
@@ -179,7 +179,7 @@ class Circuit:
     def acquire(self, now: float) -> int:
         """A permit: the generation that ``release`` must be given; ``REFUSED`` (0) when not admitted.
 
-        When an OPEN circuit's time is up it becomes HALF_OPEN and the caller has its probe.
+        When an OPEN breaker's time is up it becomes HALF_OPEN and the caller has its probe.
         Who must call although refused (panic: every endpoint is refused) goes on with the 0, and
         that outcome decides nothing.
         """
@@ -262,5 +262,5 @@ class Circuit:
     def __repr__(self) -> str:
         until = "" if self._retry_at is None else f" until={self._retry_at:.3f}"
         why = f" ({self.last.reason})" if self.last else ""
-        window = f" newest={self._window.marked}/{self._window.calls}"
-        return f"<Circuit {self.state.name}{until}{why} generation={self.generation} in_row={self._failures}{window}>"
+        counts = f"in_row={self._failures} newest={self._window.marked}/{self._window.calls}"
+        return f"<BreakerState {self.state.name}{until}{why} generation={self.generation} {counts}>"

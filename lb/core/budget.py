@@ -48,18 +48,18 @@ class Budget:
             if not ok or value < 0 or (positive and value == 0):
                 raise ValueError(f"budget: {name} is {value!r}; expected a number {'>' if positive else '>='} 0")
 
-    def account(self) -> Account:
+    def new_state(self) -> BudgetState:
         """A channel's own state, with nothing deposited yet."""
-        return Account(self)
+        return BudgetState(self)
 
 
-class Account:
+class BudgetState:
     """What one channel has saved and spent. ``now`` is in monotonic seconds."""
 
     __slots__ = ("_ratio", "_reserve", "_window", "settings")
 
     def __init__(self, settings: Budget) -> None:
-        """Use ``Budget.account``."""
+        """Use ``Budget.new_state``."""
         self.settings = settings
         self._ratio = settings.ratio
         self._reserve = settings.min_per_s * settings.ttl_s
@@ -89,4 +89,4 @@ class Account:
 
     def __repr__(self) -> str:
         window = self._window
-        return f"<Account reserve={self._reserve:g} ratio={self._ratio:g} newest={window.calls}/{window.marked}>"
+        return f"<BudgetState reserve={self._reserve:g} ratio={self._ratio:g} newest={window.calls}/{window.marked}>"

@@ -29,7 +29,7 @@ class RoundRobinPicker:
 
     def __init__(self, candidates: Sequence[Candidate], start: int) -> None:
         """``start`` is the index to pick first, -1 for a random one."""
-        self._candidates = candidates
+        self._candidates = tuple(candidates)
         self._next = start
 
     def pick(self, call: CallInfo | None, rng: Random) -> Candidate:

@@ -28,7 +28,7 @@ class RandomPicker:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         """Over ``candidates``, at least one."""
-        self._candidates = candidates
+        self._candidates = tuple(candidates)
         self._size = len(candidates)
 
     def pick(self, call: CallInfo | None, rng: Rng) -> Candidate:

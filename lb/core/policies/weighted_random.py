@@ -30,7 +30,7 @@ class WeightedRandomPicker:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         """Over ``candidates``, at least one; their weights are read now."""
-        self._candidates = candidates
+        self._candidates = tuple(candidates)
         # Floats: comparing a float with a float is what bisect does fastest.
         self._sums = [float(total) for total in accumulate(candidate.weight for candidate in candidates)]
         self._total = self._sums[-1]

@@ -94,7 +94,7 @@ class SmoothPicker:
     def __init__(self, candidates: Sequence[Candidate], weights: list[int], credits: list[int]) -> None:
         """Use ``WeightedRoundRobin.picker``."""
         self.total = sum(weights)
-        self._candidates = candidates
+        self._candidates = tuple(candidates)
         self._weights = weights
         self._credits = credits
         self._start = credits  # where the recorded cycle begins
@@ -158,7 +158,7 @@ class DeadlinePicker:
         """Use ``WeightedRoundRobin.picker``. ``turn`` is the index that comes first of equals, -1 for a random one."""
         self.total = sum(weights)
         self.turn = turn
-        self._candidates = candidates
+        self._candidates = tuple(candidates)
         self._weights = weights
         self._used = [-credit for credit in credits]
         self._slot = 0
@@ -171,7 +171,7 @@ class DeadlinePicker:
         """Make the heaps. Index ``turn`` comes first of equals, so that many clients do not begin alike."""
         size = len(self._candidates)
         self.turn = turn = turn % size
-        self._candidates = [*self._candidates[turn:], *self._candidates[:turn]]
+        self._candidates = self._candidates[turn:] + self._candidates[:turn]
         self._weights = self._weights[turn:] + self._weights[:turn]
         self._used = self._used[turn:] + self._used[:turn]
         for at, (used, weight) in enumerate(zip(self._used, self._weights, strict=True)):
