@@ -1,0 +1,149 @@
+"""What Consul's ``/v1/health/service/NAME`` says, read into endpoints.
+
+The question is asked without ``passing``: with it Consul drops all that is not fully passing,
+and an instance in *warning*, which has a weight of its own for that, would be lost. So what is
+critical or in maintenance is sorted out here.
+
+Weight 0. Consul refuses a passing weight below 1. An instance that shall get no traffic while
+others are there is registered with ``Meta = {"weight": "0"}`` beside a weight of 1; this meta
+entry is honoured for ``"0"`` only, so that a weight changed in Consul always counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from lb.core.endpoint import Endpoint
+from lb.core.target import join_host_port
+
+Status = Literal["passing", "warning", "critical", "maintenance", "no port"]
+
+WEIGHT_META: Final = "weight"
+ZONE_META: Final = "zone"
+_NODE_MAINTENANCE = "_node_maintenance"
+_SERVICE_MAINTENANCE = "_service_maintenance:"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One entry of the answer.
+
+    ``judged`` tells a verdict from a beginning: a check just registered is critical too, with
+    no output yet. ``origin`` (node id, creation index) is the same as long as Consul remembers
+    this registration.
+    """
+
+    endpoint: Endpoint
+    status: Status
+    judged: bool
+    origin: tuple[str, int]
+
+    @property
+    def usable(self) -> bool:
+        """Whether traffic may go there."""
+        return self.status in ("passing", "warning")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A good answer: ``X-Consul-Index`` and the instances in Consul's order, each once."""
+
+    index: int
+    instances: tuple[Instance, ...]
+
+
+def parse_answer(headers: Mapping[str, str], body: object) -> Answer:
+    """Reads an answer of status 200. ``headers`` must ignore case; ``body`` is the decoded JSON.
+
+    Raises ``ValueError`` when it cannot be used: not Consul's shape, no index, or an empty list
+    from an agent that knows no leader (it may simply not have loaded its state yet).
+    """
+    try:
+        index = int(headers["X-Consul-Index"])
+    except (KeyError, ValueError):
+        raise ValueError("the answer has no X-Consul-Index; is this Consul's HTTP port?") from None
+    if not isinstance(body, list):
+        raise ValueError(f"the answer is a {type(body).__name__}; expected a list of instances")
+    # Consul's streaming backend, which serves the blocking queries, answers "false" on a
+    # healthy cluster too (1.22): there the header means nothing.
+    leaderless = (
+        headers.get("X-Consul-KnownLeader", "true").lower() == "false"
+        and headers.get("X-Consul-Query-Backend", "").lower() != "streaming"
+    )
+    if leaderless and not body:
+        raise ValueError("it has no cluster leader yet, and an empty list")
+    try:
+        return Answer(max(index, 0), _each_once([_instance(entry) for entry in body]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the answer is not in the shape of /v1/health/service: {error!r}") from error
+
+
+def _instance(entry: dict[str, Any]) -> tuple[Instance, str]:
+    service, node, checks = entry["Service"], entry["Node"], entry.get("Checks") or []
+    status, judged = _status(checks)
+    meta: dict[str, str] = service.get("Meta") or {}
+    host = service.get("Address") or node["Address"]
+    port = int(service.get("Port") or 0)
+    if not port:
+        status, judged = "no port", True
+    endpoint = Endpoint(
+        join_host_port(host, port),
+        id=service.get("ID") or service["Service"],
+        weight=_weight(service.get("Weights") or {}, status, meta),
+        zone=meta.get(ZONE_META, ""),
+        metadata=MappingProxyType(dict(meta)),
+    )
+    origin = (str(node.get("ID") or node["Node"]), int(service.get("CreateIndex") or 0))
+    return Instance(endpoint, status, judged, origin), str(node["Node"])
+
+
+def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool]:
+    """Consul's aggregate of an instance's own and its node's checks, and whether it was judged."""
+    worst: Status = "passing"
+    judged = False
+    for check in checks:
+        check_id, status = check["CheckID"], check["Status"]
+        if check_id == _NODE_MAINTENANCE or check_id.startswith(_SERVICE_MAINTENANCE):
+            return "maintenance", True
+        if status == "warning":
+            worst = "critical" if worst == "critical" else "warning"
+        elif status != "passing":
+            worst = "critical"
+            judged = judged or bool(check.get("Output"))
+    return worst, judged
+
+
+def _weight(weights: Mapping[str, Any], status: Status, meta: Mapping[str, str]) -> int:
+    if meta.get(WEIGHT_META) == "0":
+        return 0
+    # Consul fills both in; entries written straight to the catalog may lack them.
+    return max(0, int(weights.get("Warning" if status == "warning" else "Passing", 1)))
+
+
+def _each_once(entries: list[tuple[Instance, str]]) -> tuple[Instance, ...]:
+    """Service ids are unique only on one node.
+
+    The same id at the same address is one instance registered at two agents: the better entry
+    counts. The same id at several addresses are several: they are told apart by their nodes.
+    """
+    ranks: dict[Status, int] = {"passing": 0, "warning": 1, "critical": 2, "maintenance": 3, "no port": 4}
+    best: dict[tuple[str, str], tuple[Instance, str]] = {}
+    addresses: dict[str, set[str]] = {}
+    for instance, node in entries:
+        key = instance.endpoint.key
+        addresses.setdefault(key[0], set()).add(key[1])
+        if key not in best or ranks[instance.status] < ranks[best[key][0].status]:
+            best[key] = (instance, node)
+    return tuple(
+        _qualified(instance, node) if len(addresses[instance.endpoint.id]) > 1 else instance
+        for instance, node in best.values()
+    )
+
+
+def _qualified(instance: Instance, node: str) -> Instance:
+    e = instance.endpoint
+    endpoint = Endpoint(e.address, id=f"{e.id}@{node}", weight=e.weight, zone=e.zone, metadata=e.metadata)
+    return Instance(endpoint, instance.status, instance.judged, instance.origin)

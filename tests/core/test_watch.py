@@ -1,0 +1,443 @@
+"""The rules of a watch on a fake clock: index, pace, backoff, what is held and for how long."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.core.consul_health import Answer, parse_answer
+from lb.core.endpoint import Endpoint
+from lb.core.watch import Query, Watch
+
+SOURCE = "consul 127.0.0.1:8500"
+
+
+def entry(
+    id: str = "a-1",
+    port: int = 1,
+    *,
+    status: str = "passing",
+    output: str = "",
+    address: str = "127.0.0.1",
+    node: str = "n1",
+    node_id: str = "",
+    created: int = 7,
+    weights: dict[str, int] | None = None,
+    meta: dict[str, str] | None = None,
+    maintenance: bool = False,
+    node_status: str = "passing",
+) -> dict[str, Any]:
+    """One element of /v1/health/service, as Consul writes it."""
+    checks = [
+        {"CheckID": "serfHealth", "Status": node_status, "Output": "Agent alive"},
+        {"CheckID": f"service:{id}", "Status": status, "Output": output},
+    ]
+    if maintenance:
+        checks.append({"CheckID": f"_service_maintenance:{id}", "Status": "critical", "Output": ""})
+    return {
+        "Node": {"ID": node_id or node, "Node": node, "Address": "10.9.9.9"},
+        "Service": {
+            "ID": id,
+            "Service": "a",
+            "Address": address,
+            "Port": port,
+            "Weights": weights or {"Passing": 1, "Warning": 1},
+            "Meta": meta,
+            "CreateIndex": created,
+        },
+        "Checks": checks,
+    }
+
+
+def answer(index: int, *entries: dict[str, Any]) -> Answer:
+    """A good answer."""
+    return parse_answer({"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true"}, list(entries))
+
+
+def one(e: dict[str, Any]) -> Endpoint:
+    """The endpoint of a single entry."""
+    return answer(1, e).instances[0].endpoint
+
+
+class World:
+    """A watch and what a channel would know from it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.watch = Watch("a", **settings)
+        self.ids: list[str] | None = None
+        self.note = ""
+        self.changes = 0
+
+    def answer(self, now: float, index: int, *entries: dict[str, Any]) -> None:
+        """A good answer arrives."""
+        self._take(self.watch.answered(now, answer(index, *entries), SOURCE))
+
+    def tick(self, now: float) -> None:
+        """The timer rings."""
+        self._take(self.watch.tick(now))
+
+    def lose(self) -> None:
+        """The line breaks."""
+        self.watch.failed(random.Random(1))
+
+    def _take(self, resolution: Any) -> None:
+        if resolution is not None:
+            self.ids = [e.id for e in resolution.endpoints]
+            self.note = resolution.note
+            self.changes += 1
+
+
+# Reading the answer
+
+
+def test_endpoint_fields() -> None:
+    """Address, id, weight, zone and metadata come from the service's entry."""
+    got = one(entry("a-1", 80, address="10.0.0.1", weights={"Passing": 5, "Warning": 2}, meta={"zone": "z1", "v": "2"}))
+    assert got == Endpoint("10.0.0.1:80", id="a-1", weight=5, zone="z1", metadata={"zone": "z1", "v": "2"})
+
+
+def test_address_falls_back_to_the_node() -> None:
+    """Without an address of its own an instance is at its node's."""
+    assert one(entry(address="")).address == "10.9.9.9:1"
+
+
+def test_ipv6_address_in_brackets() -> None:
+    """An IPv6 address is dialled in brackets."""
+    assert one(entry(address="fe80::1")).address == "[fe80::1]:1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight"),
+    [
+        ({}, 5),
+        ({"status": "warning"}, 2),
+        ({"node_status": "warning"}, 2),
+        ({"meta": {"weight": "0"}}, 0),
+        ({"meta": {"weight": "0"}, "status": "warning"}, 0),
+        ({"meta": {"weight": "9"}}, 5),
+        ({"status": "warning", "weights": {"Passing": 5, "Warning": 0}}, 0),
+    ],
+)
+def test_weights(changes: dict[str, Any], weight: int) -> None:
+    """Warning has its own weight; Meta weight "0" means 0, and no other value counts."""
+    assert one(entry(**({"weights": {"Passing": 5, "Warning": 2}} | changes))).weight == weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "judged"),
+    [
+        ({}, "passing", False),
+        ({"status": "warning"}, "warning", False),
+        ({"status": "critical"}, "critical", False),
+        ({"status": "critical", "output": "refused"}, "critical", True),
+        ({"node_status": "critical"}, "critical", True),
+        ({"status": "warning", "node_status": "critical"}, "critical", True),
+        ({"maintenance": True}, "maintenance", True),
+        ({"maintenance": True, "status": "critical"}, "maintenance", True),
+        ({"port": 0}, "no port", True),
+    ],
+)
+def test_status(changes: dict[str, Any], status: str, judged: bool) -> None:
+    """The worst check counts, maintenance above all; a check without output has not judged."""
+    instance = answer(1, entry(**changes)).instances[0]
+    assert (instance.status, instance.judged) == (status, judged)
+
+
+def test_same_id_on_two_nodes() -> None:
+    """Ids that collide across nodes are told apart by the node."""
+    got = answer(1, entry("a", 1, node="n1"), entry("a", 2, node="n2"), entry("b", 3))
+    assert [i.endpoint.id for i in got.instances] == ["a@n1", "a@n2", "b"]
+
+
+def test_same_instance_at_two_agents() -> None:
+    """One instance registered at two agents is one endpoint, with the better status."""
+    got = answer(1, entry("a", 1, node="n1", status="critical"), entry("a", 1, node="n2"))
+    assert [(i.endpoint.id, i.status) for i in got.instances] == [("a", "passing")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "says"),
+    [
+        ({}, [], "no X-Consul-Index"),
+        ({"X-Consul-Index": "x"}, [], "no X-Consul-Index"),
+        ({"X-Consul-Index": "1"}, {}, "expected a list"),
+        ({"X-Consul-Index": "1"}, [{"Service": {}}], "not in the shape"),
+        ({"X-Consul-Index": "1"}, ["x"], "not in the shape"),
+        ({"X-Consul-Index": "1", "X-Consul-KnownLeader": "false"}, [], "no cluster leader"),
+    ],
+)
+def test_unusable_answers(headers: dict[str, str], body: object, says: str) -> None:
+    """What is not Consul's answer is an error that says so, never an empty service."""
+    with pytest.raises(ValueError, match=says):
+        parse_answer(headers, body)
+
+
+def test_leader_header_of_the_streaming_backend_means_nothing() -> None:
+    """A blocking query's empty answer counts: that backend always says that it knows no leader."""
+    headers = {"X-Consul-Index": "4", "X-Consul-KnownLeader": "false", "X-Consul-Query-Backend": "streaming"}
+    assert parse_answer(headers, []) == Answer(4, ())
+
+
+# The index
+
+
+def test_index_rules() -> None:
+    """None at first, then the last index (at least 1), none again when it went backwards or was lost."""
+    w = World()
+    assert w.watch.query == Query(None, 30.0)
+    w.answer(0.0, 40, entry())
+    assert w.watch.query.index == 40
+    w.answer(1.0, 39, entry())
+    assert w.watch.query.index is None
+    w.answer(1.0, 39, entry())
+    assert w.watch.query.index == 39
+    w.lose()
+    assert w.watch.query.index is None
+    w.answer(2.0, 0)
+    assert w.watch.query.index is None, "0 is lower than 39"
+    w.answer(2.0, 0)
+    assert w.watch.query.index == 1, "0 would not block"
+
+
+def test_read_timeout_exceeds_consuls_wait() -> None:
+    """Consul may hold a blocking query for wait x 17/16; an immediate one is bounded much closer."""
+    assert Query(5, 30.0).timeout_s > 30 * 17 / 16
+    assert Query(None, 30.0).timeout_s <= 5
+
+
+def test_return_without_change() -> None:
+    """Same set, higher index, other order: nothing is told."""
+    w = World()
+    w.answer(0.0, 5, entry("a", 1), entry("b", 2))
+    w.answer(1.0, 6, entry("b", 2), entry("a", 1))
+    assert (w.ids, w.changes) == (["a", "b"], 1)
+
+
+def test_change_of_weight_is_told() -> None:
+    """The same instances with another weight are a change."""
+    w = World()
+    w.answer(0.0, 5, entry())
+    w.answer(1.0, 6, entry(weights={"Passing": 2, "Warning": 1}))
+    assert w.changes == 2
+
+
+def test_near_keeps_consuls_order() -> None:
+    """With near the order is Consul's; without it sorted."""
+    for keep, ids in ((True, ["b", "a"]), (False, ["a", "b"])):
+        w = World(keep_order=keep)
+        w.answer(0.0, 5, entry("b", 2), entry("a", 1))
+        assert w.ids == ids
+
+
+# Pace and backoff
+
+
+def test_pace_is_a_token_bucket() -> None:
+    """Two questions at once, then ten a second; after a rest two at once again."""
+    watch = Watch("a")
+    assert [watch.pace(0.0), watch.pace(0.0)] == [0.0, 0.0]
+    assert watch.pace(0.0) == pytest.approx(0.1)
+    assert watch.pace(0.1) == 0.0
+    assert [watch.pace(9.0), watch.pace(9.0)] == [0.0, 0.0]
+
+
+@given(st.integers(0, 2**32), st.booleans())
+def test_backoff_grows_and_is_capped(seed: int, overloaded: bool) -> None:
+    """Waits grow, stay within half and all of 2 s, and start small again after an answer."""
+    watch, rng = Watch("a"), random.Random(seed)
+    waits = [watch.failed(rng, overloaded=overloaded) for _ in range(40)]
+    assert waits[0] <= (0.5 if overloaded else 0.05)
+    assert all(0 < wait <= 2.0 for wait in waits)
+    assert all(wait >= 1.0 for wait in waits[8:])
+    watch.answered(0.0, answer(3, entry()), SOURCE)
+    assert watch.failed(rng, overloaded=overloaded) <= (0.5 if overloaded else 0.05)
+
+
+def test_other_agents_first() -> None:
+    """Every agent is tried at once before the first wait, then they are tried in turn."""
+    watch, rng = Watch("a", agents=3), random.Random(1)
+    tried = []
+    waits = []
+    for _ in range(6):
+        tried.append(watch.agent)
+        waits.append(watch.failed(rng) > 0)
+    assert tried == [0, 1, 2, 0, 1, 2]
+    assert waits == [False, False, True] * 2
+
+
+# Forgetting
+
+
+def test_removal_applies_at_once() -> None:
+    """An index that went forward is believed, down to the last instance."""
+    w = World()
+    w.answer(0.0, 5, entry("a", 1), entry("b", 2))
+    w.answer(1.0, 6, entry("b", 2))
+    assert w.ids == ["b"]
+    w.answer(2.0, 7)
+    assert w.ids == []
+
+
+def test_backwards_holds_removals_and_adds_at_once() -> None:
+    """Index backwards: what is gone stays for 30 s, what is new comes at once."""
+    w = World()
+    w.answer(0.0, 50, entry("a", 1), entry("b", 2))
+    w.answer(10.0, 9, entry("c", 3))
+    assert w.ids == ["a", "b", "c"]
+    assert "forgot 2 of 3" in w.note
+    assert w.watch.wake_at == 40.0
+    w.tick(39.9)
+    assert w.ids == ["a", "b", "c"]
+    w.tick(40.0)
+    assert w.ids == ["c"]
+    assert w.watch.wake_at is None
+
+
+def test_empty_after_backwards_is_confirmed_after_the_hold() -> None:
+    """An empty registry is believed after 30 s, even when no answer comes in between."""
+    w = World()
+    w.answer(0.0, 50, entry())
+    w.answer(1.0, 3)
+    w.answer(2.0, 4)
+    assert w.ids == ["a-1"]
+    w.tick(31.0)
+    assert w.ids == []
+    assert w.note == f"{SOURCE}: no service 'a' is registered"
+
+
+def test_reregistered_while_held_is_live_again() -> None:
+    """What registers again leaves the hold; its next removal applies at once."""
+    w = World()
+    w.answer(0.0, 50, entry("a", 1), entry("b", 2))
+    w.answer(1.0, 3)
+    w.answer(2.0, 4, entry("a", 1, created=4))
+    assert w.ids == ["a", "b"]
+    w.answer(3.0, 5)
+    assert w.ids == ["b"]
+
+
+def test_held_goes_when_judged() -> None:
+    """A verdict of the new registry ends the hold: critical with output, or maintenance."""
+    for verdict in ({"status": "critical", "output": "refused"}, {"maintenance": True}):
+        w = World()
+        w.answer(0.0, 50, entry("a", 1))
+        w.answer(1.0, 3, entry("a", 1, status="critical"))
+        assert w.ids == ["a"], "a check that has not run is no verdict"
+        w.answer(2.0, 4, entry("a", 1, **verdict))
+        assert w.ids == []
+
+
+def test_held_goes_when_its_id_is_elsewhere() -> None:
+    """The same id at another address is the same instance, started anew."""
+    w = World()
+    w.answer(0.0, 50, entry("a", 1))
+    w.answer(1.0, 3)
+    w.answer(2.0, 4, entry("a", 99, created=4))
+    assert w.ids == ["a"]
+    assert w.watch.wake_at is None
+
+
+def test_second_backwards_keeps_the_first_deadline() -> None:
+    """A registry that keeps crashing does not keep the gone alive for ever."""
+    w = World()
+    w.answer(0.0, 50, entry("a", 1))
+    for i in range(1, 30):
+        w.answer(float(i), 50 - i)
+    assert w.ids == ["a"]
+    w.tick(31.0)
+    assert w.ids == []
+
+
+def test_interruption_with_overtaken_index() -> None:
+    """After a lost line, nothing of what was known left: held, though the index is higher."""
+    w = World()
+    w.answer(0.0, 20, entry("a", 1), entry("b", 2))
+    w.lose()
+    w.answer(3.0, 25, entry("b", 2, node_id="new", created=18))
+    assert w.ids == ["a", "b"]
+    w.tick(33.0)
+    assert w.ids == ["b"]
+
+
+def test_interruption_of_a_registry_that_remembers() -> None:
+    """After a lost line, one registration unchanged proves memory: removals apply at once."""
+    w = World()
+    w.answer(0.0, 20, entry("a", 1), entry("b", 2))
+    w.lose()
+    w.answer(3.0, 25, entry("b", 2))
+    assert w.ids == ["b"]
+
+
+def test_interruption_and_checks_that_have_not_run() -> None:
+    """An agent that restarted with its registrations begins checks as critical: no verdict yet."""
+    w = World()
+    w.answer(0.0, 20, entry("a", 1), entry("b", 2))
+    w.lose()
+    w.answer(3.0, 25, entry("a", 1, status="critical"), entry("b", 2, status="critical", output="refused"))
+    assert w.ids == ["a"]
+    w.answer(4.0, 26, entry("a", 1))
+    w.answer(5.0, 27, entry("a", 1, status="critical"))
+    assert w.ids == [], "later, without an interruption, critical is critical"
+
+
+def test_recovery_is_told() -> None:
+    """The first good answer after an error is told, even if nothing changed: the error is over."""
+    w = World()
+    w.answer(0.0, 20, entry())
+    w.lose()
+    w.answer(3.0, 20, entry())
+    assert w.changes == 2
+
+
+# Notes
+
+
+def test_notes_of_empty_sets() -> None:
+    """The note of an empty set says where it was read and why nothing is usable."""
+    w = World(asked="tag blue, dc eu")
+    w.answer(0.0, 5)
+    assert w.note == f"{SOURCE}: no service 'a' with tag blue, dc eu is registered"
+    w.answer(1.0, 6, entry("a", 1, status="critical"), entry("b", 2, maintenance=True))
+    assert w.note == f"{SOURCE}: service 'a' with tag blue, dc eu has no usable instance: 1 critical, 1 maintenance"
+    assert w.ids == []
+
+
+instances = st.lists(
+    st.builds(
+        entry,
+        st.sampled_from(["a", "b", "c"]),
+        st.integers(1, 2),
+        status=st.sampled_from(["passing", "critical"]),
+        output=st.sampled_from(["", "x"]),
+        created=st.integers(1, 3),
+        maintenance=st.sampled_from([False, False, False, True]),
+    ),
+    max_size=4,
+    unique_by=lambda e: e["Service"]["ID"],
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 12), st.integers(0, 20), st.booleans(), instances), max_size=30))
+def test_always(turns: list[tuple[float, int, bool, list[dict[str, Any]]]]) -> None:
+    """Usable instances are always published at once; nothing else stays longer than the hold; never twice."""
+    w = World()
+    now = 0.0
+    for wait, index, lose, entries in turns:
+        now += wait
+        if lose:
+            w.lose()
+        w.tick(now)
+        resolution = w.watch.answered(now, answer(index, *entries), SOURCE)
+        w._take(resolution)
+        usable = {i.endpoint.key for i in answer(index, *entries).instances if i.usable}
+        published = {e.key for e in w.watch._published.endpoints} if w.watch._published else set()
+        assert usable <= published
+        for key in published - usable:
+            assert now < w.watch._held[key][1] <= now + 30
+        assert w.ids is not None
+        assert len(set(w.ids)) == len(w.ids)
+        assert w.watch.query.index is None or w.watch.query.index >= 1
