@@ -1,0 +1,20 @@
+"""Waiting for a condition, with a deadline: what tests do instead of sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def until(ask: Callable[[], Awaitable[T]], *, within_s: float, what: str, every_s: float = 0.05) -> T:
+    """Ask until the answer is truthy, and return it. Raises ``TimeoutError`` naming ``what`` and the last answer."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not (answer := await ask()):
+        if loop.time() > deadline:
+            raise TimeoutError(f"not within {within_s:g} s: {what}; the last answer was {answer!r}")
+        await asyncio.sleep(every_s)
+    return answer
