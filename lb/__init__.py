@@ -1,0 +1,46 @@
+"""Client-side load balancing for gRPC: no proxy, no sidecar.
+
+::
+
+    import lb
+
+    async with lb.aio.channel("consul:///catalog", policy=lb.WeightedRoundRobin()) as channel:
+        product = await CatalogStub(channel).GetProduct(request, timeout=0.5)
+
+The channel is a ``grpc.aio.Channel``: generated stubs, interceptors, health and reflection
+clients work on it unchanged.
+"""
+
+from __future__ import annotations
+
+from lb import aio
+from lb.aio.channel import attempts
+from lb.core.balancer import Attempt
+from lb.core.breaker import Breaker
+from lb.core.budget import Budget
+from lb.core.endpoint import Endpoint, Listener, Resolution, Resolver
+from lb.core.policies import Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin
+from lb.core.retry import Retry
+from lb.core.snapshot import EndpointSnapshot, Snapshot
+from lb.core.token_bucket import TokenBucket
+
+__all__ = [
+    "Attempt",
+    "Breaker",
+    "Budget",
+    "Endpoint",
+    "EndpointSnapshot",
+    "Listener",
+    "Policy",
+    "Random",
+    "Resolution",
+    "Resolver",
+    "Retry",
+    "RoundRobin",
+    "Snapshot",
+    "TokenBucket",
+    "WeightedRandom",
+    "WeightedRoundRobin",
+    "aio",
+    "attempts",
+]

@@ -1,0 +1,129 @@
+"""Every private name of grpcio that `lb.aio` uses. A test fails when one of them moves.
+
+grpcio's asyncio channel has two layers. The upper one, in Python (``grpc.aio._channel`` and
+``_call``), holds what users see: multicallables, call objects, interceptors, the rules for
+mixing ``read`` with iteration. The lower one (``cygrpc.AioChannel`` and ``cygrpc._AioCall``)
+moves bytes. We keep the upper layer as it is and take the place of the lower one: a
+`LogicalChannel` for the ``AioChannel``, a `LogicalCall` for the ``_AioCall``. So code written
+for ``grpc.aio.Channel`` meets grpcio's own code, and our attempts run inside the task that
+grpcio has made for the call anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from grpc._cython import cygrpc
+from grpc.aio import _channel as grpcio_channel
+from grpc.aio import _interceptor as grpcio_interceptor
+
+if TYPE_CHECKING:
+    from lb.aio.calls import LogicalCall
+    from lb.aio.channel import LogicalChannel
+
+T = TypeVar("T")
+
+EOF = cygrpc.EOF
+AioRpcStatus = cygrpc.AioRpcStatus
+UsageError = cygrpc.UsageError
+InternalError = cygrpc.InternalError
+ExecuteBatchError = cygrpc.ExecuteBatchError
+
+CHANNEL_CLOSED = "Channel is closed."
+CREDENTIALS_ON_INSECURE = "Call credentials are only valid on secure channels"
+
+STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+CONNECTIVITY: dict[int, grpc.ChannelConnectivity] = {state.value[0]: state for state in grpc.ChannelConnectivity}
+
+# How core words a call for which it found no connection; such a call was never sent.
+_NEVER_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing", "empty address list")
+
+
+def never_connected(details: str) -> bool:
+    """Whether the details of an UNAVAILABLE say that no connection was found."""
+    return details.startswith(_NEVER_CONNECTED)
+
+
+def lower(channel: grpc.aio.Channel) -> Any:
+    """The ``cygrpc.AioChannel`` under a channel of grpcio's."""
+    return channel._channel
+
+
+def check_arguments(
+    target: str,
+    options: Sequence[tuple[str, Any]],
+    credentials: grpc.ChannelCredentials | None,
+    compression: grpc.Compression | None,
+) -> None:
+    """Raise what grpcio raises for bad channel arguments, where it raises it: at construction.
+
+    Makes a core channel that never connects and throws it away. It needs no event loop.
+    """
+    arguments = grpcio_channel._augment_channel_arguments(tuple(options), compression)
+    lowered = getattr(credentials, "_credentials", credentials)
+    cygrpc.AioChannel(target.encode(), arguments, lowered, None).close()
+
+
+class _CurrentLoop:
+    """Stands for ``Channel._loop``: whichever loop runs when it is used."""
+
+    @staticmethod
+    def create_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        return asyncio.get_running_loop().create_task(coroutine)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio.get_running_loop(), name)
+
+
+_CURRENT_LOOP = _CurrentLoop()
+
+_INTERCEPTOR_KINDS = (
+    (grpcio_interceptor.UnaryUnaryClientInterceptor, "_unary_unary_interceptors"),
+    (grpcio_interceptor.UnaryStreamClientInterceptor, "_unary_stream_interceptors"),
+    (grpcio_interceptor.StreamUnaryClientInterceptor, "_stream_unary_interceptors"),
+    (grpcio_interceptor.StreamStreamClientInterceptor, "_stream_stream_interceptors"),
+)
+
+
+class UpperChannel(grpcio_channel.Channel):  # type: ignore[misc]  # the stubs know only the abstract base
+    """grpcio's own upper layer over a `LogicalChannel`."""
+
+    def __init__(self, logical: LogicalChannel, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:
+        # Not super().__init__: it would open a core channel and ask for an event loop.
+        for _, name in _INTERCEPTOR_KINDS:
+            setattr(self, name, [])
+        for interceptor in interceptors or ():
+            matched = False
+            for kind, name in _INTERCEPTOR_KINDS:
+                if isinstance(interceptor, kind):
+                    getattr(self, name).append(interceptor)
+                    matched = True
+            if not matched:
+                kinds = " or ".join(kind.__name__ for kind, _ in _INTERCEPTOR_KINDS)
+                raise ValueError(f"Interceptor {interceptor!r} must be {kinds}.")
+        self._loop = _CURRENT_LOOP  # type: ignore[assignment]  # stands in for a loop
+        self._channel = logical
+        self._active_calls = weakref.WeakSet()
+
+    async def _close(self, grace: float | None) -> None:
+        await super()._close(grace)
+        await self._channel.wait_closed()
+
+
+def logical_call(call: Any) -> LogicalCall | None:
+    """The `LogicalCall` under a call object, through interceptors; None if there is none (yet)."""
+    from lb.aio.calls import LogicalCall
+
+    for _ in range(32):
+        below = getattr(call, "_cython_call", None)
+        if below is not None:
+            return below if isinstance(below, LogicalCall) else None
+        task = getattr(call, "_interceptors_task", None)
+        if not isinstance(task, asyncio.Task) or not task.done() or task.cancelled() or task.exception() is not None:
+            return None
+        call = task.result()
+    return None

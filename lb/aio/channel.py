@@ -1,0 +1,371 @@
+"""`channel`: a ``grpc.aio.Channel`` that chooses among a service's instances itself."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import grpc
+
+from lb.aio import _grpcio
+from lb.aio.calls import LogicalCall
+from lb.aio.resolvers import make_resolver
+from lb.aio.subchannel import Subchannel, subchannel_options
+from lb.core.balancer import Attempt, Balancer
+from lb.core.breaker import Breaker
+from lb.core.call import Call
+from lb.core.candidate import Candidate, Connectivity
+from lb.core.endpoint import Resolution, Resolver
+from lb.core.outcome import Outcome
+from lb.core.policies import Policy, resolve
+from lb.core.retry import Retry
+from lb.core.snapshot import Snapshot, snapshot
+from lb.core.target import parse_target
+from lb.methods import is_idempotent
+from lb.telemetry.spans import Spans
+
+_log = logging.getLogger("lb.channel")
+
+_LEVELS = {
+    Connectivity.IDLE: grpc.ChannelConnectivity.IDLE.value[0],
+    Connectivity.CONNECTING: grpc.ChannelConnectivity.CONNECTING.value[0],
+    Connectivity.READY: grpc.ChannelConnectivity.READY.value[0],
+    Connectivity.TRANSIENT_FAILURE: grpc.ChannelConnectivity.TRANSIENT_FAILURE.value[0],
+    Connectivity.SHUTDOWN: grpc.ChannelConnectivity.SHUTDOWN.value[0],
+}
+
+
+def channel(
+    target: str | Resolver,
+    *,
+    policy: Policy | str | None = None,
+    retry: Retry | None = None,
+    breaker: Breaker | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[tuple[str, Any]] | None = None,
+    compression: grpc.Compression | None = None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None,
+) -> Channel:
+    """A channel to a service, for all four kinds of call. It connects at its first use.
+
+    Args:
+        target: ``consul:///catalog?dc=&tag=&near=``, ``static:///host:port,host:port?weights=1,3``,
+            ``dns:///host:port``, what grpcio takes, or a resolver: an object with
+            ``start(listener)`` and ``close()`` (see `lb.Resolver`).
+        policy: how to choose, an object or a name (``round_robin``, ``random``,
+            ``weighted_round_robin``, ``weighted_random``). Default: ``weighted_round_robin``.
+        retry: when failed attempts are tried again. Default: ``lb.Retry()``.
+        breaker: when an endpoint is left out for a while. Default: ``lb.Breaker()``.
+        credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
+            must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
+            option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
+        options, compression, interceptors: as in ``grpc.aio.insecure_channel``. Options and
+            compression reach the connection to each endpoint. Interceptors see a call once,
+            however many attempts it takes.
+
+    Raises:
+        ValueError: a bad target, policy name, breaker or retry setting, or interceptor.
+        TypeError: an object that is no policy, or bad channel options (as grpcio raises it).
+    """
+    return Channel(
+        LogicalChannel(
+            target,
+            policy=resolve(policy),
+            retry=_instance("retry", retry, Retry),
+            breaker=_instance("breaker", breaker, Breaker),
+            credentials=credentials,
+            options=tuple(options or ()),
+            compression=compression,
+        ),
+        interceptors,
+    )
+
+
+def _instance(name: str, value: Any, kind: type[Any]) -> Any:
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}; expected an lb.{kind.__name__} or None")
+    return value
+
+
+class Channel(_grpcio.UpperChannel):
+    """What `channel` returns: a ``grpc.aio.Channel``, with a look inside."""
+
+    _channel: LogicalChannel
+
+    def snapshot(self) -> Snapshot:
+        """The endpoints as the channel sees them now, and why each is or is not picked.
+
+        ``str()`` of it is a table; ``as_dict()`` is ready for JSON.
+        """
+        return self._channel.snapshot()
+
+    def change_policy(self, policy: Policy | str) -> None:
+        """Choose by another policy from the next call on; running calls are not touched."""
+        self._channel.balancer.change_policy(resolve(policy))
+
+    def __repr__(self) -> str:
+        return f"<lb.aio.Channel {self._channel.target}>"
+
+
+def attempts(call: Any) -> list[Attempt]:
+    """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
+
+    ``call`` is what the stub returned (also under interceptors). Empty when nothing was sent
+    (yet), or when the call is not one of ours.
+    """
+    logical = _grpcio.logical_call(call)
+    return [] if logical is None else list(logical.call.attempts)
+
+
+class LogicalChannel:
+    """In the place of grpcio's ``AioChannel``: drives the balancer, owns resolver and connections.
+
+    Nothing starts before the first use; that also decides the event loop it belongs to.
+    """
+
+    def __init__(
+        self,
+        target: str | Resolver,
+        *,
+        policy: Policy,
+        retry: Retry,
+        breaker: Breaker,
+        credentials: grpc.ChannelCredentials | None,
+        options: tuple[tuple[str, Any], ...],
+        compression: grpc.Compression | None,
+    ) -> None:
+        if isinstance(target, str):
+            parsed = parse_target(target)
+            self.target = parsed.text
+            authority = parsed.authority
+            self._resolver: Resolver = make_resolver(parsed)
+        else:
+            if not callable(getattr(target, "start", None)) or not callable(getattr(target, "close", None)):
+                raise TypeError(f"target is {target!r}; expected a string, or a resolver with start() and close()")
+            self.target = str(getattr(target, "target", type(target).__name__))
+            authority = str(getattr(target, "authority", ""))
+            self._resolver = target
+        _grpcio.check_arguments(self.target, options, credentials, compression)
+        self.retry = retry
+        rng = Random()
+        self.balancer = Balancer(self.target, policy, breaker, rng)
+        self.tracer = Spans(self.target, self.balancer)
+        self._budget = retry.budget.new_state()
+        self._idempotent = frozenset(retry.idempotent)
+        self._methods: dict[bytes, tuple[str, bool]] = {}
+        self._credentials = credentials
+        self._options = subchannel_options(options, authority)
+        self._compression = compression
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+        self._closed = False
+        self._waiters: set[asyncio.Future[bool]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    # ---- calls ----
+
+    def call(
+        self,
+        method: bytes,
+        deadline: float | None,
+        credentials: Any,
+        wait_for_ready: bool | None,
+        registered_call_handle: int = 0,
+    ) -> LogicalCall:
+        """A new logical call (grpcio's upper layer makes it)."""
+        if self._closing:
+            raise _grpcio.UsageError(_grpcio.CHANNEL_CLOSED)
+        if credentials is not None and self._credentials is None:
+            raise _grpcio.UsageError(_grpcio.CREDENTIALS_ON_INSECURE)
+        self._start()
+        return LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
+
+    def new_call(self, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float) -> Call:
+        """The core's side of a logical call."""
+        known = self._methods.get(method)
+        if known is None:
+            name = method.decode()
+            known = self._methods[method] = (name, name in self._idempotent or is_idempotent(name))
+        return Call(
+            self.balancer,
+            self.retry,
+            self._budget,
+            known[0],
+            idempotent=known[1],
+            deadline=deadline,
+            wait_for_ready=wait_for_ready,
+            now=now,
+        )
+
+    def get_registered_call_handle(self, method: bytes) -> int:
+        """Not a handle (those belong to one connection), only "it is registered"."""
+        return 1
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """Give an attempt back; closes the connection of a retired endpoint after its last one."""
+        closable = self.balancer.ended(attempt, outcome, now)
+        if closable is not None:
+            self._close_subchannel(closable)
+
+    async def changed(self, deadline: float | None) -> bool:
+        """Wait until endpoints or connections changed; False when the deadline came first."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = None
+        if deadline is not None:
+            timer = loop.call_later(max(0.0, deadline - time.monotonic()), _resolve, waiter, False)
+        self._waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._waiters.discard(waiter)
+            if timer is not None:
+                timer.cancel()
+
+    # ---- what the resolver says (from any thread) ----
+
+    def update(self, resolution: Resolution) -> None:
+        """A new set of endpoints."""
+        self._in_loop(self._updated, resolution)
+
+    def error(self, message: str) -> None:
+        """The resolver can not read its source."""
+        self._in_loop(self._resolver_failed, message)
+
+    def _in_loop(self, function: Any, argument: Any) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is loop:
+            function(argument)
+        else:
+            loop.call_soon_threadsafe(function, argument)
+
+    def _updated(self, resolution: Resolution) -> None:
+        if self._closed:
+            return
+        changes = self.balancer.update(resolution)
+        for candidate in changes.added:
+            try:
+                candidate.handle = Subchannel(
+                    candidate, self._options, self._credentials, self._compression, self._connectivity
+                )
+            except (ValueError, TypeError, _grpcio.UsageError) as error:
+                self.balancer.set_connectivity(
+                    candidate, Connectivity.TRANSIENT_FAILURE, time.monotonic(), f"no connection was made: {error}"
+                )
+        for candidate in changes.closable:
+            self._close_subchannel(candidate)
+        self._wake()
+
+    def _resolver_failed(self, message: str) -> None:
+        self.balancer.resolver_error = message
+
+    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:
+        before = candidate.connectivity
+        self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble)
+        if trouble:
+            _log.info("%s: %s (%s): %s", self.target, candidate.endpoint.id, candidate.endpoint.address, trouble)
+        elif state is not before:
+            _log.debug("%s: %s is %s", self.target, candidate.endpoint.id, state.value)
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            _resolve(waiter, True)
+
+    # ---- life ----
+
+    def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            raise _grpcio.UsageError(
+                f"channel {self.target}: it belongs to the event loop that used it first; make one channel per loop"
+            )
+        self._loop = loop
+        self._resolver.start(self)
+
+    def _close_subchannel(self, candidate: Candidate) -> None:
+        if candidate.handle is None:
+            return
+        task = candidate.handle.close()
+        if task is not None:
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    def closing(self) -> None:
+        """Take no more calls."""
+        self._closing = True
+
+    def closed(self) -> bool:
+        """Whether `closing` or `close` was called."""
+        return self._closing
+
+    def close(self) -> None:
+        """Close everything now; `wait_closed` waits for what ends a moment later."""
+        if self._closed:
+            return
+        self._closing = self._closed = True
+        if self._loop is None or self._loop.is_closed():
+            return
+        for candidate in self.balancer.candidates:
+            self._close_subchannel(candidate)
+        closing = self._resolver.close()
+        if inspect.isawaitable(closing):
+            try:
+                self._ending.add(asyncio.ensure_future(closing, loop=self._loop))
+            except RuntimeError:  # forgotten, not closed, and collected outside the loop
+                if inspect.iscoroutine(closing):
+                    closing.close()
+        self._wake()
+
+    async def wait_closed(self) -> None:
+        """Wait until the tasks of a closed channel have ended."""
+        if self._ending:
+            await asyncio.gather(*self._ending, return_exceptions=True)
+
+    # ---- connectivity and looking inside ----
+
+    def check_connectivity_state(self, try_to_connect: bool) -> int:
+        """The whole set's state, as grpcio numbers it."""
+        return _LEVELS[self._state(try_to_connect)]
+
+    def _state(self, try_to_connect: bool) -> Connectivity:
+        if self._closed:
+            return Connectivity.SHUTDOWN
+        if try_to_connect:
+            self._start()
+        return Connectivity.IDLE if self._loop is None else self.balancer.state()
+
+    async def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> bool:
+        """Wait until the state is another than ``last_observed``; False at the deadline (wall clock)."""
+        if self._closing:
+            raise _grpcio.UsageError(_grpcio.CHANNEL_CLOSED)
+        until = None if deadline is None else time.monotonic() + deadline - time.time()
+        while self.check_connectivity_state(False) == last_observed:
+            if not await self.changed(until):
+                return False
+        return True
+
+    def snapshot(self) -> Snapshot:
+        """See `Channel.snapshot`."""
+        now = time.monotonic()
+        return snapshot(self.balancer, self._budget.balance(now), now)
+
+
+def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(value)

@@ -1,0 +1,124 @@
+"""The connection to one endpoint: a grpcio channel of its own, and a watch on its state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from lb.aio import _grpcio
+from lb.core.candidate import Candidate, Connectivity
+
+Report = Callable[[Candidate, Connectivity, str], None]
+
+# Reconnecting is quick, since other endpoints take the calls meanwhile and none must stay away
+# for long after it came back. grpcio's own 1 s to 120 s suit a client with one server.
+# "min" is also the time-out of one attempt to connect. DNS must not bring a retryPolicy of its own.
+_DEFAULTS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.service_config_disable_resolution", 1),
+)
+
+_STATES = {
+    grpc.ChannelConnectivity.IDLE: Connectivity.IDLE,
+    grpc.ChannelConnectivity.CONNECTING: Connectivity.CONNECTING,
+    grpc.ChannelConnectivity.READY: Connectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE: Connectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.SHUTDOWN: Connectivity.SHUTDOWN,
+}
+
+
+def subchannel_options(options: Sequence[tuple[str, Any]], authority: str) -> tuple[tuple[str, Any], ...]:
+    """The user's channel options, with our defaults where the user said nothing."""
+    given = {name for name, _ in options}
+    defaults = _DEFAULTS + ((("grpc.default_authority", authority),) if authority else ())
+    return tuple(options) + tuple((name, value) for name, value in defaults if name not in given)
+
+
+class Subchannel:
+    """One endpoint's connection. Made and used inside the channel's event loop.
+
+    It is made in an asynchronous step (``_run``), which may one day fetch credentials for this
+    very endpoint; an endpoint whose step failed is not picked, and says why.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        options: tuple[tuple[str, Any], ...],
+        credentials: grpc.ChannelCredentials | None,
+        compression: grpc.Compression | None,
+        report: Report,
+    ) -> None:
+        self._candidate = candidate
+        self._report = report
+        self._closed = False
+        self._handles: dict[bytes, int] = {}
+        address = candidate.endpoint.address
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options, compression)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options, compression)
+        self._lower = _grpcio.lower(self._channel)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"lb: watch {candidate.endpoint.id}")
+
+    def call(
+        self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
+    ) -> Any:
+        """A call of grpcio's lower layer on this connection."""
+        handle = 0
+        if registered:
+            handle = self._handles.get(method, 0)
+            if not handle:
+                handle = self._handles[method] = self._lower.get_registered_call_handle(method)
+        return self._lower.call(method, deadline, credentials, wait_for_ready, handle)
+
+    def connect(self) -> None:
+        """Start to connect, if idle."""
+        if not self._closed:
+            self._channel.get_state(try_to_connect=True)
+
+    def close(self) -> asyncio.Task[None] | None:
+        """Close the connection; returns the watching task while it still has to end."""
+        if self._closed:
+            return None
+        self._closed = True
+        if self._task.get_loop().is_closed():
+            return None
+        self._task.cancel()
+        self._lower.close()
+        return self._task
+
+    async def _run(self) -> None:
+        channel = self._channel
+        explained = False
+        state = channel.get_state(try_to_connect=True)
+        while True:
+            self._report(self._candidate, _STATES[state], "")
+            if state is grpc.ChannelConnectivity.READY:
+                explained = False
+            elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not explained:
+                explained = True
+                trouble = await self._why()
+                if trouble:
+                    current = _STATES[channel.get_state()]
+                    if current is not Connectivity.READY:
+                        self._report(self._candidate, current, trouble)
+            await channel.wait_for_state_change(state)
+            # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
+            state = channel.get_state(try_to_connect=True)
+
+    async def _why(self) -> str:
+        """Why connecting fails. Core tells it to calls only, so one is made that can not be sent."""
+        call = self._lower.call(b"/lb.Subchannel/Why", None, None, False, 0)
+        with contextlib.suppress(_grpcio.InternalError):
+            await asyncio.wait_for(call.unary_unary(b"", ()), 1.0)
+        if not call.done():
+            return ""
+        details: str = call._status.details() or ""
+        return details.rpartition("last error: ")[2] if _grpcio.never_connected(details) else ""

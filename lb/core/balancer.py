@@ -1,0 +1,320 @@
+"""The set of endpoints of one channel, and the choice among them.
+
+::
+
+    resolver ──update──►  candidates  ──►  admitted  ──policy──►  picker ──pick──► Attempt
+    watchers ─connectivity─►  ▲                                                      │
+                              └───────── load · breaker · last error ◄────ended──────┘
+
+*Which endpoints are admitted*, in this order (the one rule that combines what is known):
+
+1. those the resolver names (Consul's health has already left out the critical ones);
+2. of these the READY ones: a call is only sent where a connection stands, so that "never
+   found a connection" is known and not guessed;
+3. of these the ones whose breaker admits. When it admits none of them, all READY ones are
+   used: the last endpoint is never refused (*panic*);
+4. of these the ones with a weight above 0. When there are none, weights do not count.
+
+The picker is a snapshot over that list. It is rebuilt at the next pick after something
+changed, so a burst of changes costs one rebuild, and endpoints that stay keep their state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from random import Random
+
+from lb.core.breaker import Breaker, State
+from lb.core.candidate import Candidate, Connectivity
+from lb.core.endpoint import Endpoint, Resolution
+from lb.core.outcome import Outcome, Verdict
+from lb.core.policies.base import CallInfo, Picker, Policy
+
+READY = Connectivity.READY
+
+
+class Attempt:
+    """One try of one call on one endpoint; also the permit that its outcome gives back."""
+
+    __slots__ = (
+        "breaker_state",
+        "candidate",
+        "ended_at",
+        "generation",
+        "number",
+        "outcome",
+        "span",
+        "started_at",
+        "why",
+    )
+
+    def __init__(self, candidate: Candidate, generation: int, number: int, why: str, now: float) -> None:
+        self.candidate = candidate
+        self.generation = generation
+        self.number = number
+        self.why = why
+        self.started_at = now
+        self.ended_at: float | None = None
+        self.outcome: Outcome | None = None
+        self.breaker_state = candidate.breaker.state.name
+        self.span: object = None
+        """Belongs to the telemetry listener."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it went."""
+        return self.candidate.endpoint
+
+    @property
+    def endpoint_id(self) -> str:
+        """The id of the instance it went to."""
+        return self.candidate.endpoint.id
+
+    @property
+    def address(self) -> str:
+        """The address it went to."""
+        return self.candidate.endpoint.address
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from start to end; None while it runs."""
+        return None if self.ended_at is None else self.ended_at - self.started_at
+
+    def __repr__(self) -> str:
+        ended = "running" if self.outcome is None else self.outcome.reason()
+        return f"<Attempt {self.number} on {self.endpoint_id} ({self.address}): {ended}{self.why and f'; {self.why}'}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Unpicked:
+    """There is nothing to pick. ``wait``: that may pass by itself; else calls should fail."""
+
+    message: str
+    wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an update did: who is new, and whose connection can be closed now."""
+
+    added: Sequence[Candidate]
+    closable: Sequence[Candidate]
+
+
+class Balancer:
+    """Owns the candidates and the picker. Not thread-safe: the driver calls it from one place."""
+
+    def __init__(self, target: str, policy: Policy, breaker: Breaker, rng: Random) -> None:
+        self.target = target
+        self.policy = policy
+        self.rng = rng
+        self.resolution: Resolution | None = None
+        self.resolver_error = ""
+        self.panic = False
+        self._breaker = breaker
+        self._candidates: dict[tuple[str, str], Candidate] = {}
+        self._picker: Picker | None = None
+        self._previous: Picker | None = None
+        self._pool: list[Candidate] = []
+        self._pool_weights: list[int] = []
+        self._dirty = True
+        self._recheck_at = inf
+
+    # ---- what the resolver and the connections say ----
+
+    def update(self, resolution: Resolution) -> Changes:
+        """Take over a new set. Endpoints whose key stays keep connection, breaker and load."""
+        old = self._candidates
+        fresh: dict[tuple[str, str], Candidate] = {}
+        added = []
+        for endpoint in resolution.endpoints:
+            candidate = old.get(endpoint.key)
+            if candidate is None:
+                candidate = Candidate(endpoint, self._breaker.new_state())
+                added.append(candidate)
+            else:
+                candidate.endpoint = endpoint
+                candidate.weight = max(1, endpoint.weight)
+            fresh[endpoint.key] = candidate
+        closable = []
+        for key, candidate in old.items():
+            if key not in fresh:
+                candidate.retired = True
+                if not candidate.in_flight:
+                    closable.append(candidate)
+        self._candidates = fresh
+        self.resolution = resolution
+        self.resolver_error = ""
+        self._dirty = True
+        return Changes(added, closable)
+
+    def set_connectivity(self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "") -> None:
+        """A connection changed. ``trouble`` says why it failed, if it did."""
+        candidate.connectivity = state
+        if state is READY:
+            candidate.failing_since = None
+            candidate.trouble = ""
+        elif state is Connectivity.TRANSIENT_FAILURE and candidate.failing_since is None:
+            candidate.failing_since = now
+        if trouble:
+            candidate.trouble = trouble
+        self._dirty = True
+
+    def change_policy(self, policy: Policy) -> None:
+        """Choose by another policy from the next pick on."""
+        self.policy = policy
+        self._previous = None
+        self._pool = []
+        self._dirty = True
+
+    # ---- picking ----
+
+    def pick(
+        self,
+        call: CallInfo | None,
+        now: float,
+        number: int = 1,
+        why: str = "",
+        tried: Sequence[Candidate] = (),
+    ) -> Attempt | Unpicked:
+        """Choose an endpoint and admit an attempt on it, or say why there is none.
+
+        ``tried`` are the endpoints that this call already went to; they are avoided while
+        others are admitted. Every attempt must be given back by ``ended``.
+        """
+        if self._dirty or now >= self._recheck_at:
+            self._rebuild(now)
+        picker = self._picker
+        if picker is None:
+            return self._unpicked()
+        candidate: Candidate = picker.pick(call, self.rng)  # type: ignore[assignment]  # made from our candidates
+        if tried and candidate in tried:
+            candidate = self._elsewhere(candidate, tried)
+        breaker = candidate.breaker
+        generation = breaker.acquire(now)
+        attempt = Attempt(candidate, generation, number, why, now)
+        if breaker.state is not State.CLOSED:
+            self._dirty = True  # a probe's place is taken now: the next pick goes elsewhere
+        candidate.in_flight += 1
+        candidate.picks += 1
+        return attempt
+
+    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Candidate | None:
+        """Give an attempt back with its outcome, at its true end.
+
+        Returns the candidate when it is retired and this was its last attempt: close its connection.
+        """
+        candidate = attempt.candidate
+        attempt.outcome = outcome
+        attempt.ended_at = now
+        candidate.in_flight -= 1
+        verdict = outcome.verdict
+        if verdict is not Verdict.IGNORED:
+            candidate.load.observe(now - attempt.started_at, now)
+        if verdict is Verdict.FAILURE:
+            candidate.last_error = outcome.reason()
+        if candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
+            self._dirty = True
+        elif candidate.breaker.state is not State.CLOSED:
+            self._dirty = True  # an ignored probe gave its place back
+        return candidate if candidate.retired and not candidate.in_flight else None
+
+    def _rebuild(self, now: float) -> None:
+        self._dirty = False
+        self._recheck_at = inf
+        ready = [c for c in self._candidates.values() if c.connectivity is READY]
+        if not ready:
+            self._picker = None
+            return
+        admitted = []
+        for candidate in ready:
+            if candidate.breaker.admits(now):
+                admitted.append(candidate)
+            else:
+                retry_at = candidate.breaker.retry_at
+                if retry_at is not None and retry_at < self._recheck_at:
+                    self._recheck_at = retry_at
+        self.panic = not admitted
+        pool = admitted or ready
+        weighted = [c for c in pool if c.endpoint.weight > 0]
+        pool = weighted or pool
+        weights = [c.weight for c in pool]
+        if self._picker is None or pool != self._pool or weights != self._pool_weights:
+            self._picker = self._previous = self.policy.picker(pool, self._previous)
+            self._pool = pool
+            self._pool_weights = weights
+
+    def _elsewhere(self, candidate: Candidate, tried: Sequence[Candidate]) -> Candidate:
+        """An admitted endpoint that was not tried yet, from a random place on; else the one picked."""
+        pool = self._pool
+        start = self.rng.randrange(len(pool))
+        for i in range(len(pool)):
+            other = pool[(start + i) % len(pool)]
+            if other not in tried:
+                return other
+        return candidate
+
+    def _unpicked(self) -> Unpicked:
+        if self.resolution is None:
+            why = f": {self.resolver_error}" if self.resolver_error else ""
+            return Unpicked(f"{self.target} is not resolved yet{why}", wait=True)
+        if not self._candidates:
+            note = self.resolution.note or "the resolver knows none"
+            return Unpicked(f"{self.target} has no endpoint: {note}", wait=False)
+        failing = [c for c in self._candidates.values() if c.failing_since is not None]
+        if len(failing) < len(self._candidates):
+            return Unpicked(f"{self.target}: connecting to {len(self._candidates)} endpoint(s)", wait=True)
+        shown = "; ".join(
+            f"{c.endpoint.id} ({c.endpoint.address}): {c.trouble or 'no connection'}" for c in failing[:5]
+        )
+        more = f"; and {len(failing) - 5} more" if len(failing) > 5 else ""
+        return Unpicked(f"{self.target}: no endpoint can be reached: {shown}{more}", wait=False)
+
+    # ---- looking at it ----
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """All endpoints of the set, picked or not."""
+        return list(self._candidates.values())
+
+    def state(self) -> Connectivity:
+        """The whole set's connectivity, by gRPC's aggregation rule.
+
+        READY if any is; else CONNECTING, if any connects for the first time or nothing is
+        resolved yet; else IDLE, if any is; else TRANSIENT_FAILURE.
+        """
+        if self.resolution is None:
+            return Connectivity.CONNECTING
+        if not self._candidates:
+            return Connectivity.TRANSIENT_FAILURE
+        best = Connectivity.TRANSIENT_FAILURE
+        for candidate in self._candidates.values():
+            if candidate.connectivity is READY:
+                return READY
+            if candidate.failing_since is None:
+                if candidate.connectivity is Connectivity.CONNECTING:
+                    best = Connectivity.CONNECTING
+                elif best is not Connectivity.CONNECTING:
+                    best = Connectivity.IDLE
+        return best
+
+    def refusal(self, candidate: Candidate, now: float) -> str:
+        """Why a candidate is not picked; empty when it is."""
+        if self._dirty or now >= self._recheck_at:
+            self._rebuild(now)
+        if candidate.connectivity is not READY:
+            state = candidate.connectivity.value
+            return f"not connected ({state}{f': {candidate.trouble}' if candidate.trouble else ''})"
+        if candidate in self._pool:
+            return ""
+        if not candidate.breaker.admits(now):
+            retry_at = candidate.breaker.retry_at
+            if retry_at is None:
+                return "breaker half-open, a probe is out"
+            return f"breaker open for {retry_at - now:.1f} s more ({candidate.last_error or 'failures'})"
+        return "weight 0"
+
+    def __repr__(self) -> str:
+        return f"<Balancer {self.target} {self.policy.name} {len(self._pool)} of {len(self._candidates)} admitted>"

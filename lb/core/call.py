@@ -1,0 +1,191 @@
+"""One logical call as a sequence of actions. Drivers perform them; the rules are here.
+
+::
+
+    begin ──► Attempt ──ended──► Done                     the attempt's status is the call's
+      │          ▲         ├───► Failed                   the call's own status
+      │          │         └───► Pause ──resume──► ...    try again after so long
+      ▼          │
+    Queued ──────┘  resume, when the balancer changed
+      └─► expired ──► Failed
+
+A driver that gets an `Attempt` sends it and reports its `Outcome`; `Queued` makes it wait for
+a change of the balancer, `Pause` for a time; both end early at the deadline (`expired`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from lb.core.balancer import Attempt, Balancer, Unpicked
+from lb.core.budget import BudgetState
+from lb.core.outcome import Origin, Outcome
+from lb.core.retry import GiveUp, Retry, decide
+
+_UNSENT_PAUSE_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait ``delay_s`` seconds, then ``resume``."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Wait until the balancer changed, then ``resume``. ``message`` says for what."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The call ends with a status of our own."""
+
+    code: StatusCode
+    details: str
+
+
+class Done:
+    """The call ends with the status of its last attempt."""
+
+
+DONE = Done()
+Action = Attempt | Pause | Queued | Failed | Done
+
+
+class Call:
+    """What is known of one call: its attempts, its deadline, and what may still be done.
+
+    ``deadline`` is an instant on the driver's clock, or None. ``idempotent`` says that the
+    method may run twice without harm.
+    """
+
+    __slots__ = (
+        "_balancer",
+        "_budget",
+        "_queued_for",
+        "_retry",
+        "_slept_s",
+        "_why",
+        "attempts",
+        "deadline",
+        "gave_up",
+        "idempotent",
+        "method",
+        "started_at",
+        "wait_for_ready",
+    )
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        retry: Retry,
+        budget: BudgetState,
+        method: str,
+        *,
+        idempotent: bool,
+        deadline: float | None,
+        wait_for_ready: bool | None,
+        now: float,
+    ) -> None:
+        self._balancer = balancer
+        self._retry = retry
+        self._budget = budget
+        self._why = ""
+        self._slept_s = 0.0
+        self._queued_for = ""
+        self.attempts: list[Attempt] = []
+        self.method = method
+        self.idempotent = idempotent
+        self.deadline = deadline
+        self.wait_for_ready = wait_for_ready
+        self.started_at = now
+        self.gave_up = ""
+        """Why the last failed attempt was not followed by another."""
+
+    def begin(self, now: float) -> Action:
+        """The first action."""
+        self._budget.deposit(now)
+        return self.resume(now)
+
+    def resume(self, now: float) -> Action:
+        """Go on after a pause or a change of the balancer."""
+        attempts = self.attempts
+        tried = [a.candidate for a in attempts] if attempts else ()
+        picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, tried)
+        if type(picked) is Attempt:
+            attempts.append(picked)
+            return picked
+        assert isinstance(picked, Unpicked)
+        if picked.wait or self.wait_for_ready:
+            self._queued_for = picked.message
+            return Queued(picked.message)
+        if attempts:
+            # The last attempt's own status says more than "no endpoint can be reached".
+            self.gave_up = picked.message
+            return DONE
+        return Failed(StatusCode.UNAVAILABLE, picked.message)
+
+    def ended(self, outcome: Outcome, now: float, *, committed: bool, replayable: bool = True) -> Action:
+        """What follows a failed attempt (already given back to the balancer).
+
+        ``committed``: the caller has seen response headers or a message (gRFC A6).
+        ``replayable``: the whole request is still at hand.
+        """
+        self._why = ""
+        if committed:
+            return self._give_up("the response had begun")
+        if not replayable:
+            return self._give_up("the request stream can not be sent again")
+        attempts = self.attempts
+        if self.wait_for_ready and outcome.origin is Origin.UNSENT:
+            # It asked to wait for a connection, and this one was gone before anything was sent.
+            self._why = f"wait for ready: {outcome.reason()}"
+            return Pause(_UNSENT_PAUSE_S)
+        choice = decide(
+            self._retry,
+            outcome,
+            attempts=len(attempts),
+            started_at=self.started_at,
+            slept_s=self._slept_s,
+            idempotent=self.idempotent,
+            now=now,
+            rng=self._balancer.rng,
+        )
+        if type(choice) is GiveUp:
+            return self._give_up(choice.why)
+        assert not isinstance(choice, GiveUp)
+        delay = choice.delay_s
+        if self.deadline is not None and now + delay >= self.deadline:
+            return self._give_up("the deadline is nearer than the next attempt")
+        if not self._budget.withdraw(now):
+            return self._give_up("the retry budget is used up")
+        self._why = f"retry: {outcome.reason()}"
+        if delay <= 0.0:
+            return self.resume(now)
+        self._slept_s += delay
+        return Pause(delay)
+
+    def expired(self, now: float) -> Failed:
+        """The deadline passed while no attempt ran."""
+        waited = now - self.started_at
+        tried = f"; tried {self.tried()}" if self.attempts else ""
+        reason = self._queued_for or "between attempts"
+        return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
+
+    def tried(self) -> str:
+        """The attempts in words, for messages."""
+        return ", ".join(
+            f"{a.endpoint_id} ({a.address}): {a.outcome.reason() if a.outcome else 'running'}" for a in self.attempts
+        )
+
+    def _give_up(self, why: str) -> Done:
+        self.gave_up = why
+        return DONE
+
+    def __repr__(self) -> str:
+        return f"<Call {self.method} {self.attempts!r}>"

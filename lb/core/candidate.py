@@ -1,0 +1,64 @@
+"""The balancer's record of one endpoint: what policies read and what outcomes change."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from lb.core.breaker import BreakerState
+from lb.core.endpoint import Endpoint
+from lb.core.load import Load
+
+
+class Connectivity(enum.Enum):
+    """gRPC's connectivity states, of one endpoint or of the whole channel."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    TRANSIENT_FAILURE = "transient failure"
+    SHUTDOWN = "shutdown"
+
+
+class Candidate:
+    """One endpoint's state in one channel. Only the balancer writes to it."""
+
+    __slots__ = (
+        "breaker",
+        "connectivity",
+        "endpoint",
+        "failing_since",
+        "handle",
+        "in_flight",
+        "last_error",
+        "load",
+        "picks",
+        "retired",
+        "trouble",
+        "weight",
+    )
+
+    def __init__(self, endpoint: Endpoint, breaker: BreakerState) -> None:
+        self.endpoint = endpoint
+        self.breaker = breaker
+        self.weight = max(1, endpoint.weight)
+        self.connectivity = Connectivity.IDLE
+        self.in_flight = 0
+        self.picks = 0
+        self.load = Load()
+        self.last_error = ""
+        self.trouble = ""
+        """Why there is no connection, while there is none."""
+        self.failing_since: float | None = None
+        """Since when connecting fails. It stays set through CONNECTING until READY: an endpoint that
+        fails, waits and tries anew counts as failing all the while (gRPC's sticky TRANSIENT_FAILURE)."""
+        self.retired = False
+        """No longer in the set; its connection closes when the last attempt on it ended."""
+        self.handle: Any = None
+        """The driver's subchannel."""
+
+    def __repr__(self) -> str:
+        return (
+            f"<Candidate {self.endpoint.id} weight={self.endpoint.weight} {self.connectivity.name}"
+            f" {self.breaker!r} in_flight={self.in_flight}{' retired' if self.retired else ''}>"
+        )

@@ -1,0 +1,139 @@
+"""How an attempt ended, and what follows from it: the one table of verdicts.
+
+Nothing else in the library maps a status code to a meaning. The breaker reads the
+``verdict``, the retry rules read ``retryable``.
+
+====================================  =======  =============
+how it ended                          verdict  retried
+====================================  =======  =============
+OK                                    SUCCESS  never
+the caller cancelled, or its own      IGNORED  never
+deadline passed
+never found a connection              FAILURE  always
+the attempt's own time-out            FAILURE  if idempotent
+UNAVAILABLE or RESOURCE_EXHAUSTED     IGNORED  always
+with push-back >= 0 (refused before
+any work: overload, draining)
+push-back < 0 or unreadable           IGNORED  never
+UNAVAILABLE (also: the connection     FAILURE  if idempotent
+was lost in mid-call)
+INTERNAL, UNKNOWN, DATA_LOSS,         FAILURE  never
+DEADLINE_EXCEEDED from the server
+RESOURCE_EXHAUSTED (quota),           IGNORED  never
+UNIMPLEMENTED, CANCELLED
+any other code (the server answered)  SUCCESS  never
+====================================  =======  =============
+
+Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+
+class Verdict(enum.Enum):
+    """What an outcome says of the endpoint."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    IGNORED = "ignored"
+
+
+class Retryable(enum.Enum):
+    """Whether the table lets the call be tried again."""
+
+    NEVER = "never"
+    IF_IDEMPOTENT = "if idempotent"
+    ALWAYS = "always"
+
+
+class Origin(enum.Enum):
+    """Who produced the status."""
+
+    PEER = "peer"
+    """The server answered, or the connection was lost: from here the two look alike."""
+    UNSENT = "unsent"
+    """No connection was found; the server has seen nothing."""
+    ATTEMPT_TIMEOUT = "attempt timeout"
+    """The attempt's own time-out passed, while the call had time left."""
+    CALLER = "caller"
+    """The caller cancelled, or its deadline passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One attempt's end. ``pushback_s`` is None when the server sent no push-back."""
+
+    code: StatusCode
+    verdict: Verdict
+    retryable: Retryable
+    origin: Origin = Origin.PEER
+    details: str = ""
+    pushback_s: float | None = None
+
+    def reason(self) -> str:
+        """In words, for spans and messages: ``UNAVAILABLE: Socket closed``."""
+        words = self.code.name
+        if self.origin is not Origin.PEER:
+            words += f" ({self.origin.value})"
+        return f"{words}: {self.details}" if self.details else words
+
+
+OK = Outcome(StatusCode.OK, Verdict.SUCCESS, Retryable.NEVER)
+"""The outcome of every call that went well: shared, so the happy path allocates none."""
+
+_BY_CODE = {
+    StatusCode.UNAVAILABLE: (Verdict.FAILURE, Retryable.IF_IDEMPOTENT),
+    StatusCode.INTERNAL: (Verdict.FAILURE, Retryable.NEVER),
+    StatusCode.UNKNOWN: (Verdict.FAILURE, Retryable.NEVER),
+    StatusCode.DATA_LOSS: (Verdict.FAILURE, Retryable.NEVER),
+    StatusCode.DEADLINE_EXCEEDED: (Verdict.FAILURE, Retryable.NEVER),
+    StatusCode.RESOURCE_EXHAUSTED: (Verdict.IGNORED, Retryable.NEVER),
+    StatusCode.UNIMPLEMENTED: (Verdict.IGNORED, Retryable.NEVER),
+    StatusCode.CANCELLED: (Verdict.IGNORED, Retryable.NEVER),
+}
+_ANSWERED = (Verdict.SUCCESS, Retryable.NEVER)
+_REFUSALS = (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED)
+
+
+def classify(
+    code: StatusCode, *, origin: Origin = Origin.PEER, pushback: str | None = None, details: str = ""
+) -> Outcome:
+    """The outcome of an attempt, by the table above.
+
+    ``pushback`` is the raw value of ``grpc-retry-pushback-ms``, None when it is absent.
+    """
+    if code is StatusCode.OK:
+        return OK
+    pushback_s = None
+    if origin is Origin.CALLER:
+        verdict, retryable = Verdict.IGNORED, Retryable.NEVER
+    elif origin is Origin.UNSENT:
+        verdict, retryable = Verdict.FAILURE, Retryable.ALWAYS
+    elif origin is Origin.ATTEMPT_TIMEOUT:
+        verdict, retryable = Verdict.FAILURE, Retryable.IF_IDEMPOTENT
+    elif pushback is not None and code in _REFUSALS:
+        pushback_s = _seconds(pushback)
+        verdict, retryable = Verdict.IGNORED, Retryable.NEVER if pushback_s < 0 else Retryable.ALWAYS
+    else:
+        verdict, retryable = _BY_CODE.get(code, _ANSWERED)
+        if pushback is not None:
+            pushback_s = _seconds(pushback)
+            if pushback_s < 0:
+                retryable = Retryable.NEVER
+    return Outcome(code, verdict, retryable, origin, details, pushback_s)
+
+
+def _seconds(pushback: str) -> float:
+    """Push-back in seconds; -1 for "do not retry", which an unreadable value means too (gRFC A6)."""
+    text = pushback.strip()
+    digits = text[1:] if text[:1] in "+-" else text
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 10 or text[:1] == "-":
+        return -1.0
+    return int(text) / 1000

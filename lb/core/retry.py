@@ -1,0 +1,156 @@
+"""Whether a failed attempt is tried again, and after how long.
+
+The settings are tenacity's strategies: ``stop``, ``wait`` and ``retry`` objects that users
+know and can combine. They are consulted only after a failure, so a call that succeeds at
+once never meets them. tenacity's own driver is not used: it sleeps by itself and reads the
+clock; here the instants of its ``RetryCallState`` are overwritten from ``now``.
+
+The wait is taken as tenacity computes it, and jitter is drawn on top from the channel's own
+``rng`` (+-20 % unless told otherwise, gRFC A6), so that a seeded run repeats. A user's
+``wait_random*`` is accepted, but it draws from the global ``random`` and does not repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import grpc
+from tenacity import Future, RetryCallState, stop_after_attempt, wait_exponential
+
+from lb.core.budget import Budget
+from lb.core.outcome import Outcome, Retryable
+
+Strategy = Callable[[RetryCallState], Any]
+
+
+class AttemptError(grpc.RpcError):
+    """A failed attempt, as tenacity's ``retry`` strategies see it (``retry_if_exception``)."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.reason())
+        self.outcome = outcome
+
+    def code(self) -> grpc.StatusCode:
+        """The status code that the attempt ended with."""
+        return self.outcome.code
+
+    def details(self) -> str:
+        """The details that came with it."""
+        return self.outcome.details
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """When and how failed attempts are tried again. Immutable; one object serves many channels.
+
+    Args:
+        stop: tenacity's ``stop_*``; counts attempts, the first one too. Default: after 4.
+        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubling, at most 1 s.
+        retry: tenacity's ``retry_if_*``, or None. It *widens* the table in ``outcome``: a failure
+            for which it says yes is tried again although the table would not. Who gives one
+            answers for idempotence. Committed calls are never retried, whatever it says.
+        jitter: share of the wait that is drawn at random around it, 0 to 1.
+        attempt_timeout: seconds one attempt may take, or None. The call's own timeout is
+            separate and always holds.
+        budget: what retries may cost, per channel.
+        idempotent: full method names (``/package.Service/Method``) that may run twice without
+            harm, besides those whose proto declares an ``idempotency_level``.
+        enabled: False turns retries off; transparent ones too.
+
+    Raises:
+        TypeError: ``stop``, ``wait`` or ``retry`` is not callable.
+        ValueError: ``jitter`` or ``attempt_timeout`` is out of range, or a method has no ``/``.
+    """
+
+    stop: Strategy = field(default_factory=lambda: stop_after_attempt(4))
+    wait: Strategy = field(default_factory=lambda: wait_exponential(multiplier=0.025, max=1.0))
+    retry: Strategy | None = None
+    jitter: float = 0.2
+    attempt_timeout: float | None = None
+    budget: Budget = field(default_factory=Budget)
+    idempotent: Collection[str] = ()
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("stop", self.stop), ("wait", self.wait), ("retry", self.retry)):
+            if not callable(value) and not (name == "retry" and value is None):
+                raise TypeError(f"Retry.{name} is {value!r}; expected one of tenacity's {name} strategies")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"Retry.jitter is {self.jitter!r}; expected a number from 0 to 1")
+        if self.attempt_timeout is not None and not self.attempt_timeout > 0:
+            raise ValueError(f"Retry.attempt_timeout is {self.attempt_timeout!r}; expected seconds above 0, or None")
+        if isinstance(self.idempotent, str):
+            raise TypeError(f"Retry.idempotent is {self.idempotent!r}; expected a collection of method names")
+        for method in self.idempotent:
+            if not method.startswith("/") or method.count("/") != 2:
+                raise ValueError(f"Retry.idempotent has {method!r}; expected /package.Service/Method")
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try again after ``delay_s`` seconds."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Do not try again; ``why`` in words."""
+
+    why: str
+
+
+def decide(
+    settings: Retry,
+    outcome: Outcome,
+    *,
+    attempts: int,
+    started_at: float,
+    slept_s: float,
+    idempotent: bool,
+    now: float,
+    rng: Random,
+) -> Again | GiveUp:
+    """What the settings say of a failed, uncommitted attempt (the budget is not asked here).
+
+    ``attempts`` counts those made so far, ``started_at`` is when the call began and
+    ``slept_s`` the time spent waiting between its attempts.
+    """
+    if not settings.enabled:
+        return GiveUp("retries are off")
+    allowed = outcome.retryable is Retryable.ALWAYS or (outcome.retryable is Retryable.IF_IDEMPOTENT and idempotent)
+    never = outcome.pushback_s is not None and outcome.pushback_s < 0
+    if not allowed and (settings.retry is None or never):
+        if never:
+            return GiveUp("the server said not to retry")
+        if outcome.retryable is Retryable.IF_IDEMPOTENT:
+            return GiveUp("the method is not declared idempotent")
+        return GiveUp(f"{outcome.code.name} is not retried")
+    state = _state(outcome, attempts, started_at, slept_s, now)
+    if not allowed and settings.retry is not None and not settings.retry(state):
+        return GiveUp(f"{outcome.code.name} is not retried")
+    if outcome.pushback_s is not None:
+        delay = outcome.pushback_s  # the server's own word replaces our wait (gRFC A6)
+    else:
+        delay = float(settings.wait(state))
+        delay *= 1.0 + settings.jitter * (2.0 * rng.random() - 1.0)
+    state.upcoming_sleep = delay
+    if settings.stop(state):
+        return GiveUp(f"stopped after {attempts} attempt{'s' if attempts > 1 else ''}")
+    return Again(max(0.0, delay))
+
+
+def _state(outcome: Outcome, attempts: int, started_at: float, slept_s: float, now: float) -> RetryCallState:
+    """The call as tenacity sees it, with its clock readings replaced by ours."""
+    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # strategies do not look at these
+    state.start_time = started_at
+    state.attempt_number = attempts
+    state.idle_for = slept_s
+    future = Future(attempts)
+    future.set_exception(AttemptError(outcome))
+    state.outcome = future
+    state.outcome_timestamp = now
+    return state
