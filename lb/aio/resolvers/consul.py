@@ -1,0 +1,212 @@
+"""The pump between Consul and a channel; what to ask and what to believe is ruled by ``core/watch``.
+
+Consul answers "429 too many" to a client with more than 200 connections, so channels of one
+loop that ask the same question of the same agents share one watch, and with it one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from lb.aio._consul import AgentAddress, AgentClient, ConsulError, agents_from
+from lb.core.consul_health import Answer, parse_answer
+from lb.core.endpoint import Listener, Resolution
+from lb.core.target import ConsulTarget
+from lb.core.watch import HOLD_S, WAIT_S, Query, Watch
+
+_log = logging.getLogger("lb.consul")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What makes two watches the same."""
+
+    agents: tuple[AgentAddress, ...]
+    service: str
+    dc: str
+    tags: tuple[str, ...]
+    near: str
+    wait_s: float
+    hold_s: float
+
+    @property
+    def params(self) -> list[tuple[str, str]]:
+        # stale: any server may answer, so that reading needs no leader.
+        params = [("stale", "")]
+        params += [("dc", self.dc)] if self.dc else []
+        params += [("near", self.near)] if self.near else []
+        return params + [("tag", tag) for tag in self.tags]
+
+    @property
+    def words(self) -> str:
+        parts = [f"tag {tag}" for tag in self.tags]
+        return ", ".join(parts + ([f"dc {self.dc}"] if self.dc else []))
+
+
+class ConsulResolver:
+    """The usable instances of a service: passing or in warning, with their weights.
+
+    Without ``agent`` in the target the agents come from ``consul`` or from the environment
+    (``CONSUL_HTTP_ADDR``; several are tried in turn). Raises ``ValueError`` when that names
+    no agent. ``wait_s`` bounds one blocking query, ``hold_s`` is how long instances are kept
+    that Consul forgot.
+    """
+
+    def __init__(
+        self,
+        target: ConsulTarget,
+        *,
+        consul: str | None = None,
+        wait_s: float = WAIT_S,
+        hold_s: float = HOLD_S,
+    ) -> None:
+        agents = agents_from(target.agent or consul)
+        self._question = _Question(agents, target.service, target.dc, target.tags, target.near, wait_s, hold_s)
+        self._shared: _SharedWatch | None = None
+        self._listener: Listener | None = None
+
+    def start(self, listener: Listener) -> None:
+        """Begins to watch, in the running loop; or joins a watch that asks the same."""
+        loop = asyncio.get_running_loop()
+        watches = _watches.setdefault(loop, {})
+        shared = watches.get(self._question)
+        if shared is None:
+            shared = watches[self._question] = _SharedWatch(self._question, loop)
+        self._shared, self._listener = shared, listener
+        shared.join(listener)
+
+    async def close(self) -> None:
+        """Leaves the watch; the last one to leave ends it, its task and its connections."""
+        shared, listener = self._shared, self._listener
+        self._shared = self._listener = None
+        if shared is None or listener is None:
+            return
+        if shared.leave(listener):
+            _watches[shared.loop].pop(self._question, None)
+            await shared.close()
+
+    def __repr__(self) -> str:
+        agents = ",".join(agent.name for agent in self._question.agents)
+        return f"ConsulResolver({self._question.service!r} at {agents})"
+
+
+class _SharedWatch:
+    """One watch, the task that pumps it, and who listens."""
+
+    def __init__(self, question: _Question, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._question = question
+        self._watch = Watch(
+            question.service,
+            asked=question.words,
+            agents=len(question.agents),
+            keep_order=bool(question.near),
+            wait_s=question.wait_s,
+            hold_s=question.hold_s,
+        )
+        self._rng = random.Random()
+        self._clients: dict[AgentAddress, AgentClient] = {}
+        self._listeners: list[Listener] = []
+        self._resolution: Resolution | None = None
+        self._error = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._task = loop.create_task(self._run(), name=f"lb consul watch {question.service}")
+        self._task.add_done_callback(self._ended)
+
+    def join(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+        if self._resolution is not None:
+            listener.update(self._resolution)
+        if self._error:
+            listener.error(self._error)
+
+    def leave(self, listener: Listener) -> bool:
+        """Whether it was the last one."""
+        self._listeners = [other for other in self._listeners if other is not listener]
+        return not self._listeners
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
+
+    async def _run(self) -> None:
+        watch, clock = self._watch, self.loop.time
+        while True:
+            if (delay := watch.pace(clock())) > 0:
+                await asyncio.sleep(delay)
+                continue
+            agent = self._question.agents[watch.agent]
+            try:
+                answer = await self._ask(agent, watch.query)
+            except ConsulError as error:
+                delay = watch.failed(self._rng, overloaded=error.overloaded)
+                self._failed(str(error))
+                await asyncio.sleep(delay)
+                continue
+            self._error = ""
+            self._changed(watch.answered(clock(), answer, f"consul {agent.name}"))
+
+    async def _ask(self, agent: AgentAddress, query: Query) -> Answer:
+        params = self._question.params
+        if query.index is not None:
+            params += [("index", str(query.index)), ("wait", f"{round(query.wait_s * 1000)}ms")]
+        client = self._clients.get(agent)
+        if client is None:
+            client = self._clients[agent] = AgentClient(agent)
+        reply = await client.get(f"/v1/health/service/{self._question.service}", params, timeout_s=query.timeout_s)
+        if reply.status != 200:
+            raise client.refused(reply)
+        try:
+            return parse_answer(reply.headers, reply.json())
+        except ValueError as error:
+            raise ConsulError(agent.name, str(error)) from error
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Only a bug here or in a listener ends the pump by itself: never silently.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s: the watch of Consul ended", self._question.service, exc_info=error)
+            for listener in tuple(self._listeners):
+                listener.error(f"the watch of Consul ended: {error!r}")
+
+    def _failed(self, message: str) -> None:
+        if message != self._error:
+            _log.warning("%s: %s", self._question.service, message)
+        self._error = message
+        for listener in tuple(self._listeners):
+            listener.error(message)
+
+    def _changed(self, resolution: Resolution | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (wake_at := self._watch.wake_at) is not None:
+            self._timer = self.loop.call_at(wake_at, self._tick)
+        if resolution is None:
+            return
+        if self._resolution != resolution:
+            addresses = ", ".join(f"{e.id}={e.address} x{e.weight}" for e in resolution.endpoints)
+            _log.info(
+                "%s: %d endpoints (%s) [%s]",
+                self._question.service,
+                len(resolution.endpoints),
+                resolution.note,
+                addresses,
+            )
+        self._resolution = resolution
+        for listener in tuple(self._listeners):
+            listener.update(resolution)
+
+    def _tick(self) -> None:
+        self._changed(self._watch.tick(self.loop.time()))
+
+
+_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Question, _SharedWatch]] = WeakKeyDictionary()
