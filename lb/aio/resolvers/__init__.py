@@ -8,10 +8,10 @@ from lb.aio.resolvers.static import StaticResolver
 from lb.core.endpoint import Resolver
 from lb.core.target import ConsulTarget, DnsTarget, Target
 
-__all__ = ["ConsulResolver", "DnsResolver", "StaticResolver", "resolver_for"]
+__all__ = ["ConsulResolver", "DnsResolver", "StaticResolver", "make_resolver"]
 
 
-def resolver_for(target: Target) -> Resolver:
+def make_resolver(target: Target) -> Resolver:
     """The resolver of a parsed target; it starts nothing.
 
     Raises ``ValueError`` when the environment names Consul's agent wrongly.
