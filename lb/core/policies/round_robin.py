@@ -17,8 +17,8 @@ class RoundRobin:
     name: ClassVar[str] = "round_robin"
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> RoundRobinPicker:
-        """A picker that goes on after the candidate that ``previous`` picked last."""
-        start = previous.after(candidates) if isinstance(previous, RoundRobinPicker) else -1
+        """A picker that goes on where ``previous`` was."""
+        start = previous.place_in(candidates) if isinstance(previous, RoundRobinPicker) else -1
         return RoundRobinPicker(candidates, start)
 
 
@@ -41,16 +41,19 @@ class RoundRobinPicker:
         self._next = at + 1 if at + 1 < len(candidates) else 0
         return candidates[at]
 
-    def after(self, candidates: Sequence[Candidate]) -> int:
-        """Where in a new set to go on: after the most recent pick that is still there; -1 for anywhere."""
+    def place_in(self, candidates: Sequence[Candidate]) -> int:
+        """The index in a new set to go on with: who is next and still there; -1 for anywhere.
+
+        So the place only moves forward, and nobody who stays waits longer than a round.
+        """
         if self._next < 0:
             return -1
         places = {candidate.endpoint.key: place for place, candidate in enumerate(candidates)}
         size = len(self._candidates)
-        for back in range(1, size + 1):
-            place = places.get(self._candidates[(self._next - back) % size].endpoint.key)
+        for ahead in range(size):
+            place = places.get(self._candidates[(self._next + ahead) % size].endpoint.key)
             if place is not None:
-                return (place + 1) % len(candidates)
+                return place
         return -1
 
     def explain(self) -> str:

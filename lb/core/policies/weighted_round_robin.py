@@ -37,6 +37,8 @@ SMOOTH_LIMIT = 64
 """Up to so many candidates the sequence is nginx's."""
 CYCLE_LIMIT = 1024
 """Up to this sum of (reduced) weights nginx's sequence is recorded: at most 8 KB a channel."""
+PRECISION = 1 << 20
+"""Weights are multiplied until they sum to this: a change rounds credits to a millionth of a pick."""
 
 Key = tuple[str, str]
 
@@ -50,8 +52,9 @@ class WeightedRoundRobin:
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SmoothPicker | DeadlinePicker:
         """A picker in which survivors of ``previous`` keep their place."""
         weights = [candidate.weight for candidate in candidates]
-        common = gcd(*weights)
-        weights = [weight // common for weight in weights]
+        cycle = sum(weights) // gcd(*weights)
+        factor = PRECISION // sum(weights) + 1
+        weights = [weight * factor for weight in weights]
         credits = [0] * len(weights)
         turn = -1
         if isinstance(previous, (SmoothPicker, DeadlinePicker)):
@@ -59,46 +62,42 @@ class WeightedRoundRobin:
             if isinstance(previous, DeadlinePicker):
                 turn = previous.turn
         if len(candidates) <= SMOOTH_LIMIT:
-            return SmoothPicker(candidates, weights, credits)
+            return SmoothPicker(candidates, weights, credits, cycle)
         return DeadlinePicker(candidates, weights, credits, turn)
 
 
 def _carried(candidates: Sequence[Candidate], total: int, credits: Mapping[Key, int], before: int) -> list[int]:
-    """The old credits (in 1/``before`` of a pick) for a new set, in 1/``total`` of a pick; they sum to 0.
+    """The old credits (in 1/``before`` of a pick) for a new set, in 1/``total`` of a pick.
 
     What the departed take with them is shared equally among the survivors: that keeps the
-    distances between them, which is what decides the order.
+    distances between them, which is what decides the order. Equal credits stay equal. Rounding
+    leaves a sum above ``-total``, so that there is always somebody eligible.
     """
     known = [credits.get(candidate.endpoint.key) for candidate in candidates]
     survivors = [credit for credit in known if credit is not None]
     if not survivors:
         return [0] * len(known)
     excess, count = sum(survivors), len(survivors)
-    scale = before * count
-    result, rest = [], 0
-    for credit in known:
-        if credit is None:
-            result.append(0)
-            continue
-        # Whole numbers only; the remainder goes on to the next, so that the sum stays exact.
-        value, rest = divmod((credit * count - excess) * total + rest, scale)
-        result.append(value)
-    return result
+    scale = 2 * before * count
+    return [
+        0 if credit is None else (2 * (credit * count - excess) * total + before * count) // scale for credit in known
+    ]
 
 
 class SmoothPicker:
-    """nginx's smooth weighted round robin; ``weights`` have no common divisor, credits are nginx's current_weight."""
+    """nginx's smooth weighted round robin; ``credits`` are its current_weight."""
 
-    __slots__ = ("_at", "_candidates", "_credits", "_cycle", "_replaying", "_start", "_weights", "total")
+    __slots__ = ("_at", "_candidates", "_credits", "_cycle", "_length", "_replaying", "_start", "_weights", "total")
 
-    def __init__(self, candidates: Sequence[Candidate], weights: list[int], credits: list[int]) -> None:
-        """Use ``WeightedRoundRobin.picker``."""
+    def __init__(self, candidates: Sequence[Candidate], weights: list[int], credits: list[int], length: int) -> None:
+        """Use ``WeightedRoundRobin.picker``. ``length`` is the number of picks after which the sequence repeats."""
         self.total = sum(weights)
         self._candidates = tuple(candidates)
         self._weights = weights
         self._credits = credits
         self._start = credits  # where the recorded cycle begins
         self._cycle: list[int] = []
+        self._length = length
         self._replaying = False
         self._at = 0
 
@@ -106,19 +105,19 @@ class SmoothPicker:
         """The next of the sequence. O(1) once a short cycle was walked, else O(n)."""
         if self._replaying:
             at = self._at
-            self._at = at + 1 if at + 1 < self.total else 0
+            self._at = at + 1 if at + 1 < self._length else 0
             return self._candidates[self._cycle[at]]
         credits = list(map(add, self._credits, self._weights))
         best = credits.index(max(credits))
         credits[best] -= self.total
         self._credits = credits
-        if self.total <= CYCLE_LIMIT:
+        if self._length <= CYCLE_LIMIT:
             self._record(best)
         return self._candidates[best]
 
     def _record(self, best: int) -> None:
         self._cycle.append(best)
-        if len(self._cycle) == self.total:
+        if len(self._cycle) == self._length:
             # After a change of weights the first rounds may differ: replay only what has closed.
             if self._credits == self._start:
                 self._replaying = True

@@ -1,0 +1,255 @@
+"""Weighted round robin: the sequence, its proportions, its smoothness, and what a change of the set keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from math import gcd, log2
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.core.policies import Candidate, WeightedRoundRobin
+from lb.core.policies.weighted_round_robin import CYCLE_LIMIT, SMOOTH_LIMIT, DeadlinePicker, SmoothPicker
+from tests.core.backends import Backend, backend, backends, ids
+
+POLICY = WeightedRoundRobin()
+SMALL = st.lists(st.integers(1, 100), min_size=1, max_size=SMOOTH_LIMIT)
+SPREAD = st.one_of(st.just(1), st.sampled_from([1, 2, 5]), st.integers(1, 1000))
+LARGE = st.lists(SPREAD, min_size=SMOOTH_LIMIT + 1, max_size=150)
+
+
+def picks(picker: SmoothPicker | DeadlinePicker, count: int) -> list[str]:
+    """The ids of the next ``count`` picks."""
+    rng = Random(1)
+    return ids([picker.pick(None, rng) for _ in range(count)])
+
+
+def nginx(weights: Sequence[int], count: int) -> list[int]:
+    """ngx_http_upstream_get_peer, word for word: the indices of ``count`` picks."""
+    current, result = [0] * len(weights), []
+    for _ in range(count):
+        best = -1
+        for i, weight in enumerate(weights):
+            current[i] += weight
+            if best < 0 or current[i] > current[best]:
+                best = i
+        current[best] -= sum(weights)
+        result.append(best)
+    return result
+
+
+def deviations(sequence: Sequence[str], candidates: Sequence[Candidate]) -> tuple[float, float]:
+    """How many picks any candidate was ever ahead of and behind its share, at any moment of ``sequence``."""
+    total = sum(candidate.weight for candidate in candidates)
+    share = {candidate.endpoint.id: candidate.weight for candidate in candidates}
+    count = Counter[str]()
+    ahead = behind = 0
+    for slot, name in enumerate(sequence, 1):
+        # Furthest behind is just before its pick, furthest ahead just after it.
+        behind = max(behind, (slot - 1) * share[name] - count[name] * total)
+        count[name] += 1
+        ahead = max(ahead, count[name] * total - slot * share[name])
+    for name, weight in share.items():
+        behind = max(behind, len(sequence) * weight - count[name] * total)
+    return ahead / total, behind / total
+
+
+def test_nginx_s_own_example() -> None:
+    """Weights 5, 1, 1 give a a b a c a a, again and again."""
+    assert "".join(picks(POLICY.picker(backends([5, 1, 1]), None), 21)) == "aabacaa" * 3
+
+
+@given(weights=SMALL)
+def test_up_to_64_the_sequence_is_nginx_s(weights: list[int]) -> None:
+    """Over more than two cycles, so also while a recorded cycle is replayed."""
+    candidates = backends(weights)
+    count = min(2 * sum(weights) + 3, 1500)
+    expected = [candidates[i].endpoint.id for i in nginx(weights, count)]
+    assert picks(POLICY.picker(candidates, None), count) == expected
+
+
+@given(weights=st.one_of(SMALL, LARGE))
+@settings(max_examples=50, deadline=None)
+def test_a_full_cycle_has_the_exact_proportions(weights: list[int]) -> None:
+    """In as many picks as the (reduced) weights' sum, each candidate is picked exactly its weight."""
+    common = gcd(*weights)
+    count = Counter(picks(POLICY.picker(backends(weights), None), sum(weights) // common))
+    assert count == {c.endpoint.id: c.weight // common for c in backends(weights)}
+
+
+@given(weights=SMALL)
+def test_nginx_s_sequence_is_smooth(weights: list[int]) -> None:
+    """Nobody is ever a whole pick ahead of its share, nor further behind than the harmonic bound.
+
+    The greedy choice of the highest credit is the game of emptying cups: the fullest cup
+    never holds more than 1 + 1/2 + ... + 1/n.
+    """
+    ahead, behind = deviations(picks(POLICY.picker(backends(weights), None), 1000), backends(weights))
+    assert ahead < 1
+    assert behind <= sum(1 / i for i in range(1, len(weights) + 1))
+
+
+@given(weights=LARGE, tower=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_beyond_64_nobody_is_a_whole_pick_off(weights: list[int], tower: bool) -> None:
+    """At every moment each count is less than 1 from its share, also when one weight towers over all others."""
+    if tower:
+        weights = [sum(weights), *weights]
+    ahead, behind = deviations(picks(POLICY.picker(backends(weights), None), 3000), backends(weights))
+    assert ahead < 1
+    assert behind < 1
+
+
+def test_beyond_64_the_start_is_not_bunched() -> None:
+    """A weight that is half of all is picked every second time, from the first picks on."""
+    got = picks(POLICY.picker(backends([100] + [1] * 100), None), 200)
+    heavy = [slot for slot, name in enumerate(got) if name == "a"]
+    assert len(heavy) == 100
+    assert max(later - earlier for earlier, later in pairwise(heavy)) <= 3
+    assert "a a a" not in " ".join(got)
+
+
+def test_beyond_64_clients_begin_anywhere() -> None:
+    """Many clients of many equal endpoints do not all begin with the same one."""
+    starts = {POLICY.picker(backends([1] * 100), None).pick(None, Random(seed)).endpoint.id for seed in range(200)}
+    assert len(starts) > 60
+
+
+@given(weights=st.one_of(SMALL, LARGE), done=st.integers(0, 300))
+@settings(max_examples=50, deadline=None)
+def test_a_rebuild_that_changes_nothing_changes_no_pick(weights: list[int], done: int) -> None:
+    """A picker made anew over the same set goes on exactly where the last one was."""
+    candidates = backends(weights)
+    undisturbed, first = POLICY.picker(candidates, None), POLICY.picker(candidates, None)
+    expected = picks(undisturbed, done + 300)[done:]
+    picks(first, done)
+    second = POLICY.picker(backends(weights), first)
+    if isinstance(second, SmoothPicker):
+        assert picks(second, 300) == expected
+    else:
+        # Among equals the order may turn, the shares stay.
+        assert deviations(ids(candidates) and picks(second, 300), candidates)[0] < 2
+
+
+def test_a_newcomer_gets_no_burst_and_survivors_keep_their_turn() -> None:
+    """In the middle of a round the next ones come as they would have, the newcomer at its own rate."""
+    first = POLICY.picker(backends([1, 1, 1, 1]), None)
+    assert picks(first, 2) == ["a", "b"]
+    second = POLICY.picker([backend(name) for name in "abcdx"], first)
+    got = picks(second, 15)
+    assert got[:2] == ["c", "d"]
+    assert Counter(got) == dict.fromkeys("abcdx", 3)
+
+
+def test_a_changed_weight_acts_at_once_and_without_a_burst() -> None:
+    """Weight 1 to 8 among equals: from then on 8 of 10, never more than a pick ahead of it."""
+    first = POLICY.picker(backends([1, 1, 1]), None)
+    picks(first, 7)
+    candidates = backends([8, 1, 1])
+    got = picks(POLICY.picker(candidates, first), 100)
+    assert abs(got.count("a") - 80) <= 1
+    assert max(deviations(got, candidates)) < 2
+
+
+@pytest.mark.parametrize(("small", "large"), [(60, 70), (70, 60)])
+def test_the_place_is_kept_across_the_two_schedules(small: int, large: int) -> None:
+    """Growing past 64, or shrinking below: who was picked already waits until the others were."""
+    first = POLICY.picker(backends([1] * small), None)
+    done = picks(first, 30)
+    second = POLICY.picker(backends([1] * large), first)
+    soon = picks(second, 30)
+    assert not set(done) & set(soon)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    steady=st.lists(st.integers(1, 50), min_size=2, max_size=8),
+    others=st.sampled_from([4, 90]),
+    every=st.sampled_from([1, 3, 50]),
+)
+@settings(max_examples=60, deadline=None)
+def test_who_stays_gets_its_share_while_others_come_and_go(
+    seed: int, steady: list[int], others: int, every: int
+) -> None:
+    """With sets (and weights) that change all the time a survivor is within 3 picks of its share."""
+    rng = Random(seed)
+    stay = [backend(f"s{i}", weight) for i, weight in enumerate(steady)]
+    picker: SmoothPicker | DeadlinePicker | None = None
+    due = dict.fromkeys(ids(stay), Fraction(0))
+    candidates: list[Backend] = []
+    total = 0
+    for step in range(400):
+        if step % every == 0:
+            flapping = [backend(f"x{i}", rng.randint(1, 20)) for i in range(others) if rng.random() < 0.5]
+            candidates = [*stay, *flapping]
+            total = sum(candidate.weight for candidate in candidates)
+            picker = POLICY.picker(candidates, picker)
+        assert picker is not None
+        for candidate in stay:
+            due[candidate.endpoint.id] += Fraction(candidate.weight, total)
+        picked = picker.pick(None, rng).endpoint.id
+        if picked in due:
+            due[picked] -= 1
+        assert abs(sum(picker.credits().values())) <= len(candidates)
+    # Who leaves with more or less than its share leaves the difference to all who stay.
+    mean = sum(due.values(), Fraction(0)) / len(due)
+    assert all(abs(credit - mean) < 3 for credit in due.values()), due
+
+
+def test_a_short_cycle_is_replayed_and_a_long_one_is_not_stored() -> None:
+    """After one cycle a pick costs O(1); no list grows beyond the limit."""
+    short, long = POLICY.picker(backends([5, 1, 1]), None), POLICY.picker(backends([CYCLE_LIMIT, 1]), None)
+    picks(short, 7)
+    picks(long, 3 * CYCLE_LIMIT)
+    assert isinstance(short, SmoothPicker)
+    assert isinstance(long, SmoothPicker)
+    assert (short._replaying, len(short._cycle)) == (True, 7)
+    assert (long._replaying, len(long._cycle)) == (False, 0)
+
+
+class Counted(int):
+    """A weight whose due slots count how often they are compared."""
+
+    compared = 0
+
+    def __rfloordiv__(self, other: int) -> Counted:
+        return Counted(int(other) // int(self))
+
+    def __neg__(self) -> Counted:
+        return Counted(-int(self))
+
+    def __lt__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) < int(other)
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 2, 5), tuple(range(1, 1000))])
+def test_a_pick_is_logarithmic_in_every_single_case(weights: tuple[int, ...]) -> None:
+    """The costliest of 30,000 picks: a small multiple of log2(n) comparisons, twice as many for 10,000 as for 100.
+
+    It counts, for it measures no time; and it looks at the worst pick, for thousands of
+    endpoints become eligible at the same slot.
+    """
+    costs = []
+    for size in (100, 10_000):
+        counted = [Counted(weights[i % len(weights)]) for i in range(size)]
+        picker = DeadlinePicker(backends(counted), list(counted), [0] * size, 0)
+        rng, worst = Random(1), 0
+        for _ in range(30_000):
+            Counted.compared = 0
+            picker.pick(None, rng)
+            worst = max(worst, Counted.compared)
+        costs.append(worst)
+        assert worst <= 10 * log2(size), size
+    assert costs[1] <= 2.5 * costs[0]
