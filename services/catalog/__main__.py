@@ -1,0 +1,9 @@
+"""``python -m services.catalog``: one instance of the service."""
+
+from __future__ import annotations
+
+from services.catalog.service import build
+from services.runtime.server import main
+
+if __name__ == "__main__":
+    main("catalog", build)

@@ -1,0 +1,9 @@
+"""``python -m services.inventory``: one instance of the service."""
+
+from __future__ import annotations
+
+from services.inventory.service import build
+from services.runtime.server import main
+
+if __name__ == "__main__":
+    main("inventory", build)

@@ -1,0 +1,9 @@
+"""``python -m services.payments``: one instance of the service."""
+
+from __future__ import annotations
+
+from services.payments.service import build
+from services.runtime.server import main
+
+if __name__ == "__main__":
+    main("payments", build)

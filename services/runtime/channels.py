@@ -1,0 +1,31 @@
+"""Channels to the other services of the mesh: discovered, balanced, retried by ``lb``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+
+import lb.aio
+from services.runtime.interceptors import INSTANCE_KEY
+from services.runtime.settings import Settings
+
+Connect = Callable[[str], grpc.aio.Channel]
+"""Makes a channel to a service by its name in the registry. The caller closes it."""
+
+
+def connector(settings: Settings) -> Connect:
+    """How a process with these settings reaches other services."""
+
+    def connect(service: str) -> grpc.aio.Channel:
+        return lb.aio.channel(f"consul:///{service}", policy=settings.policy)
+
+    return connect
+
+
+async def served_by(call: grpc.aio.Call) -> str:
+    """Id of the instance that served a call that has ended; empty when none said so."""
+    for key, value in await call.trailing_metadata() or ():
+        if key == INSTANCE_KEY:
+            return value if isinstance(value, str) else value.decode()
+    return ""

@@ -1,0 +1,200 @@
+"""A service's database: SQLAlchemy over asyncio, on SQLite or what else its URL names.
+
+Instances of a service share one database. On SQLite that is one file, in WAL mode so that readers
+and a writer do not stop each other; a transaction that writes says so when it begins (BEGIN
+IMMEDIATE), for one that reads first and writes later fails at once when another wrote in between.
+
+A *transaction* here is a function of a connection. It may be run again from the start, when
+another instance inserted the same row at the same moment, and so must do nothing but talk to the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import MetaData, event, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from services.runtime.errors import unavailable
+from services.runtime.settings import Settings, SettingsError
+
+T = TypeVar("T")
+Query = Callable[[AsyncConnection], Awaitable[T]]
+
+# Less than the shortest deadline of a call between services (2 s), so that the caller learns why.
+_BUSY_MS = 1000
+_READERS = 4
+_WRITERS = 4
+_POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 1.0}
+_ATTEMPTS = 4
+_WAL_ATTEMPTS = 100
+_WAL_PAUSE_S = 0.05
+
+
+class Database:
+    """The engines of one service instance. Made by ``open_database``, closed by ``close``.
+
+    Reads have an engine of their own, without transactions: BEGIN, COMMIT and ROLLBACK are half of
+    the cost of a short query.
+    """
+
+    def __init__(self, reader: AsyncEngine, writer: AsyncEngine) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, query: Query[T]) -> T:
+        """Run a function that only reads. Each of its statements sees what was committed before it.
+
+        Raises:
+            CallError: UNAVAILABLE, when the database is away.
+        """
+        try:
+            async with self._reader.connect() as connection:
+                return await query(connection)
+        except (OperationalError, PoolTimeoutError) as error:
+            raise unavailable(f"the database is away: {_reason(error)}") from error
+
+    async def write(self, transaction: Query[T]) -> T:
+        """Run a transaction that writes; it is committed when this returns, or has not happened.
+
+        Raises:
+            CallError: UNAVAILABLE, when the database is away or busy for too long.
+        """
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                async with self._writer.begin() as connection:
+                    return await transaction(connection)
+            except IntegrityError:
+                # Another instance inserted the same row. Seen from the start, it is there.
+                if not left:
+                    raise
+            except (OperationalError, PoolTimeoutError) as error:
+                raise unavailable(f"the database is away or busy: {_reason(error)}") from error
+        raise AssertionError("unreachable")
+
+    async def create(self, metadata: MetaData) -> None:
+        """Create the tables that are missing. Several instances may do so at once."""
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                async with self._writer.begin() as connection:
+                    await connection.run_sync(metadata.create_all)
+                return
+            except (IntegrityError, OperationalError, ProgrammingError):
+                # On a server database two may create a table at once: the second look finds it.
+                if not left:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def ping(self) -> None:
+        """Raises when the database does not answer."""
+        async with self._reader.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close all connections. A process whose aiosqlite connections stay open does not end."""
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+    def __repr__(self) -> str:
+        return f"<Database {self._writer.url!r}>"
+
+
+async def open_database(service: str, settings: Settings, metadata: MetaData) -> Database:
+    """Open a service's database and create what is missing in it.
+
+    Raises:
+        SettingsError: neither MESH_DATA nor MESH_DATABASE_URL says where it is, or what they say is no place.
+    """
+    url = _url(service, settings)
+    try:
+        reader = create_async_engine(
+            url, pool_size=_READERS, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, **_POOL
+        )
+        # SQLite has one writer at a time: waiting for the pool is fairer than waiting for the file.
+        sqlite = reader.dialect.name == "sqlite"
+        writer = create_async_engine(url, pool_size=1 if sqlite else _WRITERS, **_POOL)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise SettingsError(f"MESH_DATABASE_URL: {_reason(error)}") from None
+    database = Database(reader, writer)
+    try:
+        if sqlite:
+            _pragmas(reader)
+            _pragmas(writer)
+            _begin_immediate(writer)
+            await _wal(reader)
+        await database.create(metadata)
+    except BaseException:
+        await database.close()
+        raise
+    return database
+
+
+def _url(service: str, settings: Settings) -> str:
+    if settings.database_url:
+        return settings.database_url
+    if settings.data is None:
+        raise SettingsError("MESH_DATA: is not set; it names the directory of the database (or set MESH_DATABASE_URL)")
+    directory = Path(settings.data).absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"MESH_DATA={str(settings.data)!r}: {error.strerror}") from None
+    return str(make_url("sqlite+aiosqlite://").set(database=str(directory / f"{service}.db")))
+
+
+def _pragmas(engine: AsyncEngine) -> None:
+    """Settings of each SQLite connection."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        # NORMAL: in WAL mode a power cut may cost the last transactions, never the file.
+        for pragma in (f"busy_timeout = {_BUSY_MS}", "foreign_keys = ON", "synchronous = NORMAL"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+
+def _begin_immediate(engine: AsyncEngine) -> None:
+    """Make each transaction take the write lock when it begins."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN is deferred and comes only before a change: we begin ourselves.
+        connection.isolation_level = None
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+async def _wal(engine: AsyncEngine) -> None:
+    """Switch the file to WAL mode, which it keeps.
+
+    The switch does not wait for the busy time-out when another process has the file, so it is repeated.
+    """
+    for left in reversed(range(_WAL_ATTEMPTS)):
+        try:
+            async with engine.connect() as connection:
+                await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            return
+        except OperationalError as error:
+            if not left or "locked" not in str(error):
+                raise
+            await asyncio.sleep(_WAL_PAUSE_S)
+
+
+def _reason(error: Exception) -> str:
+    """The driver's words alone: SQLAlchemy's add the statement and its parameters."""
+    return str(error.orig) if isinstance(error, DBAPIError) else str(error)

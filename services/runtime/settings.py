@@ -1,0 +1,109 @@
+"""Settings of a process of the mesh, from ``MESH_`` variables of the environment.
+
+A variable with the prefix that nobody knows is an error: a misspelt setting that is silently
+ignored is found much later, elsewhere. (pydantic-settings' ``extra="forbid"`` does not see
+variables of the environment, so the names are checked here.)
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "MESH_"
+
+# Settings of other processes of the mesh, which share one environment with this one.
+OTHERS = frozenset({"MESH_PORT", "MESH_DURATION", "MESH_JAEGER_QUERY", "MESH_ORDER_RATE"})
+
+PolicyName = Literal["round_robin", "random", "weighted_round_robin", "weighted_random"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or invalid. The message is one line and names the variable."""
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[v6]:port``; raises ``ValueError``."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 address stands in brackets: [::1]:50051")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("expected host:port, the port 0 to 65535")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The inverse of ``split_address``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+class Settings(BaseSettings):
+    """What every process of the mesh reads. A process with more settings derives from it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:0"
+    """Where the server listens, ``host:port``; port 0 takes a free one."""
+    advertise: str = ""
+    """What is registered: ``host``, ``host:port`` or ``auto`` (the address that routes to Consul);
+    by default what it listens on."""
+    instance_id: str = ""
+    """Default: ``<service>-<hostname>-<pid>``."""
+    weight: int = Field(default=1, ge=1, le=65535)
+    """Share of the calls, relative to the other instances."""
+    zone: str = ""
+    """Where the instance stands, free text."""
+    data: Path | None = None
+    """Directory of the SQLite files, shared by the instances of a service."""
+    database_url: str = ""
+    """SQLAlchemy URL with an asyncio driver; wins over ``data``."""
+    policy: PolicyName = "weighted_round_robin"
+    """How the channels to other services choose an instance."""
+    drain_s: float = Field(default=30.0, ge=0, le=3600)
+    """How long calls in flight may take after SIGTERM, in seconds."""
+    drain_wait_s: float = Field(default=1.0, ge=0, le=60)
+    """How long the instance says that it leaves before its port closes, in seconds."""
+    log_level: LogLevel = "info"
+    """The least level that is logged."""
+    parent_fd: int | None = Field(default=None, ge=0)
+    """Inherited end of a pipe: end-of-file on it means that the supervisor died."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S]) -> S:
+    """Read settings from the environment.
+
+    Raises:
+        SettingsError: a ``MESH_`` variable is unknown, or has a value that is not accepted.
+    """
+    known = {PREFIX + name.upper() for name in kind.model_fields} | OTHERS
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            close = difflib.get_close_matches(name.upper(), known, n=1)
+            raise SettingsError(f"{name}: unknown setting" + (f", did you mean {close[0]}?" if close else ""))
+    try:
+        return kind()
+    except ValidationError as error:
+        problems = [_line(problem["loc"], problem["msg"]) for problem in error.errors()]
+        raise SettingsError("; ".join(problems)) from None
+
+
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    name = PREFIX + str(location[0]).upper() if location else PREFIX + "*"
+    text = message.removeprefix("Value error, ")
+    return f"{name}={os.environ.get(name, '')!r}: {text[:1].lower()}{text[1:]}"
