@@ -1,0 +1,23 @@
+"""For tests, a user's own too: parts of a mesh that run inside a test.
+
+``Agent``: a Consul agent that is embedded (:mod:`lb.testing.agent`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lb.testing.agent import Agent
+
+__all__ = ["Agent"]
+
+# Loaded on first use, so that each part costs only those who use it.
+_HOMES = {"Agent": "lb.testing.agent"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,416 @@
+"""A Consul agent for one machine: the part of Consul's HTTP API that ``lb`` uses, embedded.
+
+In a test::
+
+    async with Agent() as agent:
+        channel = lb.aio.channel(f"consul://{agent.address}/catalog")
+
+As a process (the demo's)::
+
+    python -m lb.testing.agent --port 8500
+
+It is a catalog of one node that is agent and server in one, like ``consul agent -dev``: nothing
+is kept on disk, every token is accepted. gRPC, HTTP, TCP and TTL checks are really performed.
+The same tests run against it and against a real Consul. What it has no idea of: access control,
+several nodes or datacenters, ``filter=``, the DNS port, key/value, sessions.
+
+One difference is on purpose: a check runs for the first time at once, where Consul waits for a
+random part of its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from lb.core.target import join_host_port
+from lb.testing._checks import Runner
+from lb.testing._registry import STATUSES, Refused, Registry, duration
+
+_WAIT_DEFAULT_S = 300.0
+_WAIT_MAX_S = 600.0
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Agent:
+    """The embedded agent. ``port`` 0 takes a free one, which :attr:`url` tells and restarts keep.
+
+    ``deregister_least_s`` and ``reap_s`` are Consul's own 1 min and 30 s: how long an instance
+    must be critical at least before ``DeregisterCriticalServiceAfter`` removes it, and how often
+    that is looked at.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        node: str = "embedded",
+        datacenter: str = "dc1",
+        deregister_least_s: float = 60.0,
+        reap_s: float = 30.0,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._least_s = deregister_least_s
+        self._reap_s = reap_s
+        self._wakers: set[asyncio.Event] = set()
+        self._epoch = 0
+        self._registry = Registry(node, datacenter, self._wake)
+        self._rng = random.Random()
+        self._runners: dict[str, Runner] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._http: aiohttp.ClientSession | None = None
+        self._site: web.AppRunner | None = None
+        self._reaper: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
+        return join_host_port(self._host, self._port)
+
+    @property
+    def url(self) -> str:
+        """``http://host:port``, for ``CONSUL_HTTP_ADDR``."""
+        return f"http://{self.address}"
+
+    async def start(self) -> None:
+        """Listens. Raises ``OSError`` when the port is taken. What was registered is still there."""
+        if self._site is not None:
+            return
+        site = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
+        await site.setup()
+        try:
+            await web.TCPSite(site, self._host, self._port, reuse_address=True).start()
+        except OSError:
+            await site.cleanup()
+            raise
+        self._site = site
+        self._port = site.addresses[0][1]
+        self._http = aiohttp.ClientSession()
+        for check_id in tuple(self._registry.checks):
+            self._run_check(check_id)
+        self._reaper = asyncio.get_running_loop().create_task(self._reap(), name="embedded consul reaper")
+
+    async def stop(self) -> None:
+        """Closes the port and every connection at once, as a crash would. Remembers all."""
+        site, self._site = self._site, None
+        if site is None:
+            return
+        self._epoch += 1
+        self._wake()
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.wait([self._reaper])
+        for check_id in tuple(self._runners):
+            self._stop_check(check_id)
+        if self._closing:
+            await asyncio.wait(self._closing)
+        await site.cleanup()
+        if self._http is not None:
+            await self._http.close()
+
+    async def forget(self) -> None:
+        """Restarts empty on the same port, as ``consul agent -dev`` does: indexes begin anew."""
+        await self.stop()
+        self._registry.reset()
+        await self.start()
+
+    def set_index(self, index: int) -> None:
+        """Moves every index there, also backwards, and answers all blocking queries."""
+        self._epoch += 1
+        self._registry.set_index(index)
+
+    async def __aenter__(self) -> Agent:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    def __repr__(self) -> str:
+        state = "up" if self._site else "down"
+        return f"Agent({self.url}, {state}, {len(self._registry.services)} services, index={self._registry.index})"
+
+    # HTTP
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._errors])
+        app.add_routes(
+            [
+                web.get("/v1/status/leader", self._leader),
+                web.get("/v1/status/peers", self._peers),
+                web.get("/v1/agent/self", self._self),
+                web.get("/v1/agent/services", self._agent_services),
+                web.get("/v1/agent/checks", self._agent_checks),
+                web.get("/v1/agent/service/{id}", self._agent_service),
+                web.get("/v1/agent/health/service/id/{id}", self._agent_health),
+                web.put("/v1/agent/service/register", self._register),
+                web.put("/v1/agent/service/deregister/{id}", self._deregister),
+                web.put("/v1/agent/service/maintenance/{id}", self._maintenance),
+                web.put("/v1/agent/check/{verb:pass|warn|fail|update}/{id}", self._ttl),
+                web.get("/v1/catalog/services", self._catalog_services),
+                web.get("/v1/catalog/service/{name}", self._catalog_service),
+                web.get("/v1/health/service/{name}", self._health_service),
+                web.get("/v1/health/checks/{name}", self._health_checks),
+                web.get("/v1/health/state/{state}", self._health_state),
+            ]
+        )
+        return app
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refused as error:
+            return web.Response(status=error.status, text=error.words)
+        except web.HTTPNotFound:
+            return web.Response(status=404, text="Invalid URL path: not a recognized HTTP API endpoint")
+        except web.HTTPMethodNotAllowed as error:
+            return web.Response(
+                status=405,
+                text=f"method {request.method} not allowed",
+                headers={"Allow": ",".join(error.allowed_methods)},
+            )
+
+    async def _leader(self, request: web.Request) -> web.Response:
+        return web.json_response(self.address)
+
+    async def _peers(self, request: web.Request) -> web.Response:
+        return web.json_response([self.address])
+
+    async def _self(self, request: web.Request) -> web.Response:
+        return web.json_response(self._registry.agent_self())
+
+    async def _agent_services(self, request: web.Request) -> web.Response:
+        return web.json_response(self._registry.agent_services())
+
+    async def _agent_checks(self, request: web.Request) -> web.Response:
+        return web.json_response(self._registry.agent_checks())
+
+    async def _agent_service(self, request: web.Request) -> web.Response:
+        return web.json_response(self._registry.agent_service(request.match_info["id"]))
+
+    async def _agent_health(self, request: web.Request) -> web.Response:
+        status, body = self._registry.agent_health(request.match_info["id"])
+        return web.json_response(body, status=status)
+
+    async def _register(self, request: web.Request) -> web.Response:
+        body = await _json(request)
+        replace = request.query.get("replace-existing-checks", "false") in ("", "true", "1")
+        known = set(self._registry.checks)
+        now = self._now()
+        for check in self._registry.register(body, replace_checks=replace, now=now):
+            self._run_check(check.check_id)
+        for check_id in known - set(self._registry.checks):
+            self._stop_check(check_id)
+        return web.Response()
+
+    async def _deregister(self, request: web.Request) -> web.Response:
+        self._remove(request.match_info["id"])
+        return web.Response()
+
+    async def _maintenance(self, request: web.Request) -> web.Response:
+        enable = request.query.get("enable", "")
+        if not enable:
+            raise Refused(400, "Missing value for enable")
+        if enable.lower() not in ("true", "t", "1", "false", "f", "0"):
+            raise Refused(400, f'Invalid value for enable: "{enable}"')
+        self._registry.maintenance(
+            request.match_info["id"],
+            enable=enable.lower() in ("true", "t", "1"),
+            reason=request.query.get("reason", ""),
+            now=self._now(),
+        )
+        return web.Response()
+
+    async def _ttl(self, request: web.Request) -> web.Response:
+        verb, check_id = request.match_info["verb"], request.match_info["id"]
+        status = {"pass": "passing", "warn": "warning", "fail": "critical", "update": ""}[verb]
+        output = request.query.get("note", "")
+        if verb == "update":
+            body = await _json(request)
+            status, output = str(body.get("Status", "")), str(body.get("Output", ""))
+            if status not in STATUSES:
+                raise Refused(400, f"Invalid check status: '{status}'")
+        if self._registry.check(check_id).kind != "ttl":
+            raise Refused(500, f'CheckID "{check_id}" does not have associated TTL')
+        if check_id in self._runners:
+            self._runners[check_id].heard()
+        self._registry.report(check_id, status, output, now=self._now())
+        return web.Response()
+
+    async def _catalog_services(self, request: web.Request) -> web.Response:
+        registry = self._registry
+        return await self._blocking(request, lambda: registry.index, registry.catalog_services)
+
+    async def _catalog_service(self, request: web.Request) -> web.Response:
+        registry, name, tags = self._registry, request.match_info["name"], request.query.getall("tag", [])
+        return await self._blocking(
+            request, lambda: registry.index_of(name), lambda: registry.catalog_service(name, tags)
+        )
+
+    async def _health_service(self, request: web.Request) -> web.Response:
+        registry, name, tags = self._registry, request.match_info["name"], request.query.getall("tag", [])
+        wanted = request.query.get("passing", "false").lower()
+        if wanted not in ("", "true", "t", "1", "false", "f", "0"):
+            raise Refused(400, "Invalid value for ?passing")
+        passing = wanted in ("", "true", "t", "1")
+        return await self._blocking(
+            request, lambda: registry.index_of(name), lambda: registry.health_service(name, tags, passing=passing)
+        )
+
+    async def _health_checks(self, request: web.Request) -> web.Response:
+        registry, name = self._registry, request.match_info["name"]
+        return await self._blocking(request, lambda: registry.index_of(name), lambda: registry.health_checks(name))
+
+    async def _health_state(self, request: web.Request) -> web.Response:
+        registry, state = self._registry, request.match_info["state"]
+        return await self._blocking(request, lambda: registry.index, lambda: registry.health_state(state))
+
+    async def _blocking(
+        self, request: web.Request, index_of: Callable[[], int], read: Callable[[], Any]
+    ) -> web.Response:
+        """A read that waits, if asked to, until the index is higher than the asker's."""
+        query = request.query
+        for conflict in ("stale", "cached"):
+            if conflict in query and "consistent" in query:
+                raise Refused(400, f"Cannot specify ?{conflict} with ?consistent, conflicting semantics.")
+        if "filter" in query:
+            raise Refused(400, "the embedded agent knows no ?filter")
+        if query.get("dc", "") not in ("", self._registry.datacenter):
+            raise Refused(500, "No path to datacenter")
+        index_text, wait_text = query.get("index", ""), query.get("wait", "")
+        if index_text and not (index_text.isascii() and index_text.isdigit()):
+            raise Refused(400, "Invalid index")
+        try:
+            wait_s = duration(wait_text, "wait")
+        except Refused:
+            raise Refused(400, "Invalid wait time") from None
+        if index := int(index_text or 0):
+            wait_s = min(wait_s or _WAIT_DEFAULT_S, _WAIT_MAX_S)
+            # Consul spreads the herd: up to 1/16 longer.
+            await self._until(lambda: index_of() > index, wait_s * (1 + self._rng.uniform(0, 1 / 16)))
+            if self._site is None and request.transport is not None:
+                request.transport.abort()
+        headers = {
+            "X-Consul-Index": str(max(1, index_of())),
+            "X-Consul-KnownLeader": "true",
+            "X-Consul-LastContact": "0",
+            "X-Consul-Effective-Consistency": "leader",
+            "X-Consul-Query-Backend": "blocking-query",
+        }
+        return web.json_response(read(), headers=headers)
+
+    async def _until(self, true: Callable[[], bool], wait_s: float) -> None:
+        epoch, changed = self._epoch, asyncio.Event()
+        self._wakers.add(changed)
+        try:
+            async with asyncio.timeout(wait_s):
+                while not true() and epoch == self._epoch:
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            pass
+        finally:
+            self._wakers.discard(changed)
+
+    def _wake(self) -> None:
+        for waker in self._wakers:
+            waker.set()
+
+    # Checks
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _run_check(self, check_id: str) -> None:
+        probe = self._registry.checks[check_id].probe
+        runner = self._runners.get(check_id)
+        if probe is None or self._http is None or (runner is not None and runner.probe == probe):
+            return
+        self._stop_check(check_id)
+
+        def report(status: str, output: str) -> None:
+            self._registry.report(check_id, status, output, now=self._now())
+
+        self._runners[check_id] = Runner(probe, self._http, report)
+
+    def _stop_check(self, check_id: str) -> None:
+        runner = self._runners.pop(check_id, None)
+        if runner is not None:
+            runner.cancel()
+            task = asyncio.get_running_loop().create_task(runner.close(), name=f"close check {check_id}")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def _remove(self, service_id: str) -> None:
+        known = set(self._registry.checks)
+        self._registry.deregister(service_id)
+        for check_id in known - set(self._registry.checks):
+            self._stop_check(check_id)
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(self._reap_s)
+            for service_id in self._registry.expired(self._now(), self._least_s):
+                self._remove(service_id)
+
+
+async def _json(request: web.Request) -> Any:
+    try:
+        return json.loads(await request.text() or "{}")
+    except ValueError as error:
+        raise Refused(400, f"Request decode failed: {error}") from None
+
+
+async def serve(host: str, port: int, parent_fd: int | None) -> int:
+    """Runs an agent until SIGTERM, SIGINT or the end of the pipe ``parent_fd``. The exit status."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, done.set)
+    if parent_fd is not None:
+
+        def read() -> None:
+            if not os.read(parent_fd, 4096):
+                loop.remove_reader(parent_fd)
+                done.set()
+
+        loop.add_reader(parent_fd, read)
+    agent = Agent(host=host, port=port)
+    try:
+        await agent.start()
+    except OSError as error:
+        print(f"embedded consul: cannot listen on {join_host_port(host, port)}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"consul (embedded) {agent.url}", flush=True)
+    try:
+        await done.wait()
+    finally:
+        await agent.stop()
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. The exit status: 0, or 2 when it cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m lb.testing.agent", description="An embedded Consul agent.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default)")
+    parser.add_argument("--parent-fd", type=int, help="inherited end of a pipe; end when the other end is closed")
+    options = parser.parse_args(arguments)
+    return asyncio.run(serve(options.host, options.port, options.parent_fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
