@@ -65,6 +65,10 @@ _LEGAL = frozenset(
     }
 )
 
+# Reading a member of an enum costs more than reading a global, and these stand on the hot path.
+_CLOSED, _OPEN = State.CLOSED, State.OPEN
+_SUCCESS, _IGNORED = Verdict.SUCCESS, Verdict.IGNORED
+
 REFUSED = 0
 """What ``acquire`` returns instead of a generation. Releasing it decides nothing."""
 
@@ -183,11 +187,11 @@ class BreakerState:
         Who must call although refused (panic: every endpoint is refused) goes on with the 0, and
         that outcome decides nothing.
         """
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return self.generation
         if self._retry_at is not None and now < self._retry_at:
             return REFUSED
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._move(State.HALF_OPEN, now, "its open time is over")
         else:
             self.generation += 1
@@ -200,18 +204,18 @@ class BreakerState:
         Raises:
             ValueError: no permit of this generation was ever given out.
         """
-        if generation != self.generation or self.state is State.OPEN:
+        if generation != self.generation or self.state is _OPEN:
             if generation >= self.generation:
                 raise ValueError(f"breaker: generation {generation} was never given out by {self!r}")
             return None
-        if self.state is State.CLOSED:
-            if verdict is Verdict.IGNORED:
+        if self.state is _CLOSED:
+            if verdict is _IGNORED:
                 return None
             window = self._window
             if now >= window.edge:
                 window.roll(now)
             window.calls += 1
-            if verdict is Verdict.SUCCESS:
+            if verdict is _SUCCESS:
                 self._failures = 0
                 return None
             window.marked += 1
@@ -221,9 +225,9 @@ class BreakerState:
         if self._retry_at is None:  # the probe's permit was returned before
             return None
         self._retry_at = None
-        if verdict is Verdict.IGNORED:
+        if verdict is _IGNORED:
             return None
-        if verdict is Verdict.SUCCESS:
+        if verdict is _SUCCESS:
             self._open_s = self.settings.open_s
             return self._move(State.CLOSED, now, "the probe succeeded")
         return self._open(now, rng, "the probe failed")
