@@ -50,7 +50,7 @@ def never_connected(details: str) -> bool:
 
 def lower(channel: grpc.aio.Channel) -> Any:
     """The ``cygrpc.AioChannel`` under a channel of grpcio's."""
-    return channel._channel
+    return channel._channel  # type: ignore[attr-defined]
 
 
 def check_arguments(
@@ -89,7 +89,7 @@ _INTERCEPTOR_KINDS = (
 )
 
 
-class UpperChannel(grpcio_channel.Channel):  # type: ignore[misc]  # the stubs know only the abstract base
+class UpperChannel(grpcio_channel.Channel):
     """grpcio's own upper layer over a `LogicalChannel`."""
 
     def __init__(self, logical: LogicalChannel, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:

@@ -167,11 +167,12 @@ class LogicalCall:
         self._locally_cancelled = True
         real = self._real
         self._give_back(_CANCELLED)
+        # Settled first: the attempt's own end, which comes next, must not be taken for a failure.
+        self._settle(AioRpcStatus(_CANCELLED_VALUE, details, None, None), _NO_METADATA)
         if real is not None and not real.done():
             real.cancel(details)
         if self._retrying is not None:
             self._retrying.cancel()
-        self._settle(AioRpcStatus(_CANCELLED_VALUE, details, None, None), _NO_METADATA)
 
     def set_internal_error(self, error: str) -> None:
         """The upper layer could not go on."""
@@ -312,10 +313,9 @@ class LogicalCall:
     # ---- attempts ----
 
     def _begin(self) -> Action:
-        tracer = self._channel.tracer
-        if tracer is not None:
-            self._span = tracer.call_started(self.call)
-        return self.call.begin(time.monotonic())
+        now = time.monotonic()
+        self._span = self._channel.tracer.call_started(self.call, now)
+        return self.call.begin(now)
 
     def _start(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """Open the attempt's call on its connection; returns it and the metadata to send."""

@@ -64,9 +64,9 @@ def channel(
         credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
             must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
             option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
-        options, compression, interceptors: as in ``grpc.aio.insecure_channel``. Options and
-            compression reach the connection to each endpoint. Interceptors see a call once,
-            however many attempts it takes.
+        options: channel options as in ``grpc.aio.insecure_channel``, for the connection to each endpoint.
+        compression: as there; also for the connection to each endpoint.
+        interceptors: as there. They see a call once, however many attempts it takes.
 
     Raises:
         ValueError: a bad target, policy name, breaker or retry setting, or interceptor.

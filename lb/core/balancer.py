@@ -33,6 +33,9 @@ from lb.core.outcome import Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
 
 READY = Connectivity.READY
+# Reading a member of an enum costs more than reading a global, and these stand on the hot path.
+_CLOSED = State.CLOSED
+_FAILURE, _IGNORED = Verdict.FAILURE, Verdict.IGNORED
 
 
 class Attempt:
@@ -58,7 +61,7 @@ class Attempt:
         self.started_at = now
         self.ended_at: float | None = None
         self.outcome: Outcome | None = None
-        self.breaker_state = candidate.breaker.state.name
+        self.breaker_state = candidate.breaker.state
         self.span: object = None
         """Belongs to the telemetry listener."""
 
@@ -195,7 +198,7 @@ class Balancer:
         breaker = candidate.breaker
         generation = breaker.acquire(now)
         attempt = Attempt(candidate, generation, number, why, now)
-        if breaker.state is not State.CLOSED:
+        if attempt.breaker_state is not _CLOSED:
             self._dirty = True  # a probe's place is taken now: the next pick goes elsewhere
         candidate.in_flight += 1
         candidate.picks += 1
@@ -211,13 +214,13 @@ class Balancer:
         attempt.ended_at = now
         candidate.in_flight -= 1
         verdict = outcome.verdict
-        if verdict is not Verdict.IGNORED:
+        if verdict is not _IGNORED:
             candidate.load.observe(now - attempt.started_at, now)
-        if verdict is Verdict.FAILURE:
+        if verdict is _FAILURE:
             candidate.last_error = outcome.reason()
         if candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
             self._dirty = True
-        elif candidate.breaker.state is not State.CLOSED:
+        elif candidate.breaker.state is not _CLOSED:
             self._dirty = True  # an ignored probe gave its place back
         return candidate if candidate.retired and not candidate.in_flight else None
 

@@ -115,8 +115,10 @@ class Call:
     def resume(self, now: float) -> Action:
         """Go on after a pause or a change of the balancer."""
         attempts = self.attempts
-        tried = [a.candidate for a in attempts] if attempts else ()
-        picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, tried)
+        if attempts:
+            picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
+        else:
+            picked = self._balancer.pick(self, now)
         if type(picked) is Attempt:
             attempts.append(picked)
             return picked

@@ -22,6 +22,7 @@ on an attempt's span      ``Attempt.package.Service/Method``
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from grpc import StatusCode
@@ -35,6 +36,9 @@ from lb.core.call import Call
 from lb.core.target import split_host_port
 
 Metadata = tuple[Any, ...]
+
+_LOOK_EVERY_S = 1.0
+"""How often a channel without an SDK looks whether one was set up meanwhile."""
 
 
 class _Append(Setter[list[tuple[str, str]]]):
@@ -52,12 +56,18 @@ class Spans:
         self._target = target
         self._balancer = balancer
         self._tracer = trace.get_tracer("lb")
+        self._sdk = False
+        self._look_again_at = -inf
 
-    def call_started(self, call: Call) -> Span | None:
+    def call_started(self, call: Call, now: float) -> Span | None:
         """The call's span, in the caller's context; None when there is nothing to trace or pass on."""
-        if type(trace.get_tracer_provider()) is trace.ProxyTracerProvider:
-            current = trace.get_current_span()
-            return current if current.get_span_context().is_valid else None
+        if not self._sdk:
+            if now >= self._look_again_at:  # looking costs as much as a pick
+                self._sdk = type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider
+                self._look_again_at = now + _LOOK_EVERY_S
+            if not self._sdk:
+                current = trace.get_current_span()
+                return None if current is trace.INVALID_SPAN else trace.NonRecordingSpan(current.get_span_context())
         name = call.method[1:]
         service, _, method = name.partition("/")
         return self._tracer.start_span(
@@ -72,7 +82,7 @@ class Spans:
 
     def attempt_started(self, span: Span, call: Call, attempt: Attempt, metadata: Metadata) -> Metadata:
         """Start the attempt's span, if the call is sampled; returns the metadata with the trace context."""
-        if span.is_recording() and type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider:
+        if span.is_recording():
             name = call.method[1:]
             service, _, method = name.partition("/")
             attributes: dict[str, str | int] = {
@@ -82,7 +92,7 @@ class Spans:
                 "lb.endpoint.id": attempt.endpoint_id,
                 "lb.policy": self._balancer.policy.name,
                 "lb.attempt": attempt.number,
-                "lb.breaker.state": attempt.breaker_state,
+                "lb.breaker.state": attempt.breaker_state.name,
                 **_where(attempt.address),
             }
             if attempt.why:
@@ -107,8 +117,6 @@ class Spans:
 
     def call_ended(self, span: Span, call: Call, code: StatusCode, details: str | None) -> None:
         """End the call's span with its final status."""
-        if type(trace.get_tracer_provider()) is trace.ProxyTracerProvider:
-            return  # the caller's own span, only passed on
         if span.is_recording():
             if len(call.attempts) != 1:
                 span.set_attribute("lb.attempts", len(call.attempts))
