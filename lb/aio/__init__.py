@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from lb.aio.channel import Channel, attempts, channel
+from lb.aio.registration import Registration, registration
 
-__all__ = ["Channel", "attempts", "channel"]
+__all__ = ["Channel", "Registration", "attempts", "channel", "registration"]
