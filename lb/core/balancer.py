@@ -313,10 +313,10 @@ class Balancer:
         if candidate in self._pool:
             return ""
         if not candidate.breaker.admits(now):
-            retry_at = candidate.breaker.retry_at
-            if retry_at is None:
+            if candidate.breaker.state is State.HALF_OPEN:
                 return "breaker half-open, a probe is out"
-            return f"breaker open for {retry_at - now:.1f} s more ({candidate.last_error or 'failures'})"
+            left = (candidate.breaker.retry_at or now) - now
+            return f"breaker open for {left:.1f} s more ({candidate.last_error or 'failures'})"
         return "weight 0"
 
     def __repr__(self) -> str:
