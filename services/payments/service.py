@@ -23,7 +23,7 @@ from services.runtime.host import Host, Service
 from services.runtime.moment import timestamp
 from services.runtime.validation import LONGEST_ID, Checks
 
-_MOST_UNITS = 1_000_000
+_MOST_UNITS = 100_000_000
 
 _STATES = {
     store.AUTHORIZED: PaymentState.PAYMENT_STATE_AUTHORIZED,

@@ -110,7 +110,7 @@ class AuthorizeRequest(message.Message):
     """
     @builtins.property
     def amount(self) -> money_pb2.Money:
-        """More than zero, at most 1000000 units."""
+        """More than zero, at most 100000000 units."""
 
     def __init__(
         self,

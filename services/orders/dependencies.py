@@ -1,0 +1,152 @@
+"""The services that an order needs.
+
+A dependency's error is told in the words of the orders' contract: what the buyer can change stays what it
+is (NOT_FOUND, FAILED_PRECONDITION), a service that is away or slow is UNAVAILABLE, and anything else is
+a defect between the services, which is not the caller's business: it is logged and told as INTERNAL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import structlog
+from google.rpc.error_details_pb2 import PreconditionFailure
+
+from mesh.catalog.v1 import CatalogStub, GetProductRequest, Product
+from mesh.common.v1 import Money
+from mesh.inventory.v1 import InventoryStub, ReleaseRequest, ReserveRequest, StockLine
+from mesh.payments.v1 import AuthorizeRequest, CaptureRequest, Payment, PaymentsStub, VoidRequest
+from services.orders.store import Line
+from services.runtime.channels import served_by
+from services.runtime.errors import CallError, detail, not_found, precondition, unavailable
+
+if TYPE_CHECKING:
+    from grpc.aio import UnaryUnaryCall
+
+log = structlog.get_logger()
+
+# The most that one call to a dependency may take, retries included; the caller's deadline may be nearer.
+STEP_S = 2.0
+
+R = TypeVar("R")
+
+
+class Deadline:
+    """The instant at which the time is over, on the event loop's clock."""
+
+    __slots__ = ("_at",)
+
+    def __init__(self, timeout_s: float) -> None:
+        self._at = asyncio.get_running_loop().time() + timeout_s
+
+    @property
+    def step_s(self) -> float:
+        """Timeout of the next call to a dependency, in seconds."""
+        return max(0.0, min(STEP_S, self._at - asyncio.get_running_loop().time()))
+
+    def __repr__(self) -> str:
+        return f"<Deadline, next step {self.step_s:.3f} s>"
+
+
+class Dependencies:
+    """Catalog, inventory and payments, as one order needs them.
+
+    ``deadline`` bounds each call; ``served_by`` gathers which instance served the last call to each service.
+    """
+
+    def __init__(
+        self, catalog: grpc.aio.Channel, inventory: grpc.aio.Channel, payments: grpc.aio.Channel
+    ) -> None:
+        self._catalog = CatalogStub(catalog)
+        self._inventory = InventoryStub(inventory)
+        self._payments = PaymentsStub(payments)
+
+    async def product(self, sku: str, deadline: Deadline, served: dict[str, str]) -> Product:
+        """A product; CallError NOT_FOUND when the catalog does not know it."""
+        call = self._catalog.GetProduct(GetProductRequest(sku=sku), timeout=deadline.step_s)
+        try:
+            return (await _answer("catalog", call, served)).product
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise not_found("product", sku) from error
+            raise translated("catalog", error) from error
+
+    async def reserve(
+        self, reservation_id: str, lines: Sequence[Line], deadline: Deadline, served: dict[str, str]
+    ) -> None:
+        """Hold the pieces; CallError FAILED_PRECONDITION when there are too few."""
+        wanted = [StockLine(sku=line.sku, quantity=line.quantity) for line in lines]
+        request = ReserveRequest(reservation_id=reservation_id, lines=wanted)
+        try:
+            await _answer("inventory", self._inventory.Reserve(request, timeout=deadline.step_s), served)
+        except grpc.aio.AioRpcError as error:
+            raise translated("inventory", error) from error
+
+    async def release(self, reservation_id: str, deadline: Deadline) -> None:
+        """Give the pieces back."""
+        request = ReleaseRequest(reservation_id=reservation_id)
+        try:
+            await self._inventory.Release(request, timeout=deadline.step_s)
+        except grpc.aio.AioRpcError as error:
+            raise translated("inventory", error) from error
+
+    async def authorize(
+        self, payment_id: str, amount: Money, method: str, deadline: Deadline, served: dict[str, str]
+    ) -> Payment:
+        """Put the amount aside, or be declined."""
+        request = AuthorizeRequest(
+            idempotency_key=f"{payment_id}/authorize", payment_id=payment_id, amount=amount, payment_method=method
+        )
+        try:
+            call = self._payments.Authorize(request, timeout=deadline.step_s)
+            return (await _answer("payments", call, served)).payment
+        except grpc.aio.AioRpcError as error:
+            raise translated("payments", error) from error
+
+    async def capture(self, payment_id: str, deadline: Deadline, served: dict[str, str]) -> None:
+        """Take the amount."""
+        request = CaptureRequest(idempotency_key=f"{payment_id}/capture", payment_id=payment_id)
+        try:
+            await _answer("payments", self._payments.Capture(request, timeout=deadline.step_s), served)
+        except grpc.aio.AioRpcError as error:
+            raise translated("payments", error) from error
+
+    async def void(self, payment_id: str, deadline: Deadline) -> bool:
+        """Give the amount up. False when it was captured, and so cannot be."""
+        request = VoidRequest(idempotency_key=f"{payment_id}/void", payment_id=payment_id)
+        try:
+            await self._payments.Void(request, timeout=deadline.step_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                return False
+            raise translated("payments", error) from error
+        return True
+
+
+async def _answer(service: str, call: UnaryUnaryCall[Any, R], served: dict[str, str]) -> R:
+    response = await call
+    instance = await served_by(call)
+    if instance:
+        served[service] = instance
+    return response
+
+
+def translated(service: str, error: grpc.aio.AioRpcError) -> CallError:
+    """What the caller of the orders is told when a call to ``service`` failed."""
+    code = error.code()
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        failure = detail(error, PreconditionFailure)
+        short = [found for found in failure.violations if found.type == "STOCK"] if failure is not None else []
+        if short:
+            return precondition([(found.type, found.subject, found.description) for found in short])
+        # Released or voided by who took the order over: the caller may try again.
+        return unavailable(f"{service}: {error.details()}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return unavailable(f"{service} did not answer in time")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED):
+        return unavailable(f"{service} is away: {error.details()}")
+    log.error("a dependency refused", dependency=service, code=code.name, details=error.details())
+    return CallError(grpc.StatusCode.INTERNAL, f"{service} refused; the instance has logged why")
