@@ -1,0 +1,242 @@
+"""A Consul for the tests: a real one as a process of its own, or the embedded agent, with the same handle.
+
+Fixtures (a conftest imports them all): ``registry`` runs a test on both, ``own_registry`` too, with
+one that the test may stop and start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from lb.testing import Agent
+from tests.support import servers
+from tests.support.wait import until
+
+_START_S = 30.0
+_STOP_S = 10.0
+_PORTS = ("http", "grpc", "dns", "server", "serf-lan", "serf-wan")
+
+
+class Registry:
+    """What tests do with a Consul, of either kind, through its HTTP API. ``kind`` says which."""
+
+    kind = ""
+    url = ""
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
+        return self.url.removeprefix("http://")
+
+    async def start(self) -> None:
+        """Starts it, empty, on the port it had."""
+        raise NotImplementedError
+
+    async def kill(self) -> None:
+        """Ends it at once, as a crash would."""
+        raise NotImplementedError
+
+    async def forget(self) -> None:
+        """Restarts it empty."""
+        await self.kill()
+        await self.start()
+
+    async def get(self, path: str, **params: Any) -> httpx2.Response:
+        """The answer to a GET, whatever its status."""
+        async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client:
+            return await client.get(f"/v1/{path}", params=params)
+
+    async def put(self, path: str, body: Any = None, **params: Any) -> httpx2.Response:
+        """The answer to a PUT, whatever its status."""
+        async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client:
+            return await client.put(f"/v1/{path}", params=params, json=body)
+
+    async def health(self, service: str, **params: Any) -> list[dict[str, Any]]:
+        """``/v1/health/service/NAME``."""
+        answer = await self.get(f"health/service/{service}", **params)
+        answer.raise_for_status()
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+    async def index(self, service: str) -> int:
+        """The index of a service."""
+        return int((await self.get(f"health/service/{service}")).headers["X-Consul-Index"])
+
+    async def register(
+        self, service: str, id: str, host: str = "127.0.0.1", port: int = 1, *, weight: int = 1, **more: Any
+    ) -> None:
+        """Registers an instance, without a check unless ``Check`` says so."""
+        weights = {"Passing": weight, "Warning": 1}
+        body = {"Name": service, "ID": id, "Address": host, "Port": port, "Weights": weights} | more
+        (await self.put("agent/service/register", body)).raise_for_status()
+
+    async def deregister(self, id: str) -> None:
+        """Removes an instance."""
+        (await self.put(f"agent/service/deregister/{id}")).raise_for_status()
+
+    async def set_weight(self, id: str, weight: int) -> None:
+        """Changes an instance's weight, as an operator would: all else stays."""
+        known = (await self.get(f"agent/service/{id}")).raise_for_status().json()
+        await self.register(
+            known["Service"], id, known["Address"], known["Port"], weight=weight, Tags=known["Tags"], Meta=known["Meta"]
+        )
+
+    async def instances(self) -> set[str]:
+        """The ids of all registered instances."""
+        return set((await self.get("agent/services")).raise_for_status().json())
+
+    async def status(self, service: str, id: str) -> str:
+        """The status of the instance's own check; empty when it is not there."""
+        for entry in await self.health(service):
+            for check in entry["Checks"]:
+                if check["CheckID"] == f"service:{id}":
+                    return str(check["Status"])
+        return ""
+
+
+class Embedded(Registry):
+    """The agent of ``lb.testing``, in this process."""
+
+    kind = "embedded"
+
+    def __init__(self) -> None:
+        self.agent = Agent()
+        self._fresh = True
+
+    async def start(self) -> None:
+        """Starts it, empty, on the port it had."""
+        await (self.agent.start() if self._fresh else self.agent.forget())
+        self._fresh = False
+        self.url = self.agent.url
+
+    async def kill(self) -> None:
+        """Ends it at once, as a crash would."""
+        await self.agent.stop()
+
+
+class Consul(Registry):
+    """A real ``consul agent -dev``: one process on ports of its own, which it keeps when started again."""
+
+    kind = "real"
+
+    def __init__(self) -> None:
+        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._process: asyncio.subprocess.Process | None = None
+        self.url = f"http://127.0.0.1:{self._ports['http']}"
+
+    async def start(self) -> None:
+        """Starts it, empty, and waits until it has a leader. Raises ``RuntimeError`` with its last words."""
+        program = servers.find("consul")
+        assert program is not None, "tests that need it are marked `consul`"
+        with tempfile.TemporaryFile() as output:
+            self._process = await asyncio.create_subprocess_exec(
+                str(program),
+                *("agent", "-dev", "-client", "127.0.0.1", "-bind", "127.0.0.1", "-node", "test", "-log-level", "warn"),
+                *(f"-{name}-port={port}" for name, port in self._ports.items()),
+                "-grpc-tls-port=-1",
+                stdout=output,
+                stderr=output,
+                cwd=tempfile.gettempdir(),
+            )
+            try:
+                await until(self._ready, within_s=_START_S, what="consul has a leader")
+            except (TimeoutError, RuntimeError) as error:
+                await self.kill()
+                output.seek(0)
+                raise RuntimeError(f"{error}: {output.read().decode(errors='replace')[-2000:]}") from error
+
+    async def kill(self) -> None:
+        """Ends it at once: SIGKILL."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
+
+    async def _ready(self) -> bool:
+        assert self._process is not None
+        if self._process.returncode is not None:
+            raise RuntimeError(f"consul ended with status {self._process.returncode} before it was ready")
+        try:
+            leader: str = (await self.get("status/leader")).json()
+            # A leader is there before the node itself is in the catalog.
+            return bool(leader) and bool((await self.get("catalog/nodes")).json())
+        except (httpx2.HTTPError, ValueError):
+            return False
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Consul]:
+    """A real Consul while the block lasts."""
+    server = Consul()
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.kill()
+
+
+@contextlib.asynccontextmanager
+async def embedded() -> AsyncIterator[Embedded]:
+    """The embedded agent while the block lasts."""
+    server = Embedded()
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.kill()
+
+
+KINDS = ["embedded", pytest.param("real", marks=pytest.mark.consul)]
+
+
+@pytest.fixture(scope="module")
+async def real_consul() -> AsyncIterator[Consul]:
+    """One real Consul for all tests of a module that leave it running."""
+    async with running() as server:
+        yield server
+
+
+@pytest.fixture
+async def embedded_consul() -> AsyncIterator[Embedded]:
+    """An embedded agent for one test."""
+    async with embedded() as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def registry(request: pytest.FixtureRequest) -> Registry:
+    """Both kinds in turn. The real one is shared: use a service name of your own, and do not stop it."""
+    found: Registry = request.getfixturevalue("embedded_consul" if request.param == "embedded" else "real_consul")
+    return found
+
+
+@pytest.fixture(params=KINDS)
+async def own_registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
+    """Both kinds in turn, for this test alone."""
+    async with embedded() if request.param == "embedded" else running() as server:
+        yield server
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free for TCP and UDP, all different."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            tcp = held.enter_context(socket.socket())
+            tcp.bind(("127.0.0.1", 0))
+            port = tcp.getsockname()[1]
+            udp = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            with contextlib.suppress(OSError):
+                udp.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
