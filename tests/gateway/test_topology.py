@@ -1,0 +1,98 @@
+"""What ``/api/mesh`` says when Consul or an instance does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from lb.aio._consul import ConsulError
+from lb.core.consul_health import Instance
+from services.gateway import topology as module
+from services.gateway.topology import Topology
+from tests.gateway.conftest import Bench, instance
+
+
+async def test_instances_with_their_calls(bench: Bench) -> None:
+    """Consul's instances in the order of their id, each with what it says of itself."""
+    bench.registered["catalog"] = [
+        instance("shop-2", "127.0.0.1:1", "critical", weight=2),
+        instance("shop-1", bench.shop_address, weight=5, pid="42"),
+        instance("shop-3", "127.0.0.1:1", "maintenance"),
+    ]
+    body = (await bench.client.get("/api/mesh")).json()
+    assert body["registry"] == "ok"
+    assert set(body["services"]) == {"catalog", "inventory", "orders", "payments"}
+    assert body["services"]["orders"] == {"instances": []}
+    assert body["services"]["catalog"]["instances"] == [
+        {"id": "shop-1", "address": bench.shop_address, "pid": 42, "weight": 5, "health": "passing", "calls": 7},
+        {"id": "shop-2", "address": "127.0.0.1:1", "pid": None, "weight": 2, "health": "critical", "calls": None},
+        {"id": "shop-3", "address": "127.0.0.1:1", "pid": None, "weight": 1, "health": "maintenance", "calls": None},
+    ]
+
+
+async def test_without_consul_the_last_answer_stands(bench: Bench) -> None:
+    """503 before there ever was one; afterwards the last one, with the reason, and calls still count."""
+    down = True
+
+    async def registry(service: str) -> Sequence[Instance]:
+        if down:
+            raise ConsulError("127.0.0.1:8500", "cannot connect")
+        return [instance("shop-1", bench.shop_address)]
+
+    mesh = Topology(registry, services=["catalog"])
+    bench.gateway._topology = mesh
+    answer = await bench.client.get("/api/mesh")
+    assert answer.status_code == 503
+    assert "cannot connect" in answer.json()["detail"]
+    assert "retry-after" in answer.headers
+    down = False
+    mesh._read_at = float("-inf")
+    assert (await bench.client.get("/api/mesh")).json()["registry"] == "ok"
+    down = True
+    bench.shop.calls_total = 9
+    mesh._read_at = float("-inf")
+    body = (await bench.client.get("/api/mesh")).json()
+    assert "cannot connect" in body["registry"]
+    assert body["services"]["catalog"]["instances"][0]["calls"] == 9
+    await mesh.close()
+
+
+async def test_an_instance_that_hangs_does_not_hold_up_the_others(bench: Bench, monkeypatch: Any) -> None:
+    """A port that accepts and says nothing costs its own number only, and a bounded time."""
+    monkeypatch.setattr(module, "DESCRIBE_TIMEOUT_S", 0.2)
+    silent = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody ever answers
+    address = f"127.0.0.1:{silent.getsockname()[1]}"
+    bench.registered["catalog"] = [instance("shop-1", bench.shop_address), instance("silent", address)]
+    async with asyncio.timeout(2):
+        body = (await bench.client.get("/api/mesh")).json()
+    assert [each["calls"] for each in body["services"]["catalog"]["instances"]] == [7, None]
+    await bench.gateway._topology.close()
+    silent.close()
+
+
+async def test_many_who_ask_cost_one_reading(bench: Bench) -> None:
+    """Within a second, and while a reading is under way, everybody gets the same one."""
+    asked = 0
+
+    async def registry(service: str) -> Sequence[Instance]:
+        nonlocal asked
+        asked += 1
+        return [instance("shop-1", bench.shop_address)]
+
+    mesh = Topology(registry, services=["catalog"])
+    first = asyncio.create_task(mesh.get())
+    await asyncio.sleep(0)
+    first.cancel()  # the reading goes on for the others
+    answers = await asyncio.gather(*(mesh.get() for _ in range(20)))
+    assert asked == 1
+    assert all(answer is answers[0] for answer in answers)
+    await mesh.close()
+
+
+async def test_another_process_on_the_port_is_not_counted(bench: Bench) -> None:
+    """An address that was taken over by another instance does not give its calls to the first."""
+    bench.registered["catalog"] = [instance("gone-1", bench.shop_address)]
+    body = (await bench.client.get("/api/mesh")).json()
+    assert body["services"]["catalog"]["instances"][0]["calls"] is None
