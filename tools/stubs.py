@@ -98,6 +98,7 @@ def package(contracts: list[descriptor_pb2.FileDescriptorProto]) -> str:
     names: list[str] = []
     imports: list[str] = []
     typing: list[str] = []
+    running: list[str] = []
     for contract in contracts:
         module = contract.name.removesuffix(".proto").replace("/", ".")
         messages = sorted([m.name for m in contract.message_type] + [e.name for e in contract.enum_type])
@@ -108,13 +109,15 @@ def package(contracts: list[descriptor_pb2.FileDescriptorProto]) -> str:
             imports += [f"from {module}_pb2_grpc import {name} as {name}" for name in served]
             names += served
             typing.append(f"    from {module}_pb2_grpc import {service}AsyncStub as {service}AsyncStub")
+            running.append(f"    {service}AsyncStub = {service}Stub")
+            names.append(f"{service}AsyncStub")
     text = [f'"""Messages and stubs of {contracts[0].package}. {HEADER}"""', ""]
     if typing:
-        # The asyncio flavour of a stub is a type only: at run time it is the same class.
         text += ["from typing import TYPE_CHECKING", ""]
     text += imports
     if typing:
-        text += ["", "if TYPE_CHECKING:", *typing]
+        same = "    # The asyncio flavour of a stub differs in its types alone."
+        text += ["", "if TYPE_CHECKING:", *typing, "else:", same, *running]
     text += ["", "__all__ = [", *[f'    "{name}",' for name in names], "]", ""]
     return "\n".join(text)
 

@@ -11,6 +11,7 @@ another instance inserted the same row at the same moment, and so must do nothin
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +36,16 @@ Query = Callable[[AsyncConnection], Awaitable[T]]
 
 # Less than the shortest deadline of a call between services (2 s), so that the caller learns why.
 _BUSY_MS = 1000
+# A wait for a connection has begun nothing: the deadline of the call ends it, or this when it has none.
+_POOL_WAIT_S = 10.0
 _READERS = 4
 _WRITERS = 4
-_POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 1.0}
+_POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": _POOL_WAIT_S}
 _ATTEMPTS = 4
 _WAL_ATTEMPTS = 100
 _WAL_PAUSE_S = 0.05
+# sqlite3's own comes from our BEGIN IMMEDIATE, which SQLAlchemy does not see.
+_AWAY = (OperationalError, PoolTimeoutError, sqlite3.OperationalError)
 
 
 class Database:
@@ -63,7 +68,7 @@ class Database:
         try:
             async with self._reader.connect() as connection:
                 return await query(connection)
-        except (OperationalError, PoolTimeoutError) as error:
+        except _AWAY as error:
             raise unavailable(f"the database is away: {_reason(error)}") from error
 
     async def write(self, transaction: Query[T]) -> T:
@@ -80,7 +85,7 @@ class Database:
                 # Another instance inserted the same row. Seen from the start, it is there.
                 if not left:
                     raise
-            except (OperationalError, PoolTimeoutError) as error:
+            except _AWAY as error:
                 raise unavailable(f"the database is away or busy: {_reason(error)}") from error
         raise AssertionError("unreachable")
 
@@ -91,7 +96,7 @@ class Database:
                 async with self._writer.begin() as connection:
                     await connection.run_sync(metadata.create_all)
                 return
-            except (IntegrityError, OperationalError, ProgrammingError):
+            except (IntegrityError, ProgrammingError, *_AWAY):
                 # On a server database two may create a table at once: the second look finds it.
                 if not left:
                     raise
@@ -176,7 +181,8 @@ def _begin_immediate(engine: AsyncEngine) -> None:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # Not exec_driver_sql: a cursor's opening and closing are two more visits to the driver's thread.
+        connection.connection.dbapi_connection.run_async(lambda driver: driver.execute("BEGIN IMMEDIATE"))
 
 
 async def _wal(engine: AsyncEngine) -> None:
@@ -197,4 +203,6 @@ async def _wal(engine: AsyncEngine) -> None:
 
 def _reason(error: Exception) -> str:
     """The driver's words alone: SQLAlchemy's add the statement and its parameters."""
+    if isinstance(error, PoolTimeoutError):
+        return f"no connection was free for {_POOL_WAIT_S:g} s"
     return str(error.orig) if isinstance(error, DBAPIError) else str(error)

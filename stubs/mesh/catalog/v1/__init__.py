@@ -15,6 +15,9 @@ from mesh.catalog.v1.catalog_pb2_grpc import add_CatalogServicer_to_server as ad
 
 if TYPE_CHECKING:
     from mesh.catalog.v1.catalog_pb2_grpc import CatalogAsyncStub as CatalogAsyncStub
+else:
+    # The asyncio flavour of a stub differs in its types alone.
+    CatalogAsyncStub = CatalogStub
 
 __all__ = [
     "GetProductRequest",
@@ -27,4 +30,5 @@ __all__ = [
     "CatalogServicer",
     "CatalogStub",
     "add_CatalogServicer_to_server",
+    "CatalogAsyncStub",
 ]

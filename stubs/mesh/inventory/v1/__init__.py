@@ -19,6 +19,9 @@ from mesh.inventory.v1.inventory_pb2_grpc import add_InventoryServicer_to_server
 
 if TYPE_CHECKING:
     from mesh.inventory.v1.inventory_pb2_grpc import InventoryAsyncStub as InventoryAsyncStub
+else:
+    # The asyncio flavour of a stub differs in its types alone.
+    InventoryAsyncStub = InventoryStub
 
 __all__ = [
     "BatchGetStockRequest",
@@ -35,4 +38,5 @@ __all__ = [
     "InventoryServicer",
     "InventoryStub",
     "add_InventoryServicer_to_server",
+    "InventoryAsyncStub",
 ]

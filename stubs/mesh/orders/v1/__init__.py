@@ -20,6 +20,9 @@ from mesh.orders.v1.orders_pb2_grpc import add_OrdersServicer_to_server as add_O
 
 if TYPE_CHECKING:
     from mesh.orders.v1.orders_pb2_grpc import OrdersAsyncStub as OrdersAsyncStub
+else:
+    # The asyncio flavour of a stub differs in its types alone.
+    OrdersAsyncStub = OrdersStub
 
 __all__ = [
     "GetOrderRequest",
@@ -37,4 +40,5 @@ __all__ = [
     "OrdersServicer",
     "OrdersStub",
     "add_OrdersServicer_to_server",
+    "OrdersAsyncStub",
 ]

@@ -16,6 +16,9 @@ from mesh.payments.v1.payments_pb2_grpc import add_PaymentsServicer_to_server as
 
 if TYPE_CHECKING:
     from mesh.payments.v1.payments_pb2_grpc import PaymentsAsyncStub as PaymentsAsyncStub
+else:
+    # The asyncio flavour of a stub differs in its types alone.
+    PaymentsAsyncStub = PaymentsStub
 
 __all__ = [
     "AuthorizeRequest",
@@ -29,4 +32,5 @@ __all__ = [
     "PaymentsServicer",
     "PaymentsStub",
     "add_PaymentsServicer_to_server",
+    "PaymentsAsyncStub",
 ]

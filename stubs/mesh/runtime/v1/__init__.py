@@ -12,6 +12,9 @@ from mesh.runtime.v1.runtime_pb2_grpc import add_RuntimeServicer_to_server as ad
 
 if TYPE_CHECKING:
     from mesh.runtime.v1.runtime_pb2_grpc import RuntimeAsyncStub as RuntimeAsyncStub
+else:
+    # The asyncio flavour of a stub differs in its types alone.
+    RuntimeAsyncStub = RuntimeStub
 
 __all__ = [
     "Dependency",
@@ -21,4 +24,5 @@ __all__ = [
     "RuntimeServicer",
     "RuntimeStub",
     "add_RuntimeServicer_to_server",
+    "RuntimeAsyncStub",
 ]

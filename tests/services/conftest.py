@@ -1,0 +1,144 @@
+"""The shop's services in this process, each on a port of its own, without Consul."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+
+from services.catalog.service import build as build_catalog
+from services.inventory.service import build as build_inventory
+from services.orders.service import build as build_orders
+from services.payments.service import build as build_payments
+from services.runtime.errors import detail
+from services.runtime.host import Build
+from services.runtime.server import Instance
+from services.runtime.settings import Settings
+
+BUILDS: dict[str, Build] = {
+    "catalog": build_catalog,
+    "inventory": build_inventory,
+    "payments": build_payments,
+    "orders": build_orders,
+}
+
+
+class Faults(grpc.aio.ServerInterceptor):
+    """Makes a method fail: ``before`` it is executed, ``after`` (the answer is lost), or ``hang``.
+
+    ``hold`` does not fail: the call waits for ``release``.
+
+    ``plan`` holds, by method name, how its next calls fail; a call beyond the plan is served.
+    ``seen`` counts the calls by method name.
+    """
+
+    def __init__(self) -> None:
+        self.plan: dict[str, list[tuple[str, grpc.StatusCode]]] = {}
+        self.seen: dict[str, int] = {}
+        self.hanging = asyncio.Event()
+        self.release = asyncio.Event()
+
+    def next(self, method: str, how: str, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE, times: int = 1) -> None:
+        """Plan the next ``times`` calls of ``method``."""
+        self.plan.setdefault(method, []).extend([(how, code)] * times)
+
+    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Called by grpcio for each call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method.rpartition("/")[2]
+        self.seen[method] = self.seen.get(method, 0) + 1
+        planned = self.plan.get(method)
+        if not planned or handler.unary_unary is None:
+            return handler
+        how, code = planned.pop(0)
+
+        async def fail(request: Any, context: Any) -> Any:
+            if how == "after":
+                await handler.unary_unary(request, context)
+            if how == "hang":
+                self.hanging.set()
+                await asyncio.Event().wait()
+            if how == "hold":
+                self.hanging.set()
+                await self.release.wait()
+                return await handler.unary_unary(request, context)
+            await context.abort(code, "planned by the test")
+
+        return grpc.unary_unary_rpc_method_handler(fail, handler.request_deserializer, handler.response_serializer)
+
+
+class Shop:
+    """Starts instances on one directory of databases, and connects to them."""
+
+    def __init__(self, data: Path, stack: AsyncExitStack) -> None:
+        self.data = data
+        self._stack = stack
+        self.instances: dict[str, Instance] = {}
+        self.faults: dict[str, Faults] = {}
+
+    async def start(self, name: str, *, instance_id: str | None = None, build: Build | None = None) -> Instance:
+        """One more instance; the latest of a service is the one that others call."""
+        faults = self.faults.setdefault(name, Faults())
+        settings = Settings(data=self.data, instance_id=instance_id or f"{name}-1")
+        instance = Instance(
+            name, build or BUILDS[name], settings, register=False, connect=self.connect, interceptors=[faults]
+        )
+        self.instances[name] = await self._stack.enter_async_context(instance)
+        return instance
+
+    def connect(self, service: str) -> grpc.aio.Channel:
+        """A plain channel to the latest instance of a service."""
+        return grpc.aio.insecure_channel(self.instances[service].address)
+
+    async def channel(self, instance: Instance) -> grpc.aio.Channel:
+        """A channel to one instance, closed with the shop."""
+        return await self._stack.enter_async_context(grpc.aio.insecure_channel(instance.address))
+
+
+Serve = Callable[[str], Awaitable[grpc.aio.Channel]]
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+    """A shop without any service yet."""
+    async with AsyncExitStack() as stack:
+        yield Shop(tmp_path / "data", stack)
+
+
+@pytest.fixture
+def serve(shop: Shop) -> Serve:
+    """Start one service and get a channel to it."""
+
+    async def start(name: str) -> grpc.aio.Channel:
+        return await shop.channel(await shop.start(name))
+
+    return start
+
+
+async def refused(call: Any) -> grpc.aio.AioRpcError:
+    """The error with which a call (or the reading of a stream) ends."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _end(call)
+    return caught.value
+
+
+async def _end(call: Any) -> None:
+    if not hasattr(call, "__aiter__"):
+        await call
+        return
+    async for _ in call:
+        pass
+
+
+def fields(error: grpc.aio.AioRpcError) -> Sequence[str]:
+    """The fields that an INVALID_ARGUMENT names."""
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error
+    found = detail(error, BadRequest)
+    assert found is not None, error
+    return [violation.field for violation in found.field_violations]
