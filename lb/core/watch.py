@@ -47,7 +47,7 @@ from lb.core.token_bucket import TokenBucket
 
 WAIT_S = 30.0
 HOLD_S = 30.0
-_RATE = 10.0
+_RATE = 20.0
 _BURST = 2.0
 _ANSWER_S = 5.0
 _BACKOFF_FIRST_S = 0.05

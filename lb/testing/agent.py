@@ -84,6 +84,11 @@ class Agent:
         """``http://host:port``, for ``CONSUL_HTTP_ADDR``."""
         return f"http://{self.address}"
 
+    @property
+    def waiting(self) -> int:
+        """How many blocking queries are being held."""
+        return len(self._wakers)
+
     async def start(self) -> None:
         """Listens. Raises ``OSError`` when the port is taken. What was registered is still there."""
         if self._site is not None:

@@ -237,11 +237,11 @@ def test_near_keeps_consuls_order() -> None:
 
 
 def test_pace_is_a_token_bucket() -> None:
-    """Two questions at once, then ten a second; after a rest two at once again."""
+    """Two questions at once, then twenty a second; after a rest two at once again."""
     watch = Watch("a")
     assert [watch.pace(0.0), watch.pace(0.0)] == [0.0, 0.0]
-    assert watch.pace(0.0) == pytest.approx(0.1)
-    assert watch.pace(0.1) == 0.0
+    assert watch.pace(0.0) == pytest.approx(0.05)
+    assert watch.pace(0.05) == 0.0
     assert [watch.pace(9.0), watch.pace(9.0)] == [0.0, 0.0]
 
 

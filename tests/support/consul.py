@@ -51,12 +51,12 @@ class Registry:
 
     async def get(self, path: str, **params: Any) -> httpx2.Response:
         """The answer to a GET, whatever its status."""
-        async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=30, verify=False) as client:
             return await client.get(f"/v1/{path}", params=params)
 
     async def put(self, path: str, body: Any = None, **params: Any) -> httpx2.Response:
         """The answer to a PUT, whatever its status."""
-        async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=30, verify=False) as client:
             return await client.put(f"/v1/{path}", params=params, json=body)
 
     async def health(self, service: str, **params: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,376 @@
+"""A scripted gRPC server: it echoes, and misbehaves exactly as a test tells it to.
+
+::
+
+    async with Backend("a") as backend:
+        backend.script(fail(StatusCode.UNAVAILABLE), pushback(0))
+        ...  # the first call fails, the second is refused, from the third on it echoes
+        assert backend.received[0].metadata["x-user"] == "7"
+
+Four methods of ``lb.testing.Echo`` take and return plain bytes, so no stubs are needed
+(``channel.unary_unary(UNARY_UNARY)``):
+
+================  =====================================================================
+`UNARY_UNARY`     answers with the request
+`UNARY_STREAM`    answers with the request, `Backend.copies` times
+`STREAM_UNARY`    answers with all requests joined
+`STREAM_STREAM`   answers each request with itself
+================  =====================================================================
+
+Every answer carries the backend's name in the trailing metadata under `NAME_KEY`; headers are
+sent early only where a `Step` says so. A script is a list of steps, one consumed by each call;
+when it is used up, calls are echoed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import grpc
+
+from lb.core.target import join_host_port
+
+SERVICE = "lb.testing.Echo"
+UNARY_UNARY = f"/{SERVICE}/UnaryUnary"
+UNARY_STREAM = f"/{SERVICE}/UnaryStream"
+STREAM_UNARY = f"/{SERVICE}/StreamUnary"
+STREAM_STREAM = f"/{SERVICE}/StreamStream"
+METHODS = (UNARY_UNARY, UNARY_STREAM, STREAM_UNARY, STREAM_STREAM)
+
+NAME_KEY = "lb-backend"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+Pairs = tuple[tuple[str, str | bytes], ...]
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+_REBIND_S = 5.0
+
+
+class Gate:
+    """Holds calls back until it is opened; it stays open."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def open(self) -> None:
+        """Let everyone through."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Return once it is open."""
+        await self._event.wait()
+
+    def __repr__(self) -> str:
+        return f"<Gate {'open' if self._event.is_set() else 'shut'}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one call gets.
+
+    In this order: the headers, if ``initial_metadata`` or ``headers`` asks for them; ``after``
+    messages as usual (requests read, and where responses stream, answered; a call with one
+    request and one response has none); a wait for ``gate``; then the end with ``code``, or for
+    OK the rest of the echo.
+    """
+
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    details: str = ""
+    after: int = 0
+    gate: Gate | None = None
+    headers: bool = False
+    initial_metadata: Pairs = ()
+    trailing_metadata: Pairs = ()
+
+
+def echo(*, headers: bool = False, initial_metadata: Pairs = (), trailing_metadata: Pairs = ()) -> Step:
+    """The plain answer; ``headers`` sends them before anything else, even when they are empty."""
+    return Step(headers=headers, initial_metadata=initial_metadata, trailing_metadata=trailing_metadata)
+
+
+def fail(
+    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
+    details: str = "scripted failure",
+    *,
+    after: int = 0,
+    headers: bool = False,
+    initial_metadata: Pairs = (),
+    trailing_metadata: Pairs = (),
+) -> Step:
+    """A failure with this status, after ``after`` messages."""
+    return Step(
+        code,
+        details,
+        after=after,
+        headers=headers,
+        initial_metadata=initial_metadata,
+        trailing_metadata=trailing_metadata,
+    )
+
+
+def pushback(value: int | str, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Step:
+    """A refusal that carries ``grpc-retry-pushback-ms`` (gRFC A6): milliseconds, below 0 for "never", or garbage."""
+    return fail(code, f"refused, push-back {value}", trailing_metadata=((PUSHBACK_KEY, str(value)),))
+
+
+def hold(gate: Gate, then: Step | None = None, *, after: int | None = None) -> Step:
+    """``then`` (an echo by default), but not before ``gate`` is open."""
+    step = then or Step()
+    return replace(step, gate=gate, after=step.after if after is None else after)
+
+
+def hang(*, after: int = 0, headers: bool = False) -> Step:
+    """No answer ever, after ``after`` messages: the client has to give up (or the backend to stop)."""
+    return Step(gate=Gate(), after=after, headers=headers)
+
+
+@dataclass(slots=True)
+class Received:
+    """One call as the backend saw it."""
+
+    method: str
+    metadata: Mapping[str, str | bytes]
+    """The request's, a repeated key with its last value."""
+    peer: str
+    """The client's end of the connection: two calls over one connection have the same."""
+    timeout_s: float | None
+    """Seconds to the deadline when the call arrived; None without one."""
+    messages: list[bytes] = field(default_factory=list)
+    half_closed: bool = False
+    """Whether the client said that no more messages follow."""
+    ended: bool = False
+    """Whether it is no longer in flight: answered, or cancelled."""
+    cancelled: bool = False
+
+
+class Backend:
+    """The server. Start and stop it as often as you like: it keeps its port and its records.
+
+    Args:
+        name: told in the trailing metadata of each answer.
+        host: the address to listen on.
+        port: 0 for a free one, which ``address`` then tells.
+        credentials: for TLS, as of ``grpc.ssl_server_credentials``.
+        copies: how many messages `UNARY_STREAM` answers with.
+        options: of the ``grpc.aio.server``.
+    """
+
+    def __init__(
+        self,
+        name: str = "backend",
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        credentials: grpc.ServerCredentials | None = None,
+        copies: int = 3,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        self.name = name
+        self.copies = copies
+        self.received: list[Received] = []
+        """Every call so far, in the order of their arrival."""
+        self.unknown: list[str] = []
+        """Methods that were asked for and that it does not have."""
+        self.in_flight = 0
+        self._host = host
+        self._port = port
+        self._credentials = credentials
+        self._options = (("grpc.so_reuseport", 0), *options)
+        self._steps: list[Step] = []
+        self._always: Step | None = None
+        self._server: grpc.aio.Server | None = None
+        self._watchers: set[asyncio.Future[None]] = set()
+
+    # ---- life ----
+
+    @property
+    def address(self) -> str:
+        """``host:port``; the port is 0 until the first start."""
+        return join_host_port(self._host, self._port)
+
+    async def start(self) -> None:
+        """Listen. Raises ``RuntimeError`` when the port stays taken."""
+        if self._server is not None:
+            return
+        deadline = asyncio.get_running_loop().time() + _REBIND_S
+        while True:
+            server = grpc.aio.server(options=self._options)
+            server.add_generic_rpc_handlers((_Handlers(self),))
+            try:
+                if self._credentials is None:
+                    port = server.add_insecure_port(self.address)
+                else:
+                    port = server.add_secure_port(self.address, self._credentials)
+                break
+            except RuntimeError:
+                # The port that it had before is set free a moment after the server ended.
+                await server.stop(None)
+                if not self._port or asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.01)
+        await server.start()
+        self._port = port
+        self._server = server
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop listening. Without ``grace`` (seconds) connections and calls are cut off at once."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace)
+
+    async def __aenter__(self) -> Backend:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    # ---- what it does, and what it saw ----
+
+    def script(self, *steps: Step) -> None:
+        """Append steps, one for each of the next calls."""
+        self._steps += steps
+
+    def always(self, step: Step | None) -> None:
+        """What calls get when the script is used up; None for the echo."""
+        self._always = step
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods of the received calls."""
+        return [call.method for call in self.received]
+
+    async def until(self, condition: Callable[[], object], within_s: float = 5.0) -> None:
+        """Wait until ``condition()`` is true; it is asked whenever something happened here.
+
+        Raises:
+            TimeoutError: it did not come true within ``within_s`` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while not condition():
+            changed: asyncio.Future[None] = loop.create_future()
+            self._watchers.add(changed)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await changed
+            except TimeoutError:
+                raise TimeoutError(f"{self!r}: not within {within_s:g} s") from None
+            finally:
+                self._watchers.discard(changed)
+
+    def __repr__(self) -> str:
+        state = "up" if self._server else "down"
+        return f"<Backend {self.name} {self.address} {state} received={len(self.received)} in_flight={self.in_flight}>"
+
+    # ---- calls ----
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    def _arrived(self, method: str, context: _Context) -> tuple[Received, Step]:
+        call = Received(
+            method,
+            {pair[0]: pair[1] for pair in context.invocation_metadata() or ()},
+            context.peer(),
+            context.time_remaining(),
+        )
+        self.received.append(call)
+        self.in_flight += 1
+        step = self._steps.pop(0) if self._steps else self._always or Step()
+        self._changed()
+        return call, step
+
+    def _left(self, call: Received) -> None:
+        call.ended = True
+        self.in_flight -= 1
+        self._changed()
+
+    async def _run(
+        self, method: str, requests: bytes | AsyncIterable[bytes], context: _Context
+    ) -> AsyncIterator[bytes]:
+        """One call of any kind: the responses, as they become due."""
+        call, step = self._arrived(method, context)
+        try:
+            context.set_trailing_metadata(((NAME_KEY, self.name), *step.trailing_metadata))
+            if step.headers or step.initial_metadata:
+                await context.send_initial_metadata(step.initial_metadata)
+            turns = self._turns(method, self._read(requests, call), call)
+            for _ in range(step.after if method != UNARY_UNARY else 0):
+                answers = await anext(turns, None)
+                if answers is None:
+                    break
+                for answer in answers:
+                    yield answer
+            if step.gate is not None:
+                await step.gate.wait()
+            if step.code is not grpc.StatusCode.OK:
+                await context.abort(step.code, step.details)
+            async for answers in turns:
+                for answer in answers:
+                    yield answer
+        except (asyncio.CancelledError, GeneratorExit):
+            call.cancelled = True
+            raise
+        finally:
+            self._left(call)
+
+    async def _single(self, method: str, requests: bytes | AsyncIterable[bytes], context: _Context) -> bytes:
+        (answer,) = [answer async for answer in self._run(method, requests, context)]
+        return answer
+
+    async def _read(self, requests: bytes | AsyncIterable[bytes], call: Received) -> AsyncIterator[bytes]:
+        if isinstance(requests, bytes):
+            call.messages.append(requests)
+            yield requests
+        else:
+            async for request in requests:
+                call.messages.append(request)
+                self._changed()
+                yield request
+        call.half_closed = True
+        self._changed()
+
+    async def _turns(self, method: str, requests: AsyncIterator[bytes], call: Received) -> AsyncIterator[list[bytes]]:
+        """The call message by message: the answers that each brings, if any."""
+        async for request in requests:
+            if method == UNARY_STREAM:
+                for _ in range(self.copies):
+                    yield [request]
+            else:
+                yield [] if method == STREAM_UNARY else [request]
+        if method == STREAM_UNARY:
+            yield [b"".join(call.messages)]
+
+    def handler(self, method: str) -> Any:
+        """The handler of ``method``, for grpcio; None when there is no such method."""
+        if method not in METHODS:
+            self.unknown.append(method)
+            return None
+        wrap = {
+            UNARY_UNARY: grpc.unary_unary_rpc_method_handler,
+            UNARY_STREAM: grpc.unary_stream_rpc_method_handler,
+            STREAM_UNARY: grpc.stream_unary_rpc_method_handler,
+            STREAM_STREAM: grpc.stream_stream_rpc_method_handler,
+        }[method]
+        run = self._run if method in (UNARY_STREAM, STREAM_STREAM) else self._single
+        return wrap(partial(run, method))
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._backend.handler(handler_call_details.method)
+
+
+def answered_by(trailing_metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The name of the backend whose trailing metadata this is; empty when it is nobody's."""
+    return str(dict(trailing_metadata or ()).get(NAME_KEY, ""))

@@ -1,0 +1,150 @@
+"""A clock that stands still until a test moves it, and a queue of what happens when.
+
+The parts of ``lb.core`` never look at a clock: they are told ``now``. A test (or a simulation)
+keeps one `FakeClock`, passes ``clock()`` as ``now``, and schedules what shall happen later::
+
+    clock = FakeClock()
+    clock.call_later(0.5, server.answers)
+    clock.advance(1.0)      # runs what is due within that second, in order
+    clock.run()             # or: runs until nothing is left
+
+Time jumps from one event to the next, so an hour costs what its events cost. Events of the
+same instant run in the order in which they were scheduled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+
+class Timer:
+    """One scheduled call. ``cancel`` may be called at any time, also after it ran."""
+
+    __slots__ = ("_run", "at")
+
+    def __init__(self, at: float, run: Callable[[], object]) -> None:
+        """Made by `FakeClock.call_at`; ``at`` is the instant in seconds."""
+        self.at = at
+        self._run: Callable[[], object] | None = run
+
+    @property
+    def pending(self) -> bool:
+        """Whether it has neither run nor been cancelled."""
+        return self._run is not None
+
+    def cancel(self) -> None:
+        """It does not run."""
+        self._run = None
+
+    def _fire(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            run()
+
+    def __repr__(self) -> str:
+        return f"<Timer at {self.at:.3f}{'' if self.pending else ', over'}>"
+
+
+class FakeClock:
+    """Seconds on a clock of one's own. ``clock()`` reads it. Not thread-safe.
+
+    Args:
+        now: what it shows at first, in seconds. Not 0 by default, as a real monotonic clock is
+            not: code that takes 0 for "never" shows itself.
+
+    Raises:
+        ValueError: ``now`` is not a finite number.
+    """
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self._now = _seconds("now", now)
+        self._queue: list[tuple[float, int, Timer]] = []
+        self._scheduled = 0
+
+    def __call__(self) -> float:
+        """The instant that it shows."""
+        return self._now
+
+    def call_at(self, when: float, run: Callable[..., object], *arguments: Any) -> Timer:
+        """Call ``run(*arguments)`` at the instant ``when``; an instant that is past means: next.
+
+        Raises:
+            ValueError: ``when`` is not a finite number.
+        """
+        timer = Timer(max(_seconds("when", when), self._now), lambda: run(*arguments))
+        self._scheduled += 1
+        heappush(self._queue, (timer.at, self._scheduled, timer))
+        return timer
+
+    def call_later(self, delay_s: float, run: Callable[..., object], *arguments: Any) -> Timer:
+        """Call ``run(*arguments)`` after ``delay_s`` seconds.
+
+        Raises:
+            ValueError: ``delay_s`` is not a finite number.
+        """
+        return self.call_at(self._now + _seconds("delay_s", delay_s), run, *arguments)
+
+    def advance(self, seconds: float) -> None:
+        """Let so many seconds pass; what is due meanwhile runs, each at its own instant.
+
+        Raises:
+            ValueError: ``seconds`` is negative or not a finite number.
+        """
+        if _seconds("seconds", seconds) < 0:
+            raise ValueError(f"FakeClock: seconds is {seconds!r}; expected a number >= 0, time does not go back")
+        self.advance_to(self._now + seconds)
+
+    def advance_to(self, when: float) -> None:
+        """Let time pass up to the instant ``when``, and run what is due until then (itself included).
+
+        Raises:
+            ValueError: ``when`` is past or not a finite number.
+        """
+        if _seconds("when", when) < self._now:
+            raise ValueError(
+                f"FakeClock: when is {when!r}; expected an instant >= {self._now!r}, time does not go back"
+            )
+        while (timer := self._next()) is not None and timer.at <= when:
+            self._step()
+        self._now = when
+
+    def run(self, most: int = 1_000_000) -> None:
+        """Run until nothing is scheduled any more.
+
+        Raises:
+            RuntimeError: after ``most`` events there was still one: what repeats for ever never ends.
+        """
+        for _ in range(most):
+            if self._next() is None:
+                return
+            self._step()
+        if self._next() is not None:
+            raise RuntimeError(f"FakeClock: {most} events ran and there are more; does one repeat for ever?")
+
+    def _next(self) -> Timer | None:
+        """The next one to run; the cancelled are dropped."""
+        queue = self._queue
+        while queue:
+            timer = queue[0][2]
+            if timer.pending:
+                return timer
+            heappop(queue)
+        return None
+
+    def _step(self) -> None:
+        timer = heappop(self._queue)[2]
+        self._now = timer.at
+        timer._fire()
+
+    def __repr__(self) -> str:
+        waiting = sum(timer.pending for _, _, timer in self._queue)
+        return f"<FakeClock at {self._now:.3f}, {waiting} scheduled>"
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"FakeClock: {name} is {value!r}; expected a finite number of seconds")
+    return value
