@@ -1,0 +1,189 @@
+"""The embedded agent by itself: as a process, and the checks that only it is asked about here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+import lb.testing
+from lb.testing import Agent
+from tests.support.consul import Registry
+from tests.support.wait import until
+
+
+def of(agent: Agent) -> Registry:
+    """The agent's HTTP API."""
+    registry = Registry()
+    registry.url = agent.url
+    return registry
+
+
+class Process:
+    """The agent as a process of its own, with a pipe whose end is its parent's."""
+
+    def __init__(self, child: asyncio.subprocess.Process, parent_end: int) -> None:
+        self.child = child
+        self.parent_end = parent_end
+
+    async def line(self) -> str:
+        """The line it prints."""
+        assert self.child.stdout is not None
+        async with asyncio.timeout(20):
+            return (await self.child.stdout.readline()).decode().strip()
+
+    async def ended(self) -> int:
+        """Its exit status."""
+        async with asyncio.timeout(5):
+            return await self.child.wait()
+
+
+@pytest.fixture
+async def process() -> AsyncIterator[Process]:
+    """A started agent process."""
+    child_end, parent_end = os.pipe()
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lb.testing.agent", "--port", "0", "--parent-fd", str(child_end)),
+        stdout=asyncio.subprocess.PIPE,
+        pass_fds=[child_end],
+    )
+    os.close(child_end)
+    started = Process(child, parent_end)
+    yield started
+    if started.parent_end >= 0:
+        os.close(started.parent_end)
+    if child.returncode is None:
+        child.kill()
+    await child.wait()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_process_ends_on_signals(process: Process, number: signal.Signals) -> None:
+    """It says where it is, answers there, and ends with 0, though a client waits."""
+    words, _, url = (await process.line()).rpartition(" ")
+    assert words == "consul (embedded)"
+    registry = Registry()
+    registry.url = url
+    assert (await registry.get("status/leader")).json()
+    index = await registry.index("a")
+    waiting = asyncio.create_task(registry.get("health/service/a", index=index, wait="60s"))
+    await asyncio.sleep(0.05)
+    process.child.send_signal(number)
+    assert await process.ended() == 0
+    await asyncio.wait([waiting])
+    assert waiting.exception() is not None
+
+
+async def test_process_ends_with_its_parent(process: Process) -> None:
+    """The end of the parent's pipe ends it."""
+    await process.line()
+    os.close(process.parent_end)
+    process.parent_end = -1
+    assert await process.ended() == 0
+
+
+async def test_process_on_a_taken_port() -> None:
+    """One line says so; the exit status is 2."""
+    async with Agent() as agent:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "lb.testing.agent", "--port", agent.address.rpartition(":")[2]),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, words = await asyncio.wait_for(child.communicate(), 20)
+    assert child.returncode == 2
+    assert words.decode().startswith(f"embedded consul: cannot listen on {agent.address}: ")
+    assert words.count(b"\n") == 1
+
+
+async def test_stop_and_start_remember_forget_does_not() -> None:
+    """The same port each time; what was registered stays over stop and start, and goes with forget."""
+    agent = Agent()
+    await agent.start()
+    url = agent.url
+    await of(agent).register("a", "a-1")
+    await agent.stop()
+    await agent.start()
+    assert await of(agent).instances() == {"a-1"}
+    await agent.forget()
+    assert await of(agent).instances() == set()
+    assert agent.url == url
+    await agent.stop()
+    await agent.stop()
+
+
+async def test_instances_long_critical_are_deregistered() -> None:
+    """DeregisterCriticalServiceAfter removes an instance that stayed critical, and no other."""
+    async with Agent(deregister_least_s=0.1, reap_s=0.05) as agent:
+        registry = of(agent)
+        after = {"DeregisterCriticalServiceAfter": "1ms"}
+        await registry.register("a", "ill", Check={"TTL": "60s"} | after)
+        await registry.register("a", "well", Check={"TTL": "60s", "Status": "passing"} | after)
+        await registry.register("a", "kept", Check={"TTL": "60s"})
+
+        async def reaped() -> bool:
+            return await registry.instances() == {"well", "kept"}
+
+        await until(reaped, within_s=3, what="the ill one is gone")
+
+
+async def test_ttl_expires() -> None:
+    """A heartbeat that stays away makes it critical."""
+    async with Agent() as agent:
+        registry = of(agent)
+        await registry.register("a", "a-1", Check={"TTL": "100ms", "Status": "passing"})
+
+        async def expired() -> bool:
+            return await registry.status("a", "a-1") == "critical"
+
+        await until(expired, within_s=3, what="the TTL expired")
+        await registry.put("agent/check/pass/service:a-1")
+        assert await registry.status("a", "a-1") == "passing"
+
+
+async def test_http_and_tcp_checks() -> None:
+    """2xx passes, 429 is a warning, all else and a closed port are critical; thresholds count in a row."""
+    answers = {"/well": 204, "/busy": 429, "/ill": 500}
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=answers[request.path])
+
+    app = web.Application()
+    app.router.add_get("/{any}", answer)
+    site = web.AppRunner(app, access_log=None)
+    await site.setup()
+    await web.TCPSite(site, "127.0.0.1", 0).start()
+    port = site.addresses[0][1]
+    checks: dict[str, tuple[dict[str, Any], str]] = {
+        "well": ({"HTTP": f"http://127.0.0.1:{port}/well"}, "passing"),
+        "busy": ({"HTTP": f"http://127.0.0.1:{port}/busy"}, "warning"),
+        "ill": ({"HTTP": f"http://127.0.0.1:{port}/ill"}, "critical"),
+        "open": ({"TCP": f"127.0.0.1:{port}"}, "passing"),
+        "closed": ({"TCP": "127.0.0.1:1", "Status": "passing"}, "critical"),
+        "patient": ({"TCP": "127.0.0.1:1", "Status": "passing", "FailuresBeforeCritical": 100000}, "passing"),
+    }
+    async with Agent() as agent:
+        registry = of(agent)
+        for id, (check, _) in checks.items():
+            await registry.register("a", id, Check={"Interval": "50ms"} | check)
+        for id, (_, wanted) in checks.items():
+
+            async def reached(id: str = id, wanted: str = wanted) -> bool:
+                return await registry.status("a", id) == wanted
+
+            await until(reached, within_s=3, what=f"{id} is {wanted}")
+        found = (await registry.get("agent/checks")).json()
+        assert "500" in found["service:ill"]["Output"]
+    await site.cleanup()
+
+
+def test_unknown_name_of_the_package() -> None:
+    """The lazy package says what it has."""
+    with pytest.raises(AttributeError, match=r"has no attribute 'Nothing'; it has .*Agent"):
+        _ = lb.testing.Nothing
