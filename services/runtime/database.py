@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
     IntegrityError,
+    InvalidRequestError,
     NoSuchModuleError,
     OperationalError,
     ProgrammingError,
@@ -120,7 +121,7 @@ async def open_database(service: str, settings: Settings, metadata: MetaData) ->
     """Open a service's database and create what is missing in it.
 
     Raises:
-        SettingsError: neither MESH_DATA nor MESH_DATABASE_URL says where it is, or what they say is no place.
+        SettingsError: neither MESH_DATA nor MESH_DATABASE_URL says where it is, or it cannot be opened there.
     """
     url = _url(service, settings)
     try:
@@ -130,7 +131,7 @@ async def open_database(service: str, settings: Settings, metadata: MetaData) ->
         # SQLite has one writer at a time: waiting for the pool is fairer than waiting for the file.
         sqlite = reader.dialect.name == "sqlite"
         writer = create_async_engine(url, pool_size=1 if sqlite else _WRITERS, **_POOL)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except (ArgumentError, InvalidRequestError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise SettingsError(f"MESH_DATABASE_URL: {_reason(error)}") from None
     database = Database(reader, writer)
     try:
@@ -140,6 +141,9 @@ async def open_database(service: str, settings: Settings, metadata: MetaData) ->
             _begin_immediate(writer)
             await _wal(reader)
         await database.create(metadata)
+    except _AWAY as error:
+        await database.close()
+        raise SettingsError(f"the database {reader.url!r} cannot be opened: {_reason(error)}") from None
     except BaseException:
         await database.close()
         raise
