@@ -1,0 +1,131 @@
+"""A balancer on a fake clock, and the words for what happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from grpc import StatusCode
+
+from lb.core.balancer import Attempt, Balancer, Changes, Unpicked
+from lb.core.breaker import Breaker, State
+from lb.core.call import Action, Call
+from lb.core.candidate import Candidate, Connectivity
+from lb.core.endpoint import Endpoint, Resolution
+from lb.core.outcome import OK, Origin, Outcome, classify
+from lb.core.policies import Policy, RoundRobin
+from lb.core.retry import Retry
+from lb.testing.clock import FakeClock
+
+READY = Connectivity.READY
+IDLE = Connectivity.IDLE
+CONNECTING = Connectivity.CONNECTING
+FAILING = Connectivity.TRANSIENT_FAILURE
+
+STEADY = Breaker(jitter=0.0)
+
+UNAVAILABLE = classify(StatusCode.UNAVAILABLE, details="Socket closed")
+UNSENT = classify(StatusCode.UNAVAILABLE, origin=Origin.UNSENT, details="connection refused")
+REFUSED = classify(StatusCode.UNAVAILABLE, pushback="0", details="draining")
+INTERNAL = classify(StatusCode.INTERNAL, details="bug")
+TIMED_OUT = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT)
+CANCELLED = classify(StatusCode.CANCELLED, origin=Origin.CALLER)
+
+
+def endpoint(name: str, weight: int = 1) -> Endpoint:
+    """An endpoint of that id, on the port 1 of a host of the same name."""
+    return Endpoint(f"{name}:1", id=name, weight=weight)
+
+
+class Rig:
+    """One balancer, its clock, and the shortest words to drive it."""
+
+    def __init__(
+        self,
+        names: str | None = None,
+        *,
+        policy: Policy | None = None,
+        breaker: Breaker = STEADY,
+        retry: Retry | None = None,
+        seed: int = 1,
+        weights: Sequence[int] = (),
+    ) -> None:
+        self.clock = FakeClock()
+        self.balancer = Balancer("static:///shop", policy or RoundRobin(), breaker, Random(seed))
+        self.retry = retry or Retry()
+        self.budget = self.retry.budget.new_state()
+        if names is not None:
+            self.update(names, weights)
+            for name in names:
+                self.connect(name)
+
+    @property
+    def now(self) -> float:
+        """What the clock shows."""
+        return self.clock()
+
+    def update(self, names: str, weights: Sequence[int] = (), note: str = "") -> Changes:
+        """A new set: one endpoint a letter."""
+        weights = weights or [1] * len(names)
+        endpoints = tuple(endpoint(name, weight) for name, weight in zip(names, weights, strict=True))
+        return self.balancer.update(Resolution(endpoints, note))
+
+    def candidate(self, name: str) -> Candidate:
+        """The one of that id."""
+        return next(c for c in self.balancer.candidates if c.endpoint.id == name)
+
+    def connect(self, name: str, state: Connectivity = READY, trouble: str = "") -> None:
+        """Its connection is now in that state."""
+        self.balancer.set_connectivity(self.candidate(name), state, self.now, trouble)
+
+    def pick(self, tried: Sequence[Candidate] = ()) -> Attempt:
+        """A pick that must succeed."""
+        picked = self.balancer.pick(None, self.now, tried=tried)
+        assert isinstance(picked, Attempt), picked
+        return picked
+
+    def unpicked(self) -> Unpicked:
+        """A pick that must not."""
+        picked = self.balancer.pick(None, self.now)
+        assert isinstance(picked, Unpicked), picked
+        return picked
+
+    def end(self, attempt: Attempt, outcome: Outcome = OK) -> Candidate | None:
+        """The attempt is over."""
+        return self.balancer.ended(attempt, outcome, self.now)
+
+    def picked(self, count: int, outcome: Outcome = OK) -> list[str]:
+        """The ids of the next ``count`` picks, each ended at once."""
+        ids = []
+        for _ in range(count):
+            attempt = self.pick()
+            ids.append(attempt.endpoint_id)
+            self.end(attempt, outcome)
+        return ids
+
+    def trip(self, name: str) -> None:
+        """Fail on it until its breaker opens."""
+        breaker = self.candidate(name).breaker
+        while breaker.state is not State.OPEN:
+            attempt = self.pick()
+            self.end(attempt, INTERNAL if attempt.endpoint_id == name else OK)
+
+    def call(
+        self, *, idempotent: bool = True, timeout: float | None = None, wait_for_ready: bool | None = None
+    ) -> Call:
+        """A call that has not begun."""
+        return Call(
+            self.balancer,
+            self.retry,
+            self.budget,
+            "/shop.Shop/Get",
+            idempotent=idempotent,
+            deadline=None if timeout is None else self.now + timeout,
+            wait_for_ready=wait_for_ready,
+            now=self.now,
+        )
+
+    def fail(self, call: Call, outcome: Outcome, *, committed: bool = False, replayable: bool = True) -> Action:
+        """The call's running attempt ends so; what follows."""
+        self.end(call.attempts[-1], outcome)
+        return call.ended(outcome, self.now, committed=committed, replayable=replayable)

@@ -1,0 +1,394 @@
+"""One call as a sequence of actions, on a fake clock."""
+
+from __future__ import annotations
+
+import pytest
+from grpc import StatusCode
+from tenacity import retry_if_exception, stop_after_attempt, stop_after_delay, stop_never, wait_fixed, wait_none
+
+from lb.core.balancer import Attempt
+from lb.core.budget import Budget
+from lb.core.call import DONE, Failed, Pause, Queued
+from lb.core.outcome import Outcome, classify
+from lb.core.retry import Retry
+from tests.core.rig import (
+    CANCELLED,
+    CONNECTING,
+    FAILING,
+    IDLE,
+    INTERNAL,
+    READY,
+    REFUSED,
+    STEADY,
+    TIMED_OUT,
+    UNAVAILABLE,
+    UNSENT,
+    Rig,
+)
+
+EAGER = Retry(wait=wait_none(), jitter=0.0)
+STEADY_RETRY = Retry(jitter=0.0)
+
+
+def test_a_call_begins_with_an_attempt() -> None:
+    """The first action is an attempt on a READY endpoint; it has no reason for being made again."""
+    rig = Rig("ab")
+    call = rig.call()
+    action = call.begin(rig.now)
+    assert isinstance(action, Attempt)
+    assert (action.number, action.why, action.outcome) == (1, "", None)
+    assert call.attempts == [action]
+    assert repr(call).startswith("<Call /shop.Shop/Get [<Attempt 1 on ")
+
+
+def test_each_call_deposits_once() -> None:
+    """A call pays into the budget when it begins, not per attempt."""
+    rig = Rig("ab", retry=Retry(budget=Budget(ratio=0.5, min_per_s=0), wait=wait_none()))
+    call = rig.call()
+    call.begin(rig.now)
+    assert rig.budget.balance(rig.now) == 0.5
+    call.resume(rig.now)
+    assert rig.budget.balance(rig.now) == 0.5
+
+
+def test_a_failure_is_tried_again_after_a_pause() -> None:
+    """Failed, 25 ms, elsewhere; the second attempt knows its number and why it is made."""
+    rig = Rig("ab", retry=STEADY_RETRY)
+    call = rig.call(timeout=1.0)
+    first = call.begin(rig.now)
+    assert isinstance(first, Attempt)
+    pause = rig.fail(call, UNAVAILABLE)
+    assert pause == Pause(0.025)
+    rig.clock.advance(0.025)
+    second = call.resume(rig.now)
+    assert isinstance(second, Attempt)
+    assert (second.number, second.why) == (2, "retry: UNAVAILABLE: Socket closed")
+    assert second.candidate is not first.candidate
+    assert first.duration_s == 0.0
+    assert call.gave_up == ""
+
+
+def test_no_wait_means_the_next_attempt_at_once() -> None:
+    """A wait of 0, or a push-back of 0, needs no pause."""
+    rig = Rig("ab", retry=EAGER)
+    call = rig.call()
+    call.begin(rig.now)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Attempt)
+    rig = Rig("ab")
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    assert isinstance(rig.fail(call, REFUSED), Attempt)
+
+
+def test_all_endpoints_are_tried_before_one_is_asked_twice() -> None:
+    """Those already tried are avoided while others are admitted; then any is taken."""
+    retry = Retry(stop=stop_after_attempt(5), wait=wait_none(), jitter=0.0)
+    for seed in range(20):
+        rig = Rig("abcd", retry=retry, seed=seed)
+        call = rig.call()
+        call.begin(rig.now)
+        while isinstance(rig.fail(call, REFUSED), Attempt):
+            pass
+        ids = [attempt.endpoint_id for attempt in call.attempts]
+        assert len(ids) == 5
+        assert sorted(ids[:4]) == ["a", "b", "c", "d"]
+
+
+def test_one_endpoint_alone_is_tried_again() -> None:
+    """With no other, the one tried is asked once more."""
+    rig = Rig("a", retry=EAGER)
+    call = rig.call()
+    call.begin(rig.now)
+    again = rig.fail(call, UNAVAILABLE)
+    assert isinstance(again, Attempt)
+    assert again.endpoint_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "idempotent", "why"),
+    [
+        (INTERNAL, True, "INTERNAL is not retried"),
+        (UNAVAILABLE, False, "the method is not declared idempotent"),
+        (TIMED_OUT, False, "the method is not declared idempotent"),
+        (CANCELLED, True, "CANCELLED is not retried"),
+        (classify(StatusCode.UNAVAILABLE, pushback="-1"), True, "the server said not to retry"),
+    ],
+)
+def test_what_is_not_retried_ends_the_call(outcome: Outcome, idempotent: bool, why: str) -> None:
+    """Done, with the reason in words."""
+    rig = Rig("ab")
+    call = rig.call(idempotent=idempotent)
+    call.begin(rig.now)
+    assert rig.fail(call, outcome) is DONE
+    assert call.gave_up == why
+
+
+# ---- commitment ----
+
+
+@pytest.mark.parametrize("outcome", [UNAVAILABLE, UNSENT, REFUSED, INTERNAL])
+def test_a_committed_call_is_never_retried(outcome: Outcome) -> None:
+    """After headers or a message (gRFC A6), whatever the outcome, a strategy or wait_for_ready say."""
+    retry = Retry(retry=retry_if_exception(lambda _: True), stop=stop_never, wait=wait_none())
+    for wait_for_ready in (None, True):
+        rig = Rig("ab", retry=retry)
+        call = rig.call(wait_for_ready=wait_for_ready)
+        call.begin(rig.now)
+        assert rig.fail(call, outcome, committed=True) is DONE
+        assert call.gave_up == "the response had begun"
+
+
+def test_a_request_that_is_not_at_hand_any_more_is_not_retried() -> None:
+    """A stream whose replay buffer has overflowed can not be sent again, whoever allows it."""
+    rig = Rig("ab")
+    call = rig.call()
+    call.begin(rig.now)
+    assert rig.fail(call, REFUSED, replayable=False) is DONE
+    assert call.gave_up == "the request stream can not be sent again"
+
+
+# ---- limits ----
+
+
+def test_attempts_end_with_stop() -> None:
+    """Four by default."""
+    rig = Rig("abcdef", retry=EAGER)
+    call = rig.call()
+    call.begin(rig.now)
+    while rig.fail(call, UNAVAILABLE) is not DONE:
+        pass
+    assert len(call.attempts) == 4
+    assert call.gave_up == "stopped after 4 attempts"
+
+
+def test_stop_after_delay_counts_from_the_begin() -> None:
+    """Time that attempts took counts, too."""
+    rig = Rig("ab", retry=Retry(stop=stop_after_delay(1.0), wait=wait_none()))
+    call = rig.call()
+    call.begin(rig.now)
+    rig.clock.advance(0.6)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Attempt)
+    rig.clock.advance(0.6)
+    assert rig.fail(call, UNAVAILABLE) is DONE
+    assert call.gave_up == "stopped after 2 attempts"
+
+
+def test_a_deadline_nearer_than_the_next_attempt_ends_the_call_now() -> None:
+    """Nobody waits for an attempt that could not be made; the last status is told at once, no budget is spent."""
+    rig = Rig("ab", retry=Retry(wait=wait_fixed(0.5), jitter=0.0))
+    before = rig.budget.balance(rig.now)
+    call = rig.call(timeout=0.5)
+    call.begin(rig.now)
+    assert rig.fail(call, UNAVAILABLE) is DONE
+    assert call.gave_up == "the deadline is nearer than the next attempt"
+    assert rig.budget.balance(rig.now) >= before
+    call = rig.call(timeout=0.501)
+    call.begin(rig.now)
+    assert rig.fail(call, UNAVAILABLE) == Pause(0.5)
+
+
+def test_a_push_back_beyond_the_deadline_ends_the_call() -> None:
+    """The server's delay is obeyed, not shortened."""
+    rig = Rig("ab")
+    call = rig.call(timeout=1.0)
+    call.begin(rig.now)
+    assert rig.fail(call, classify(StatusCode.UNAVAILABLE, pushback="1000")) is DONE
+    assert call.gave_up == "the deadline is nearer than the next attempt"
+
+
+def test_an_empty_budget_ends_the_call() -> None:
+    """Retries of one channel share what there is; when it is used up the failure is told."""
+    rig = Rig("ab", retry=Retry(budget=Budget(ratio=0.0, min_per_s=0.2), wait=wait_none()))
+    done = []
+    for _ in range(3):
+        call = rig.call()
+        call.begin(rig.now)
+        done.append(rig.fail(call, REFUSED) is DONE)
+    assert done == [False, False, True]
+    assert call.gave_up == "the retry budget is used up"
+    rig.clock.advance(11)
+    call = rig.call()
+    call.begin(rig.now)
+    assert isinstance(rig.fail(call, REFUSED), Attempt)
+
+
+# ---- waiting for the balancer ----
+
+
+def test_a_call_waits_for_the_first_resolution() -> None:
+    """Queued with what it waits for, also when the balancer changed but not enough."""
+    rig = Rig()
+    call = rig.call(timeout=1.0)
+    assert call.begin(rig.now) == Queued("static:///shop is not resolved yet")
+    rig.update("a")
+    assert call.resume(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
+    rig.connect("a")
+    action = call.resume(rig.now)
+    assert isinstance(action, Attempt)
+    assert (action.number, action.why) == (1, "")
+
+
+def test_a_queued_call_fails_at_its_deadline_and_says_for_what_it_waited() -> None:
+    """DEADLINE_EXCEEDED, how long, and the reason."""
+    rig = Rig("")
+    rig.update("a")
+    call = rig.call(timeout=0.5)
+    assert isinstance(call.begin(rig.now), Queued)
+    rig.clock.advance(0.5)
+    assert call.expired(rig.now) == Failed(
+        StatusCode.DEADLINE_EXCEEDED,
+        "Deadline Exceeded after 0.500 s: static:///shop: connecting to 1 endpoint(s)",
+    )
+
+
+def test_what_was_tried_before_is_told_at_the_deadline() -> None:
+    """An attempt that failed before the wait is named with its outcome."""
+    rig = Rig("a", retry=EAGER)
+    call = rig.call(timeout=1.0)
+    call.begin(rig.now)
+    rig.connect("a", IDLE)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Queued)
+    rig.clock.advance(1.0)
+    assert call.expired(rig.now).details == (
+        "Deadline Exceeded after 1.000 s: static:///shop: connecting to 1 endpoint(s);"
+        " tried a (a:1): UNAVAILABLE: Socket closed"
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="expired repeats the words of when the call was queued")
+def test_what_the_resolver_said_meanwhile_is_told_at_the_deadline() -> None:
+    """The first call of a channel is queued before the resolver can fail: its error must name the cause."""
+    rig = Rig()
+    call = rig.call(timeout=1.0)
+    call.begin(rig.now)
+    rig.balancer.resolver_error = "consul 127.0.0.1:8500: connection refused"
+    rig.clock.advance(1.0)
+    assert "connection refused" in call.expired(rig.now).details
+
+
+@pytest.mark.xfail(strict=True, reason="the reason for an earlier wait is kept after it has ended")
+def test_the_reason_of_an_earlier_wait_is_not_told_later() -> None:
+    """Between attempts the deadline passes "between attempts", whatever it waited for before."""
+    rig = Rig(retry=STEADY_RETRY)
+    call = rig.call(timeout=1.0)
+    assert isinstance(call.begin(rig.now), Queued)
+    rig.update("a")
+    rig.connect("a")
+    assert isinstance(call.resume(rig.now), Attempt)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Pause)
+    assert "not resolved yet" not in call.expired(rig.now).details
+
+
+def test_no_endpoint_fails_at_once() -> None:
+    """An empty set is an answer: UNAVAILABLE with the resolver's note, without waiting."""
+    rig = Rig()
+    rig.update("", note="consul: no service 'catalgo' is registered")
+    assert rig.call(timeout=9.0).begin(rig.now) == Failed(
+        StatusCode.UNAVAILABLE, "static:///shop has no endpoint: consul: no service 'catalgo' is registered"
+    )
+
+
+def test_nothing_to_reach_fails_at_once_with_each_cause() -> None:
+    """When every endpoint fails to connect, the call names them and why."""
+    rig = Rig("ab")
+    rig.connect("a", FAILING, "connection refused")
+    rig.connect("b", FAILING)
+    assert rig.call().begin(rig.now) == Failed(
+        StatusCode.UNAVAILABLE,
+        "static:///shop: no endpoint can be reached: a (a:1): connection refused; b (b:1): no connection",
+    )
+
+
+@pytest.mark.parametrize("names", ["", "a"])
+def test_wait_for_ready_waits_instead(names: str) -> None:
+    """A call that asked to wait is queued where others fail, and goes when a connection stands."""
+    rig = Rig(names)
+    if names:
+        rig.connect("a", FAILING, "connection refused")
+    call = rig.call(wait_for_ready=True, timeout=5.0)
+    assert isinstance(call.begin(rig.now), Queued)
+    rig.update("a")
+    rig.connect("a", CONNECTING)
+    assert isinstance(call.resume(rig.now), Queued)
+    rig.connect("a", READY)
+    assert isinstance(call.resume(rig.now), Attempt)
+
+
+def test_wait_for_ready_outlives_a_connection_that_was_gone() -> None:
+    """Never sent means: wait again, without asking stop, budget or idempotence."""
+    retry = Retry(stop=stop_after_attempt(1), budget=Budget(0, 0))
+    rig = Rig("a", retry=retry)
+    call = rig.call(wait_for_ready=True, idempotent=False)
+    call.begin(rig.now)
+    for number in range(2, 9):
+        pause = rig.fail(call, UNSENT)
+        assert isinstance(pause, Pause)
+        assert pause.delay_s > 0
+        rig.clock.advance(pause.delay_s)
+        action = call.resume(rig.now)
+        assert isinstance(action, Attempt)
+        assert (action.number, action.why) == (number, "wait for ready: UNAVAILABLE (unsent): connection refused")
+
+
+def test_wait_for_ready_does_not_retry_what_was_sent() -> None:
+    """It concerns connections alone."""
+    rig = Rig("ab")
+    call = rig.call(wait_for_ready=True, idempotent=False)
+    call.begin(rig.now)
+    assert rig.fail(call, UNAVAILABLE) is DONE
+
+
+def test_a_retry_that_finds_nobody_left_ends_with_the_last_status() -> None:
+    """That says more than "no endpoint can be reached"; why there was no other attempt is kept."""
+    rig = Rig("a", retry=EAGER)
+    call = rig.call()
+    call.begin(rig.now)
+    rig.connect("a", FAILING, "connection refused")
+    assert rig.fail(call, UNAVAILABLE) is DONE
+    assert call.gave_up == "static:///shop: no endpoint can be reached: a (a:1): connection refused"
+    assert call.tried() == "a (a:1): UNAVAILABLE: Socket closed"
+
+
+def test_a_retry_waits_for_a_connection_that_is_being_made() -> None:
+    """The only endpoint lost its connection and connects anew: queued, then attempt 2 with its reason."""
+    rig = Rig("a", retry=EAGER)
+    call = rig.call(timeout=1.0)
+    call.begin(rig.now)
+    rig.connect("a", CONNECTING)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Queued)
+    rig.connect("a", READY)
+    action = call.resume(rig.now)
+    assert isinstance(action, Attempt)
+    assert (action.number, action.why) == (2, "retry: UNAVAILABLE: Socket closed")
+
+
+def test_tried_says_what_runs() -> None:
+    """An attempt without an outcome is running."""
+    rig = Rig("a")
+    call = rig.call()
+    assert call.tried() == ""
+    call.begin(rig.now)
+    assert call.tried() == "a (a:1): running"
+    assert repr(call.attempts[0]) == "<Attempt 1 on a (a:1): running>"
+
+
+def test_a_seeded_call_repeats() -> None:
+    """The same seed: the same endpoints and the same pauses."""
+
+    def run(seed: int) -> list[object]:
+        rig = Rig("abcde", retry=Retry(stop=stop_after_attempt(8)), breaker=STEADY, seed=seed)
+        call, trace = rig.call(), list[object]()
+        action = call.begin(rig.now)
+        while action is not DONE:
+            if isinstance(action, Attempt):
+                trace.append(action.endpoint_id)
+                action = rig.fail(call, UNAVAILABLE)
+            else:
+                assert isinstance(action, Pause)
+                trace.append(action.delay_s)
+                rig.clock.advance(action.delay_s)
+                action = call.resume(rig.now)
+        return trace
+
+    assert run(4) == run(4)
+    assert run(4) != run(5)
