@@ -1,0 +1,166 @@
+"""What the tests of the channel share: the four kinds of call, channels, and a resolver that is told what to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+import lb
+from lb.aio.channel import Channel
+from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Backend
+
+REQUESTS = (b"one", b"two", b"three")
+NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
+IDEMPOTENT = lb.Retry(idempotent=METHODS)
+ONCE = lb.Retry(enabled=False)
+
+AnyChannel = Any
+"""``grpc.aio.Channel`` once that of `lb` is one for a type checker, too."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the four kinds of call, so that one test body serves them all."""
+
+    name: str
+    method: str
+    streams_requests: bool
+    streams_responses: bool
+
+    def stub(self, channel: AnyChannel, **serializers: Any) -> Any:
+        """The multicallable."""
+        return getattr(channel, self.name)(self.method, **serializers)
+
+    def start(self, channel: AnyChannel, requests: Sequence[bytes] = REQUESTS, **options: Any) -> Any:
+        """Begin a call with these requests (the first alone, where there is one)."""
+        argument: Any = iter(requests) if self.streams_requests else requests[0]
+        return self.stub(channel)(argument, **options)
+
+    async def responses(self, call: Any) -> list[bytes]:
+        """All responses; raises as the call does."""
+        return [message async for message in call] if self.streams_responses else [await call]
+
+    async def run(self, channel: AnyChannel, requests: Sequence[bytes] = REQUESTS, **options: Any) -> list[bytes]:
+        """The call from beginning to end."""
+        return await self.responses(self.start(channel, requests, **options))
+
+    def echo(self, requests: Sequence[bytes] = REQUESTS, copies: int = 3) -> list[bytes]:
+        """What a backend answers."""
+        if self.streams_requests:
+            return list(requests) if self.streams_responses else [b"".join(requests)]
+        return [requests[0]] * (copies if self.streams_responses else 1)
+
+    def sent(self, requests: Sequence[bytes] = REQUESTS) -> list[bytes]:
+        """What a backend receives."""
+        return list(requests) if self.streams_requests else [requests[0]]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+UU = Kind("unary_unary", UNARY_UNARY, False, False)
+US = Kind("unary_stream", UNARY_STREAM, False, True)
+SU = Kind("stream_unary", STREAM_UNARY, True, False)
+SS = Kind("stream_stream", STREAM_STREAM, True, True)
+KINDS = (UU, US, SU, SS)
+
+
+def target(*backends: Backend) -> str:
+    """``static:///`` over these."""
+    return "static:///" + ",".join(backend.address for backend in backends)
+
+
+def channel_to(*backends: Backend, **settings: Any) -> Channel:
+    """An `lb` channel to these; a breaker only where the test gives one."""
+    settings.setdefault("breaker", NO_BREAKER)
+    return lb.aio.channel(target(*backends), **settings)
+
+
+def endpoints(*backends: Backend, weights: Iterable[int] = ()) -> tuple[lb.Endpoint, ...]:
+    """Their endpoints, named like them."""
+    given = list(weights) or [1] * len(backends)
+    return tuple(lb.Endpoint(b.address, id=b.name, weight=w) for b, w in zip(backends, given, strict=True))
+
+
+class Told:
+    """A resolver of the test's own: it says what it is told, and keeps what happened to it."""
+
+    def __init__(self, *known: lb.Endpoint, note: str = "", authority: str = "") -> None:
+        self.target = "told"
+        self.authority = authority
+        self.started = 0
+        self.closed = 0
+        self._known = lb.Resolution(known, note) if known or note else None
+        self._listener: lb.Listener | None = None
+
+    def start(self, listener: lb.Listener) -> None:
+        """Report what was known at the start, if anything was."""
+        self.started += 1
+        self._listener = listener
+        if self._known is not None:
+            listener.update(self._known)
+
+    def close(self) -> None:
+        """Count it."""
+        self.closed += 1
+
+    def say(self, *known: lb.Endpoint, note: str = "") -> None:
+        """A new set."""
+        assert self._listener is not None
+        self._listener.update(lb.Resolution(known, note))
+
+    def fail(self, message: str) -> None:
+        """The source can not be read."""
+        assert self._listener is not None
+        self._listener.error(message)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """The error that awaiting (or reading) ``call`` raises."""
+    try:
+        if hasattr(call, "__await__"):
+            answer = await call
+        else:
+            answer = [message async for message in call]
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError(f"no error, but {answer!r}")
+
+
+async def eventually(condition: Callable[[], object], what: str = "", within_s: float = 5.0) -> None:
+    """Wait until ``condition()`` is true. Raises ``TimeoutError`` naming ``what``."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not condition():
+        if loop.time() > deadline:
+            raise TimeoutError(f"not within {within_s:g} s: {what or condition}")
+        await asyncio.sleep(0.002)
+
+
+def in_flight(channel: Channel) -> int:
+    """Attempts that have not ended, over all endpoints."""
+    return sum(endpoint.in_flight for endpoint in channel.snapshot().endpoints)
+
+
+async def ready(channel: Channel, count: int) -> None:
+    """Wait until so many endpoints are connected."""
+    channel.get_state(try_to_connect=True)
+    await eventually(
+        lambda: sum(e.connectivity == "READY" for e in channel.snapshot().endpoints) >= count,
+        f"{count} endpoints are connected",
+    )
+
+
+def lb_tasks() -> list[str]:
+    """The names of the library's own tasks that have not ended."""
+    return sorted(t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("lb"))
+
+
+async def each(messages: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """As an asynchronous iterator."""
+    for message in messages:
+        yield message

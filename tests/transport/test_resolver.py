@@ -1,0 +1,25 @@
+"""A resolver of the user's own, and a set of endpoints that changes under the calls."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+import lb
+from tests.transport.kit import UU, Told, failure
+
+
+@pytest.mark.xfail(strict=True, reason="the words are those from when the call was queued")
+async def test_the_deadline_tells_what_the_resolver_said_last() -> None:
+    """A call that waits for a resolver ends with what kept it from resolving, though it said so later."""
+    told = Told()
+    async with lb.aio.channel(told) as channel:
+        call = UU.start(channel, timeout=0.2)
+        await asyncio.sleep(0)  # one turn: now the call is queued
+        await asyncio.sleep(0)
+        told.fail("the source is away")
+        error = await failure(call)
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "the source is away" in str(error.details())

@@ -1,0 +1,147 @@
+"""What a user hands in may be wrong: metadata, a policy, a strategy, a resolver. The call ends, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Any
+
+import grpc
+import pytest
+
+import lb
+from lb.testing import Backend
+from lb.testing.backend import fail
+from tests.transport.kit import KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
+
+BAD_METADATA = [((("count", 1),), "a number"), ((("blob-bin", "text"),), "text under a binary key")]
+
+
+class Broken:
+    """A policy whose picker raises."""
+
+    name = "broken"
+
+    def picker(self, candidates: Any, previous: Any) -> Any:
+        """Itself."""
+        return self
+
+    def pick(self, call: Any, rng: Any) -> Any:
+        """Raises."""
+        raise RuntimeError("the policy is broken")
+
+
+def broken_strategy(state: Any) -> Any:
+    """A tenacity strategy that raises."""
+    raise RuntimeError("the strategy is broken")
+
+
+@pytest.mark.xfail(strict=True, reason="an exception that is no CancelledError leaves the attempt in flight")
+@pytest.mark.parametrize("metadata", [pytest.param(m, id=name) for m, name in BAD_METADATA])
+async def test_metadata_that_can_not_be_sent_leaves_nothing_in_flight(
+    backend: Backend, kind: Kind, metadata: Any
+) -> None:
+    """It raises what grpcio raises; the attempt is given back, so that no load is counted for ever."""
+    async with channel_to(backend) as channel:
+        await ready(channel, 1)
+        call = kind.start(channel, metadata=metadata)
+        with pytest.raises(TypeError):
+            async with asyncio.timeout(5):
+                await kind.responses(call)
+        left = in_flight(channel)
+        call.cancel()
+        assert left == 0
+
+
+@pytest.mark.xfail(strict=True, reason="an exception that is no CancelledError leaves the attempt in flight")
+async def test_a_metadata_key_that_is_not_allowed_leaves_nothing_in_flight(backend: Backend) -> None:
+    """The same where core itself refuses the metadata."""
+    async with channel_to(backend) as channel:
+        await ready(channel, 1)
+        call = UU.start(channel, metadata=(("Upper", "x"),))
+        with pytest.raises(Exception, match=r"execute_batch|[Mm]etadata"):
+            await call
+        left = in_flight(channel)
+        call.cancel()
+        assert left == 0
+
+
+@pytest.mark.xfail(strict=True, reason="what a policy raises passes by the call: it never gets a status")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_a_policy_that_raises_ends_the_call_with_its_words(backend: Backend, kind: Kind) -> None:
+    """The call has a status that names the culprit; nobody who asks for it waits for ever."""
+    async with channel_to(backend, policy=Broken()) as channel:
+        call = kind.start(channel)
+        async with asyncio.timeout(1):
+            assert await call.code() is grpc.StatusCode.INTERNAL
+            assert "the policy is broken" in await call.details()
+
+
+@pytest.mark.xfail(strict=True, reason="what a strategy raises passes by the call: it never gets a status")
+@pytest.mark.parametrize("part", ["retry", "wait", "stop"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_strategy_that_raises_ends_the_call_with_its_words(backend: Backend, kind: Kind, part: str) -> None:
+    """As with a policy: also where the status arrives outside of any task of the user's."""
+    backend.always(fail())
+    settings: dict[str, Any] = {"idempotent": () if part == "retry" else (kind.method,), part: broken_strategy}
+    retry = lb.Retry(**settings)
+    async with channel_to(backend, retry=retry) as channel:
+        call = kind.start(channel)
+        async with asyncio.timeout(1):
+            assert await call.code() is grpc.StatusCode.INTERNAL
+            assert "the strategy is broken" in await call.details()
+        assert in_flight(channel) == 0
+
+
+@pytest.mark.xfail(strict=True, reason="a resolver that failed to start counts as started: calls wait for it")
+async def test_a_resolver_that_can_not_start_fails_every_call() -> None:
+    """Not only the first one: the next must not wait for a resolver that never began."""
+
+    class Unstartable(Told):
+        def start(self, listener: lb.Listener) -> None:
+            raise RuntimeError("no way to start")
+
+    async with lb.aio.channel(Unstartable()) as channel:
+        for _ in range(2):
+            with pytest.raises((RuntimeError, grpc.aio.AioRpcError), match="no way to start"):
+                async with asyncio.timeout(1):
+                    await UU.run(channel)
+
+
+@pytest.mark.xfail(strict=True, reason="of an endpoint named twice both connections are opened, one is never closed")
+async def test_an_endpoint_named_twice_is_one(backend: Backend) -> None:
+    """One connection, and none left when the channel is closed."""
+    twice = endpoints(backend) * 2
+    before = _watchers()
+    async with lb.aio.channel(Told(*twice), breaker=NO_BREAKER) as channel:
+        assert await UU.run(channel) == UU.echo()
+        opened = len(_watchers() - before)
+    left = _watchers() - before
+    for task in left:
+        task.cancel()
+    assert (opened, len(left)) == (1, 0)
+
+
+def _watchers() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if task.get_name().startswith("lb: watch")}
+
+
+@pytest.mark.xfail(strict=True, reason="the resolver inherits the context of the call that was first")
+async def test_the_resolver_does_not_live_in_the_first_calls_context(backend: Backend) -> None:
+    """What outlives a call must not hold its context: its trace, its request."""
+    variable = contextvars.ContextVar("variable", default="outside")
+    seen = []
+
+    class Watching(Told):
+        def start(self, listener: lb.Listener) -> None:
+            seen.append(variable.get())
+            super().start(listener)
+
+    async with lb.aio.channel(Watching(*endpoints(backend))) as channel:
+        token = variable.set("inside the first call")
+        try:
+            await UU.run(channel)
+        finally:
+            variable.reset(token)
+    assert seen == ["outside"]
