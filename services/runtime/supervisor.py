@@ -173,6 +173,11 @@ class Supervisor:
         if self._writer is not None:
             self._writer.write(line)
 
+    @property
+    def parent_fd(self) -> int:
+        """The number of the inherited pipe end in each child, for those that take it as an argument."""
+        return self._parent_read
+
     def say(self, line: str) -> None:
         """Shows a line where the children's lines go, in order with them."""
         self._say(line)

@@ -1,0 +1,198 @@
+"""The load generator: ``python -m services.demo.load`` places small random orders over HTTP.
+
+``MESH_ORDER_RATE`` orders a second go to the gateway at ``MESH_PORT``, whether or not the earlier ones
+have been answered; while the gateway is away it waits, longer each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import httpx2
+from pydantic import Field
+
+from services.runtime.settings import Settings, SettingsError, load
+from services.runtime.supervisor import parent_gone
+
+_MOST_AT_ONCE = 32
+_TIMEOUT_S = 10.0
+_PRODUCTS_S = 30.0
+_REPORT_S = 5.0
+# What a mesh that starts may take before an order that fails is worth a word.
+_PATIENCE_S = 15.0
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 5.0
+
+
+class LoadSettings(Settings):
+    """What the load generator reads."""
+
+    port: int = Field(default=8080, ge=1, le=65535)
+    """The gateway's port."""
+    order_rate: float = Field(default=3.0, ge=0, le=1000)
+    """Orders a second; 0 means none."""
+
+
+class Report:
+    """Counts orders, and says in at most one line every five seconds what fails."""
+
+    def __init__(self, say: Callable[[str], None], now: float) -> None:
+        self._say = say
+        self._placed = 0
+        self._failed = 0
+        self._reason = ""
+        self._since = now
+        self._quiet_until = now + _PATIENCE_S
+
+    def ok(self) -> None:
+        """An order went through: from now on every failure is news."""
+        self._placed += 1
+        self._quiet_until = 0.0
+
+    def failed(self, reason: str, now: float) -> None:
+        """An order failed."""
+        self._failed += 1
+        self._reason = reason
+        if now >= self._quiet_until and now - self._since >= _REPORT_S:
+            self.flush(now)
+
+    def flush(self, now: float) -> None:
+        """Says what has failed since the last line, if anything has."""
+        if self._failed and now >= self._quiet_until:
+            self._say(f"{self._failed} of {self._failed + self._placed} orders failed, the last one: {self._reason}")
+        self._placed = self._failed = 0
+        self._since = now
+
+
+class Load:
+    """Places orders. ``run`` ends when it is cancelled, and takes its orders with it."""
+
+    def __init__(self, client: httpx2.AsyncClient, rate: float, rng: random.Random, report: Report) -> None:
+        self._client = client
+        self._rate = rate
+        self._rng = rng
+        self._report = report
+        self._skus: list[str] = []
+        self._products_at = float("-inf")
+        self._pause_s = 0.0
+
+    async def run(self) -> None:
+        """Starts orders at random moments, ``rate`` a second on average."""
+        loop = asyncio.get_running_loop()
+        under_way: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                if self._pause_s or loop.time() - self._products_at > _PRODUCTS_S:
+                    await self._attempt(self._read_products())
+                    if self._pause_s:
+                        await asyncio.sleep(self._pause_s)
+                        continue
+                if self._rate:
+                    await asyncio.sleep(self._rng.expovariate(self._rate))
+                else:
+                    await asyncio.sleep(_PRODUCTS_S)
+                    continue
+                if len(under_way) < _MOST_AT_ONCE and self._skus:
+                    task = asyncio.create_task(self._attempt(self._order()))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _attempt(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work; notes how it went, and how long to leave the gateway alone."""
+        now = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await work
+        except _Refused as refusal:
+            self._report.failed(str(refusal), now())
+            away = refusal.away
+        except (httpx2.HTTPError, TimeoutError) as error:
+            self._report.failed(f"the gateway does not answer: {error or type(error).__name__}", now())
+            away = True
+        else:
+            away = False
+        if not away:
+            self._pause_s = 0.0
+        else:
+            self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+
+    async def _read_products(self) -> None:
+        answer = await self._client.get("/api/products")
+        _check(answer, 200)
+        self._skus = [product["sku"] for product in answer.json()["products"] if product["stock"] > 0]
+        self._products_at = asyncio.get_running_loop().time()
+
+    async def _order(self) -> None:
+        skus = self._rng.sample(self._skus, min(len(self._skus), self._rng.randint(1, 3)))
+        items = [{"sku": sku, "quantity": self._rng.randint(1, 3)} for sku in skus]
+        _check(await self._client.post("/api/orders", json={"items": items}), 201)
+        self._report.ok()
+
+
+class _Refused(Exception):
+    """The gateway answered, and not what was hoped for. ``away``: it asks to be left alone."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"{status} {detail}")
+        self.away = status == 503
+
+
+def _check(answer: httpx2.Response, status: int) -> None:
+    if answer.status_code == status:
+        return
+    try:
+        detail = str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = answer.text[:200]
+    raise _Refused(answer.status_code, detail)
+
+
+async def _main(settings: LoadSettings) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):  # the supervisor is gone, and so are we in a moment
+            print(line, file=sys.stderr, flush=True)
+
+    report = Report(say, loop.time())
+    async with httpx2.AsyncClient(
+        base_url=f"http://127.0.0.1:{settings.port}", trust_env=False, timeout=_TIMEOUT_S
+    ) as client:
+        load = Load(client, settings.order_rate, random.Random(time.time_ns()), report)
+        tasks = [asyncio.create_task(load.run()), asyncio.create_task(stop.wait())]
+        if settings.parent_fd is not None:
+            tasks.append(asyncio.create_task(parent_gone(settings.parent_fd)))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+
+
+def main() -> None:
+    """Runs the load generator: exit status 2 when a setting is wrong."""
+    try:
+        asyncio.run(_main(load(LoadSettings)))
+    except SettingsError as error:
+        print(f"load: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
