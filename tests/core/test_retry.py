@@ -325,6 +325,28 @@ def test_the_callers_own_end_is_never_widened(code: StatusCode) -> None:
     assert isinstance(ask(settings, classify(code, origin=Origin.CALLER)), GiveUp)
 
 
+def broken(state: RetryCallState) -> float:
+    """A strategy with a bug."""
+    raise ZeroDivisionError("oops")
+
+
+@pytest.mark.xfail(strict=True, reason="what a user's strategy raises goes up into the driver, where a stream hangs")
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"stop": broken}, "Retry.stop raised ZeroDivisionError: oops"),
+        ({"wait": broken}, "Retry.wait raised ZeroDivisionError: oops"),
+        ({"retry": broken}, "Retry.retry raised ZeroDivisionError: oops"),
+        ({"wait": lambda _: None}, "Retry.wait returned None; expected seconds"),
+        ({"wait": lambda _: float("nan")}, "Retry.wait returned nan; expected seconds"),
+        ({"wait": lambda _: float("inf")}, "Retry.wait returned inf; expected seconds"),
+    ],
+)
+def test_a_strategy_with_a_bug_ends_the_call(changes: dict[str, Any], why: str) -> None:
+    """The failed attempt's status stands, and the reason why there is no other names the strategy."""
+    assert ask(Retry(**changes), INTERNAL if "retry" in changes else UNAVAILABLE) == GiveUp(why)
+
+
 # ---- settings ----
 
 
