@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from services.runtime.errors import unavailable
 from services.runtime.settings import Settings, SettingsError
@@ -37,11 +38,9 @@ Query = Callable[[AsyncConnection], Awaitable[T]]
 
 # Less than the shortest deadline of a call between services (2 s), so that the caller learns why.
 _BUSY_MS = 1000
-# A wait for a connection has begun nothing: the deadline of the call ends it, or this when it has none.
-_POOL_WAIT_S = 10.0
 _READERS = 4
 _WRITERS = 4
-_POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": _POOL_WAIT_S}
+_POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 1.0}
 _ATTEMPTS = 4
 _WAL_ATTEMPTS = 100
 _WAL_PAUSE_S = 0.05
@@ -54,11 +53,19 @@ class Database:
 
     Reads have an engine of their own, without transactions: BEGIN, COMMIT and ROLLBACK are half of
     the cost of a short query.
+
+    Cancellation never reaches the driver. A caller that is cancelled stops waiting; what it began runs to its end
+    in a task of its own. (A connection cancelled in the middle of a statement may keep its lock until it is
+    collected, and every other writer fails meanwhile.)
     """
 
     def __init__(self, reader: AsyncEngine, writer: AsyncEngine) -> None:
         self._reader = reader
         self._writer = writer
+        # The wait for a connection happens here, where it can be cancelled; the pools are never empty.
+        self._may_read = asyncio.Semaphore(_size(reader))
+        self._may_write = asyncio.Semaphore(_size(writer))
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def read(self, query: Query[T]) -> T:
         """Run a function that only reads. Each of its statements sees what was committed before it.
@@ -66,29 +73,52 @@ class Database:
         Raises:
             CallError: UNAVAILABLE, when the database is away.
         """
-        try:
+
+        async def run() -> T:
             async with self._reader.connect() as connection:
                 return await query(connection)
-        except _AWAY as error:
-            raise unavailable(f"the database is away: {_reason(error)}") from error
+
+        return await self._undisturbed(self._may_read, run)
 
     async def write(self, transaction: Query[T]) -> T:
-        """Run a transaction that writes; it is committed when this returns, or has not happened.
+        """Run a transaction that writes; it is committed when this returns, and has not happened when this raises.
+
+        When the caller is cancelled, it may be committed or not.
 
         Raises:
             CallError: UNAVAILABLE, when the database is away or busy for too long.
         """
-        for left in reversed(range(_ATTEMPTS)):
-            try:
-                async with self._writer.begin() as connection:
-                    return await transaction(connection)
-            except IntegrityError:
-                # Another instance inserted the same row. Seen from the start, it is there.
-                if not left:
-                    raise
-            except _AWAY as error:
-                raise unavailable(f"the database is away or busy: {_reason(error)}") from error
-        raise AssertionError("unreachable")
+
+        async def run() -> T:
+            for left in reversed(range(_ATTEMPTS)):
+                try:
+                    async with self._writer.begin() as connection:
+                        return await transaction(connection)
+                except IntegrityError:
+                    # Another instance inserted the same row. Seen from the start, it is there.
+                    if not left:
+                        raise
+            raise AssertionError("unreachable")
+
+        return await self._undisturbed(self._may_write, run)
+
+    async def _undisturbed(self, free: asyncio.Semaphore, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run to the end, whether or not the caller is still there then."""
+        await free.acquire()
+        task = asyncio.create_task(run())
+        self._running.add(task)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            free.release()
+            self._running.discard(task)
+            if not task.cancelled():
+                task.exception()  # seen, even when nobody waits for it any more
+
+        task.add_done_callback(ended)
+        try:
+            return await asyncio.shield(task)
+        except _AWAY as error:
+            raise unavailable(f"the database is away or busy: {_reason(error)}") from error
 
     async def create(self, metadata: MetaData) -> None:
         """Create the tables that are missing. Several instances may do so at once."""
@@ -105,11 +135,15 @@ class Database:
 
     async def ping(self) -> None:
         """Raises when the database does not answer."""
-        async with self._reader.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+        await self.read(lambda connection: connection.execute(text("SELECT 1")))
 
     async def close(self) -> None:
-        """Close all connections. A process whose aiosqlite connections stay open does not end."""
+        """Let what is running end, and close all connections.
+
+        A process whose aiosqlite connections stay open does not end.
+        """
+        while self._running:
+            await asyncio.wait(self._running)
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -205,8 +239,12 @@ async def _wal(engine: AsyncEngine) -> None:
             await asyncio.sleep(_WAL_PAUSE_S)
 
 
+def _size(engine: AsyncEngine) -> int:
+    pool = engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.size()
+
+
 def _reason(error: Exception) -> str:
     """The driver's words alone: SQLAlchemy's add the statement and its parameters."""
-    if isinstance(error, PoolTimeoutError):
-        return f"no connection was free for {_POOL_WAIT_S:g} s"
     return str(error.orig) if isinstance(error, DBAPIError) else str(error)

@@ -223,5 +223,6 @@ async def test_a_stream_cancelled_while_it_sends(kind: str, caplog: pytest.LogCa
 async def test_an_unknown_method_is_unimplemented() -> None:
     """A method that nobody serves is UNIMPLEMENTED, not an error of ours."""
     async with rig(True) as server:
-        error = await refused(server.channel.unary_unary("/test.Service/nothing")(b""))
+        nothing: Any = server.channel.unary_unary("/test.Service/nothing")
+        error = await refused(nothing(b""))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED

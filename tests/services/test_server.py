@@ -1,0 +1,260 @@
+"""A server of the mesh: health, reflection, Describe, registration, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from lb.testing import Agent
+from mesh.catalog.v1 import CatalogStub, GetProductRequest
+from mesh.orders.v1 import OrdersStub, PriceBasketRequest
+from mesh.runtime.v1 import DescribeRequest, RuntimeStub, ServingState
+from services.runtime.host import Host, Service
+from tests.services.conftest import BUILDS, Shop, refused
+from tests.support.wait import until
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
+    """What the health service says."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
+
+
+@pytest.mark.parametrize("name", sorted(BUILDS))
+async def test_every_server_tells_about_itself(shop: Shop, name: str) -> None:
+    """Each service is healthy under its name, found by reflection, and described; none of that counts as a call."""
+    for needed in ("catalog", "inventory", "payments", "orders"):
+        await shop.start(needed)
+    channel = await shop.channel(shop.instances[name])
+    full = f"mesh.{name}.v1.{name.capitalize()}"
+    assert await health(channel) == SERVING
+    assert await health(channel, full) == SERVING
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub
+    reflecting = stub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = [answer async for answer in reflecting.ServerReflectionInfo(iter([request]))]
+    listed = {service.name for service in answer.list_services_response.service}
+    assert {full, "mesh.runtime.v1.Runtime", "grpc.health.v1.Health"} <= listed
+    about = await RuntimeStub(channel).Describe(DescribeRequest())
+    assert (about.service, about.instance_id, about.pid) == (name, f"{name}-1", os.getpid())
+    assert (about.weight, about.state) == (1, ServingState.SERVING_STATE_SERVING)
+    assert about.address == shop.instances[name].address
+    assert [(dependency.name, dependency.healthy) for dependency in about.dependencies] == [("database", True)]
+    assert (about.calls_total, about.in_flight) == (0, 0)
+
+
+async def test_calls_are_counted(shop: Shop) -> None:
+    """Describe counts business calls, failed ones too."""
+    channel = await shop.channel(await shop.start("catalog"))
+    await CatalogStub(channel).GetProduct(GetProductRequest(sku="moka-3"))
+    await refused(CatalogStub(channel).GetProduct(GetProductRequest(sku="")))
+    about = await RuntimeStub(channel).Describe(DescribeRequest())
+    assert about.calls_total == 2
+
+
+async def test_health_follows_the_dependencies(shop: Shop) -> None:
+    """A dependency that fails makes the instance NOT_SERVING and says why; when it is back, so is the instance."""
+    broken = False
+
+    async def check() -> None:
+        if broken:
+            raise RuntimeError("no database today")
+
+    async def build(host: Host) -> Service:
+        return Service(names=("test.Service",), add=lambda server: None, checks={"database": check})
+
+    channel = await shop.channel(await shop.start("test", build=build))
+    assert await health(channel, "test.Service") == SERVING
+    broken = True
+
+    async def says(status: int) -> bool:
+        return await health(channel) == status == await health(channel, "test.Service")
+
+    await until(lambda: says(NOT_SERVING), within_s=10, what="NOT_SERVING")
+    about = await RuntimeStub(channel).Describe(DescribeRequest())
+    assert about.state == ServingState.SERVING_STATE_NOT_READY
+    assert [(found.healthy, found.message) for found in about.dependencies] == [(False, "no database today")]
+    broken = False
+    await until(lambda: says(SERVING), within_s=10, what="SERVING again")
+
+
+@dataclass
+class Running:
+    """A service in a process of its own."""
+
+    process: asyncio.subprocess.Process
+    address: str
+    lines: list[dict[str, Any]]
+    """What it has logged; complete once it has ended."""
+    supervisor_fd: int
+
+    async def ended(self, within_s: float = 10) -> int:
+        """Its exit status."""
+        async with asyncio.timeout(within_s):
+            status = await self.process.wait()
+        assert self.process.stderr is not None
+        self.lines += [json.loads(line) for line in (await self.process.stderr.read()).splitlines()]
+        return status
+
+    @property
+    def events(self) -> list[str]:
+        """What it has logged, in words."""
+        return [line["event"] for line in self.lines]
+
+
+@contextlib.asynccontextmanager
+async def running(name: str, agent: Agent, data: Path, **variables: str) -> AsyncIterator[Running]:
+    """Start a service as a process and wait until it is ready."""
+    reading, writing = os.pipe()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))}
+    environment |= {"CONSUL_HTTP_ADDR": agent.url, "MESH_DATA": str(data), "MESH_INSTANCE_ID": f"{name}-1"}
+    environment |= {"MESH_PARENT_FD": str(reading), **variables}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", f"services.{name}",
+        env=environment, stderr=asyncio.subprocess.PIPE, pass_fds=[reading],
+    )  # fmt: skip
+    os.close(reading)
+    made = Running(process, "", [], writing)
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(30):
+            while not made.address:
+                line = await process.stderr.readline()
+                assert line, made.lines
+                made.lines.append(json.loads(line))
+                if made.lines[-1]["event"] == "ready":
+                    made.address = made.lines[-1]["address"]
+        yield made
+    finally:
+        if made.supervisor_fd >= 0:
+            os.close(made.supervisor_fd)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[Agent]:
+    """A Consul."""
+    async with Agent() as made:
+        yield made
+
+
+async def test_sigterm_drains(agent: Agent, tmp_path: Path) -> None:
+    """SIGTERM: what is in flight ends well, what is new is refused with push-back 0, then the exit status is 0."""
+    async with (
+        running("catalog", agent, tmp_path) as catalog,
+        running("orders", agent, tmp_path, MESH_DRAIN_WAIT_S="1.5") as orders,
+        grpc.aio.insecure_channel(orders.address) as channel,
+    ):
+        stub = OrdersStub(channel)
+        call = stub.PriceBasket(timeout=20)
+        await call.write(PriceBasketRequest(sku="moka-3", quantity=1))
+        assert await call.read()
+        orders.process.send_signal(signal.SIGTERM)
+
+        async def draining() -> bool:
+            return await health(channel) == NOT_SERVING
+
+        await until(draining, within_s=5, what="NOT_SERVING")
+        error = await refused(stub.PriceBasket(timeout=5))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert ("grpc-retry-pushback-ms", "0") in list(error.trailing_metadata())
+        assert ("mesh-instance-id", "orders-1") in list(error.trailing_metadata())
+        about = await RuntimeStub(channel).Describe(DescribeRequest())
+        assert (about.state, about.in_flight) == (ServingState.SERVING_STATE_DRAINING, 1)
+        await call.write(PriceBasketRequest(sku="moka-3", quantity=2))
+        assert await call.read()
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await orders.ended() == 0
+        assert orders.events.index("draining") < len(orders.events) - 1
+        assert "orders-1: deregistered" in orders.events
+        catalog.process.send_signal(signal.SIGINT)
+        assert await catalog.ended() == 0
+
+
+async def test_the_drain_ends(agent: Agent, tmp_path: Path) -> None:
+    """A call that does not end is cancelled when the drain's time is over, and the exit status is 0 all the same."""
+    async with (
+        running("orders", agent, tmp_path, MESH_DRAIN_WAIT_S="0", MESH_DRAIN_S="0.5") as orders,
+        grpc.aio.insecure_channel(orders.address) as channel,
+    ):
+        call = OrdersStub(channel).PriceBasket(timeout=20)
+        await call.write(PriceBasketRequest(sku="no-such-thing", quantity=0))
+        assert await call.read()
+        orders.process.send_signal(signal.SIGTERM)
+        assert await orders.ended(within_s=6) == 0
+        assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_a_second_signal_cuts_the_drain_short(agent: Agent, tmp_path: Path) -> None:
+    """Who signals twice does not wait for the drain."""
+    async with (
+        running("orders", agent, tmp_path, MESH_DRAIN_S="60") as orders,
+        grpc.aio.insecure_channel(orders.address) as channel,
+    ):
+        call = OrdersStub(channel).PriceBasket(timeout=60)
+        await call.write(PriceBasketRequest(sku="no-such-thing", quantity=0))
+        assert await call.read()
+        orders.process.send_signal(signal.SIGTERM)
+
+        async def draining() -> bool:
+            return await health(channel) == NOT_SERVING
+
+        await until(draining, within_s=5, what="NOT_SERVING")
+        orders.process.send_signal(signal.SIGTERM)
+        assert await orders.ended(within_s=6) == 0
+        call.cancel()
+
+
+async def test_the_supervisors_end_is_noticed(agent: Agent, tmp_path: Path) -> None:
+    """When the other end of the pipe is closed, however the supervisor died, the service drains and ends."""
+    async with running("catalog", agent, tmp_path, MESH_DRAIN_WAIT_S="0") as catalog:
+        os.close(catalog.supervisor_fd)
+        catalog.supervisor_fd = -1
+        assert await catalog.ended(within_s=5) == 0
+        assert {"because": "the supervisor is gone"}.items() <= catalog.lines[
+            catalog.events.index("stopping")
+        ].items()
+
+
+async def test_registration(agent: Agent, tmp_path: Path) -> None:
+    """An instance is in Consul with its weight, zone, pid and version, passing, and gone after its end."""
+    import httpx2
+
+    async def seen() -> Any:
+        async with httpx2.AsyncClient() as client:
+            answer = await client.get(f"{agent.url}/v1/health/service/catalog?passing=1")
+            return answer.json()
+
+    async with running(
+        "catalog", agent, tmp_path, MESH_WEIGHT="5", MESH_ZONE="a", MESH_DRAIN_WAIT_S="0"
+    ) as catalog:
+        (entry,) = await until(seen, within_s=5, what="passing in Consul")
+        service = entry["Service"]
+        assert (service["ID"], service["Weights"]["Passing"]) == ("catalog-1", 5)
+        assert f"{service['Address']}:{service['Port']}" == catalog.address
+        assert service["Meta"]["zone"] == "a"
+        assert service["Meta"]["pid"] == str(catalog.process.pid)
+        assert service["Meta"]["version"]
+        catalog.process.terminate()
+        assert await catalog.ended() == 0
+    assert await seen() == []
