@@ -139,7 +139,7 @@ class Watch:
         unjudged = {i.endpoint.key for i in answer.instances if not i.judged} if recovered else set()
         for key, endpoint in gone.items():
             if forgot or key in unjudged:
-                self._held.setdefault(key, (endpoint, now + self._hold_s))
+                self._held[key] = (endpoint, now + self._hold_s)
         self._release(now)
         return self._publish(again=recovered)
 
