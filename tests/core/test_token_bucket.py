@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.core.token_bucket import TokenBucket
@@ -42,6 +42,7 @@ def test_available_is_projected() -> None:
     assert bucket.available(0.0) == pytest.approx(0)
 
 
+@settings(deadline=None)
 @given(rates, bursts, starts, steps)
 def test_never_more_than_burst_plus_rate(rate: float, burst: float, start: float, waits: list[float]) -> None:
     """Over any window from any grant on, at most burst + rate x its length was given out."""
@@ -56,6 +57,7 @@ def test_never_more_than_burst_plus_rate(rate: float, burst: float, start: float
             assert j - i + 1 <= burst + rate * (grants[j] - first + 1e-6) + 1e-6
 
 
+@settings(deadline=None)
 @given(rates, bursts, starts, st.lists(st.floats(0.01, 1), min_size=1, max_size=40))
 def test_waiting_as_told_is_enough(rate: float, burst: float, start: float, amounts: list[float]) -> None:
     """Whoever waits exactly the returned seconds gets the tokens, whatever was rounded."""
@@ -68,6 +70,7 @@ def test_waiting_as_told_is_enough(rate: float, burst: float, start: float, amou
             assert bucket.take(now, amount) == 0.0
 
 
+@settings(deadline=None)
 @given(rates, bursts, starts, st.floats(-5, 0))
 def test_clock_going_back_is_harmless(rate: float, burst: float, start: float, back: float) -> None:
     """An earlier instant gives no tokens away and breaks nothing."""

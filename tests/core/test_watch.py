@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.core.consul_health import Answer, parse_answer
@@ -245,6 +245,7 @@ def test_pace_is_a_token_bucket() -> None:
     assert [watch.pace(9.0), watch.pace(9.0)] == [0.0, 0.0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_backoff_grows_and_is_capped(seed: int, overloaded: bool) -> None:
     """Waits grow, stay within half and all of 2 s, and start small again after an answer."""
@@ -421,6 +422,7 @@ instances = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 12), st.integers(0, 20), st.booleans(), instances), max_size=30))
 def test_always(turns: list[tuple[float, int, bool, list[dict[str, Any]]]]) -> None:
     """Usable instances are always published at once; nothing else stays longer than the hold; never twice."""
