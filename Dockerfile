@@ -13,7 +13,7 @@ COPY lb lb
 RUN /opt/mesh/bin/python -m pip install --quiet --no-deps --no-index --no-build-isolation .
 COPY services /app/services
 COPY stubs/mesh /app/mesh
-COPY deploy/health.py /app/health.py
+COPY deploy/start.py deploy/health.py /app/
 # The root is read-only when it runs, so nothing could be compiled then.
 RUN /opt/mesh/bin/python -m compileall -q /app
 
@@ -25,5 +25,5 @@ COPY --from=build /opt/mesh /opt/mesh
 COPY --from=build /app /app
 WORKDIR /app
 USER 10001:10001
-ENTRYPOINT ["python", "-m"]
+ENTRYPOINT ["python", "-I", "-S", "/app/start.py"]
 CMD ["services.gateway"]

@@ -1,7 +1,7 @@
 """The load generator: ``python -m services.demo.load`` places small random orders over HTTP.
 
-``MESH_ORDER_RATE`` orders a second go to the gateway at ``MESH_PORT``, whether or not the earlier ones
-have been answered; while the gateway is away it waits, longer each time.
+``MESH_ORDER_RATE`` orders a second go to the gateway (``MESH_HTTP_HOST``, ``MESH_PORT``), whether or not the
+earlier ones have been answered; while the gateway is away it waits, longer each time.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class LoadSettings(Settings):
 
     port: int = Field(default=8080, ge=1, le=65535)
     """The gateway's port."""
+    http_host: str = "127.0.0.1"
+    """Where the gateway is; in compose its name."""
     order_rate: float = Field(default=3.0, ge=0, le=1000)
     """Orders a second; 0 means none."""
 
@@ -170,7 +172,7 @@ async def _main(settings: LoadSettings) -> None:
 
     report = Report(say, loop.time())
     async with httpx2.AsyncClient(
-        base_url=f"http://127.0.0.1:{settings.port}", trust_env=False, timeout=_TIMEOUT_S
+        base_url=f"http://{settings.http_host}:{settings.port}", trust_env=False, timeout=_TIMEOUT_S
     ) as client:
         load = Load(client, settings.order_rate, random.Random(time.time_ns()), report)
         tasks = [asyncio.create_task(load.run()), asyncio.create_task(stop.wait())]
