@@ -16,6 +16,7 @@ taken port.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -90,7 +91,16 @@ def read_settings() -> DemoSettings:
     for name in _OURS:
         if name in os.environ:
             raise SettingsError(f"{name}: the demo gives each process its own; it cannot be set here")
-    return load(DemoSettings)
+    settings = load(DemoSettings)
+    if os.environ.get("CONSUL_HTTP_ADDR"):
+        # Only then, for what it imports is a third of this process.
+        from lb.aio._consul import agents_from
+
+        try:
+            agents_from(None)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+    return settings
 
 
 def free_port(port: int, wait_s: float) -> int:
@@ -98,7 +108,9 @@ def free_port(port: int, wait_s: float) -> int:
     give_up = time.monotonic() + wait_s
     while True:
         try:
-            # As uvicorn binds: connections that are only waiting to time out do not count.
+            if port and _answers(port):
+                raise OSError(errno.EADDRINUSE, "")
+            # As the gateway binds: connections that are only waiting to time out do not count.
             with socket.create_server(("127.0.0.1", port)) as probe:
                 return int(probe.getsockname()[1])
         except OSError as error:
@@ -108,6 +120,15 @@ def free_port(port: int, wait_s: float) -> int:
                     "MESH_PORT=8081 make demo takes another"
                 ) from None
         time.sleep(0.1)
+
+
+def _answers(port: int) -> bool:
+    """Whether somebody listens there. macOS would let us bind beside one that listens on all addresses."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
 
 
 def environment(settings: DemoSettings, port: int, data: Path, consul: str) -> dict[str, str]:

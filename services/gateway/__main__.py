@@ -87,10 +87,13 @@ async def serve(settings: GatewaySettings, traces: telemetry.Telemetry) -> None:
     async with AsyncExitStack() as stack:
         reasons = await stack.enter_async_context(stop_signals(settings.parent_fd))
         connect = connector(settings)
-        backends = Backends(
-            *[await stack.enter_async_context(connect(name)) for name in ("orders", "catalog", "inventory")]
-        )
-        registry = ConsulRegistry()
+        try:
+            registry = ConsulRegistry()
+            backends = Backends(
+                *[await stack.enter_async_context(connect(name)) for name in ("orders", "catalog", "inventory")]
+            )
+        except ValueError as error:  # one of Consul's own variables, which it names
+            raise SettingsError(str(error)) from None
         stack.push_async_callback(registry.close)
         topology = Topology(registry)
         stack.push_async_callback(topology.close)

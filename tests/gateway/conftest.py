@@ -211,13 +211,3 @@ async def bench(door: Door) -> AsyncIterator[Bench]:
         )
         yield Bench(client, door.port, shop, address, gateway, store, spans, registered)
     provider.shutdown()
-
-
-@pytest.fixture
-def unused_ports() -> list[int]:
-    """Four ports that were free a moment ago, for programs that cannot bind port 0."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import shutil
 import zlib
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.http import Compression
@@ -29,9 +25,10 @@ from starlette.responses import JSONResponse, Response
 
 from services.gateway import traces
 from services.gateway.problems import Problem
-from services.gateway.traces import JaegerTraces, TraceStore, trace_json
+from services.gateway.traces import JaegerTraces, Span, TraceStore, trace_json
 from tests.gateway.conftest import Bench, serve
-from tests.support import servers
+from tests.support import jaeger
+from tests.support.wait import until
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 
@@ -166,13 +163,13 @@ async def test_jaeger_that_is_away_or_strange() -> None:
         "d" * 32: Response(b"no json"),
     }
 
-    async def jaeger(scope: Any, receive: Any, send: Any) -> None:
+    async def fake(scope: Any, receive: Any, send: Any) -> None:
         trace_id = Request(scope).url.path.rpartition("/")[2]
         if trace_id not in answers:
             await asyncio.Event().wait()
         await answers[trace_id](scope, receive, send)
 
-    async with serve(jaeger) as port:
+    async with serve(fake) as port:
         client = JaegerTraces(f"http://127.0.0.1:{port}/", timeout_s=0.2)
         assert await client.get("a" * 32) == []
         for trace_id, status in (("b" * 32, 502), ("c" * 32, 503), ("d" * 32, 502), ("e" * 32, 504)):
@@ -185,63 +182,20 @@ async def test_jaeger_that_is_away_or_strange() -> None:
     await client.close()
 
 
-@pytest.fixture
-async def jaeger(tmp_path: Path, unused_ports: list[int]) -> AsyncIterator[tuple[str, str]]:
-    """A real Jaeger: the URLs of its OTLP/HTTP receiver and of its query API."""
-    program = servers.find("jaeger")
-    assert program is not None
-    otlp, query, query_grpc, health = unused_ports
-    config = tmp_path / "jaeger.yaml"
-    config.write_text(
-        f"""
-service:
-  extensions: [jaeger_storage, jaeger_query, healthcheckv2]
-  pipelines:
-    traces: {{receivers: [otlp], processors: [], exporters: [jaeger_storage_exporter]}}
-  telemetry: {{metrics: {{level: none}}, logs: {{level: error}}}}
-extensions:
-  healthcheckv2: {{use_v2: true, http: {{endpoint: "127.0.0.1:{health}"}}}}
-  jaeger_query:
-    storage: {{traces: memory}}
-    http: {{endpoint: "127.0.0.1:{query}"}}
-    grpc: {{endpoint: "127.0.0.1:{query_grpc}"}}
-  jaeger_storage: {{backends: {{memory: {{memory: {{max_traces: 100}}}}}}}}
-receivers:
-  otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{otlp}"}}}}}}
-exporters:
-  jaeger_storage_exporter: {{trace_storage: memory}}
-"""
-    )
-    process = await asyncio.create_subprocess_exec(
-        program, "--config", config, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(20), httpx2.AsyncClient(trust_env=False) as client:
-            while True:
-                try:
-                    if (await client.get(f"http://127.0.0.1:{health}/status")).status_code == 200:
-                        break
-                except httpx2.HTTPError:
-                    pass
-                await asyncio.sleep(0.05)
-        yield f"http://127.0.0.1:{otlp}", f"http://127.0.0.1:{query}"
-    finally:
-        process.kill()  # asked to end it takes 10 s
-        await process.wait()
-        shutil.rmtree(tmp_path, ignore_errors=True)
-
-
 @pytest.mark.jaeger
-async def test_the_same_trace_from_a_real_jaeger(jaeger: tuple[str, str]) -> None:
+async def test_the_same_trace_from_a_real_jaeger() -> None:
     """What Jaeger's API answers is the same JSON as that of the store."""
-    otlp, query = jaeger
-    trace_id = await asyncio.to_thread(write_trace, otlp)
-    client = JaegerTraces(query)
-    try:
-        async with asyncio.timeout(10):
-            while len(spans := await client.get(trace_id)) < 2:  # noqa: ASYNC110 - Jaeger tells nobody
-                await asyncio.sleep(0.05)
-        check_trace(trace_json(trace_id, spans), trace_id)
-        assert await client.get("1" * 32) == []
-    finally:
-        await client.close()
+    async with jaeger.running() as server:
+        trace_id = await asyncio.to_thread(write_trace, server.otlp)
+        client = JaegerTraces(server.query)
+
+        async def whole() -> list[Span]:
+            spans = await client.get(trace_id)
+            return spans if len(spans) == 2 else []
+
+        try:
+            spans = await until(whole, within_s=10, what="both spans are there")
+            check_trace(trace_json(trace_id, spans), trace_id)
+            assert await client.get("1" * 32) == []
+        finally:
+            await client.close()
