@@ -100,6 +100,26 @@ async def test_cancellation_leaves_whole_transactions(database: Database) -> Non
     assert await value(database) == before + 1
 
 
+async def test_cancellation_stops_at_the_caller(database: Database) -> None:
+    """A caller that is cancelled returns at once; its transaction ends by itself, and close waits for it."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: AsyncConnection) -> None:
+        await count(connection)
+        begun.set()
+        await go.wait()
+
+    task = asyncio.create_task(database.write(slow))
+    await asyncio.wait_for(begun.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    waiting = asyncio.create_task(database.write(count))
+    go.set()
+    await asyncio.wait_for(waiting, 5)
+    assert await value(database) == 2
+
+
 async def test_a_locked_file_is_unavailable(database: Database, tmp_path: Path) -> None:
     """When another process holds the write lock for too long, the caller is told UNAVAILABLE; then all is well."""
     other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
