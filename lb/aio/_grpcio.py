@@ -43,9 +43,14 @@ CONNECTIVITY: dict[int, grpc.ChannelConnectivity] = {state.value[0]: state for s
 _NEVER_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing", "empty address list")
 
 
-def never_connected(details: str) -> bool:
-    """Whether the details of an UNAVAILABLE say that no connection was found."""
-    return details.startswith(_NEVER_CONNECTED)
+def never_connected(call: Any) -> bool:
+    """Whether a lower call that ended UNAVAILABLE looks as if core had found no connection for it."""
+    status = call._status
+    return (
+        (status.details() or "").startswith(_NEVER_CONNECTED)
+        and not status.trailing_metadata()
+        and not call._initial_metadata
+    )
 
 
 def lower(channel: grpc.aio.Channel) -> Any:
@@ -63,6 +68,9 @@ def check_arguments(
 
     Makes a core channel that never connects and throws it away. It needs no event loop.
     """
+    if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
+        # Core must not see it: it counts its users down for a channel that it never counted up.
+        raise TypeError(f"credentials is {credentials!r}; expected grpc.ChannelCredentials or None")
     arguments = grpcio_channel._augment_channel_arguments(tuple(options), compression)
     lowered = getattr(credentials, "_credentials", credentials)
     cygrpc.AioChannel(target.encode(), arguments, lowered, None).close()
@@ -89,7 +97,13 @@ _INTERCEPTOR_KINDS = (
 )
 
 
-class UpperChannel(grpcio_channel.Channel):
+if TYPE_CHECKING:
+    _Base = grpc.aio.Channel
+else:
+    _Base = grpcio_channel.Channel
+
+
+class UpperChannel(_Base):
     """grpcio's own upper layer over a `LogicalChannel`."""
 
     def __init__(self, logical: LogicalChannel, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:
@@ -105,25 +119,40 @@ class UpperChannel(grpcio_channel.Channel):
             if not matched:
                 kinds = " or ".join(kind.__name__ for kind, _ in _INTERCEPTOR_KINDS)
                 raise ValueError(f"Interceptor {interceptor!r} must be {kinds}.")
-        self._loop = _CURRENT_LOOP  # type: ignore[assignment]  # stands in for a loop
+        self._loop = _CURRENT_LOOP
         self._channel = logical
-        self._active_calls = weakref.WeakSet()
+        self._active_calls: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def _register_call(self, call: Any) -> None:
+        # grpcio's own adds a done callback, which keeps a call that was forgotten alive for ever.
+        self._active_calls.add(call)
 
     async def _close(self, grace: float | None) -> None:
-        await super()._close(grace)
-        await self._channel.wait_closed()
+        try:
+            await super()._close(grace)  # type: ignore[misc]  # the stubs know only the public names
+        finally:  # also when closing was cancelled while it waited for calls
+            for call in list(self._active_calls):
+                call.cancel()
+            self._channel.close()
+            await self._channel.wait_closed()
+
+
+_made_by: weakref.WeakKeyDictionary[asyncio.Task[Any], LogicalCall] = weakref.WeakKeyDictionary()
+
+
+def remember_maker(call: LogicalCall) -> None:
+    """Keep in mind which task makes a call: under interceptors that is all that leads back to it."""
+    task = asyncio.current_task()
+    if task is not None:
+        _made_by[task] = call
 
 
 def logical_call(call: Any) -> LogicalCall | None:
     """The `LogicalCall` under a call object, through interceptors; None if there is none (yet)."""
     from lb.aio.calls import LogicalCall
 
-    for _ in range(32):
-        below = getattr(call, "_cython_call", None)
-        if below is not None:
-            return below if isinstance(below, LogicalCall) else None
-        task = getattr(call, "_interceptors_task", None)
-        if not isinstance(task, asyncio.Task) or not task.done() or task.cancelled() or task.exception() is not None:
-            return None
-        call = task.result()
-    return None
+    below = getattr(call, "_cython_call", None)
+    if isinstance(below, LogicalCall):
+        return below
+    task = getattr(call, "_interceptors_task", None)
+    return _made_by.get(task) if isinstance(task, asyncio.Task) else None

@@ -13,13 +13,17 @@ differ in when an attempt has failed for good:
 - a stream of responses: when the status arrives (`_status_arrived`), which the user may not be
   waiting for; a retry then runs in a task of its own.
 
-Requests of a stream are kept until the call is committed (at most `REPLAY_LIMIT` bytes), so
-that another attempt can send them again (gRFC A6).
+Requests of a stream wait in an `Outbox`, from which another attempt can take them again.
+
+What grpcio or a user's policy or strategy raises on the way ends the call with INTERNAL; an
+attempt is given back whatever happens.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,21 +32,23 @@ import grpc
 
 from lb.aio import _grpcio
 from lb.aio._grpcio import EOF, AioRpcStatus
+from lb.aio.outbox import Outbox
 from lb.core.balancer import Attempt
 from lb.core.call import Action, Call, Done, Failed, Pause, Queued
-from lb.core.outcome import OK, PUSHBACK_KEY, Origin, Outcome, classify
+from lb.core.outcome import OK, PUSHBACK_KEY, Origin, Outcome, Retryable, Verdict, classify
 
 if TYPE_CHECKING:
     from lb.aio.channel import LogicalChannel
-
-REPLAY_LIMIT = 1 << 20
-"""Bytes of a request stream that are kept for another attempt (grpcio's per_rpc_buffer limit)."""
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
 _CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
 _CANCELLED_VALUE = grpc.StatusCode.CANCELLED.value[0]
 # The caller's deadline and core's timer are two clocks: this close together they are the same.
 _DEADLINE_SLACK_S = 0.02
+# Core hands over the (empty) headers of a status without headers a moment before the status itself.
+_HEADERS_ALONE_S = 0.02
+
+_log = logging.getLogger("lb.channel")
 
 
 class LogicalCall:
@@ -56,7 +62,6 @@ class LogicalCall:
         "_credentials",
         "_deadline",
         "_done_callbacks",
-        "_headers_wanted",
         "_initial_metadata",
         "_initial_metadata_waiters",
         "_locally_cancelled",
@@ -94,9 +99,8 @@ class LogicalCall:
         self._initial_metadata_waiters: list[asyncio.Future[None]] | None = None
         self._locally_cancelled = False
         self._committed = False
-        self._headers_wanted = False
         self._retrying: asyncio.Task[None] | None = None
-        self._outbox: _Outbox | None = None
+        self._outbox: Outbox | None = None
         self._arguments: tuple[Any, ...] = ()
         self._span: Any = None
         now = time.monotonic()
@@ -145,19 +149,25 @@ class LogicalCall:
 
     async def initial_metadata(self) -> Any:
         """The response headers, once an attempt's were shown to the caller."""
-        if self._initial_metadata is None:
-            # Who asks for headers must get them when they come, though empty ones may belong to
-            # an attempt that fails: from here on headers commit the call.
-            self._headers_wanted = True
+        while self._initial_metadata is None:
             real = self._real
-            if real is not None and not real.done() and real._initial_metadata is not None:
+            if real is None or real.done():
+                # Another attempt, or the final status, is about to come.
+                if self._initial_metadata_waiters is None:
+                    self._initial_metadata_waiters = []
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._initial_metadata_waiters.append(waiter)
+                await waiter
+                continue
+            headers = await real.initial_metadata()
+            if not headers and not real.done():
+                # Who asks for headers gets them when they come, though empty ones look like those
+                # of an attempt that has failed: a failure would be told at once.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_HEADERS_ALONE_S):
+                        await real.status()
+            if real is self._real and not real.done() and self._initial_metadata is None:
                 self._commit(real)
-        if self._initial_metadata is None:
-            if self._initial_metadata_waiters is None:
-                self._initial_metadata_waiters = []
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._initial_metadata_waiters.append(waiter)
-            await waiter
         return self._initial_metadata
 
     def cancel(self, details: str) -> None:
@@ -165,12 +175,10 @@ class LogicalCall:
         if self._status is not None:
             return
         self._locally_cancelled = True
-        real = self._real
         self._give_back(_CANCELLED)
         # Settled first: the attempt's own end, which comes next, must not be taken for a failure.
         self._settle(AioRpcStatus(_CANCELLED_VALUE, details, None, None), _NO_METADATA)
-        if real is not None and not real.done():
-            real.cancel(details)
+        self._drop_real(details)
         if self._retrying is not None:
             self._retrying.cancel()
 
@@ -178,9 +186,7 @@ class LogicalCall:
         """The upper layer could not go on."""
         if self._status is not None:
             return
-        self._give_back(classify(grpc.StatusCode.INTERNAL, details=error))
-        code = grpc.StatusCode.INTERNAL.value[0]
-        self._settle(AioRpcStatus(code, "Internal error from Core", (), error), _NO_METADATA)
+        self._broken("Internal error from Core", error)
 
     def __repr__(self) -> str:
         if self._status is None:
@@ -197,11 +203,11 @@ class LogicalCall:
         action: Action | None = self._begin()
         while action is not None:
             if type(action) is Attempt:
-                real, headers = self._start(action, metadata)
                 try:
+                    real, headers = self._start(action, metadata)
                     response: bytes | None = await real.unary_unary(request, headers, *context)
-                except asyncio.CancelledError:
-                    self._abandon(real)
+                except BaseException as error:
+                    self._abandon(error)
                     raise
                 action = self._answered(real)
                 if action is None:
@@ -214,16 +220,16 @@ class LogicalCall:
         self, metadata: tuple[Any, ...], metadata_sent: Callable[[], None], *context: Any
     ) -> bytes | None:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
-        outbox = self._outbox = _Outbox(metadata_sent)
+        outbox = self._outbox = Outbox(metadata_sent)
         action: Action | None = self._begin()
         while action is not None:
             if type(action) is Attempt:
-                real, headers = self._start(action, metadata)
-                outbox.attach(real)
                 try:
+                    real, headers = self._start(action, metadata)
+                    outbox.attach(real)
                     response: bytes | None = await real.stream_unary(headers, outbox.metadata_sent, *context)
-                except asyncio.CancelledError:
-                    self._abandon(real)
+                except BaseException as error:
+                    self._abandon(error)
                     raise
                 action = self._answered(real)
                 if action is None:
@@ -237,15 +243,20 @@ class LogicalCall:
     async def initiate_unary_stream(self, request: bytes, metadata: tuple[Any, ...], *context: Any) -> None:
         """Send the request and wait for the first attempt's headers."""
         self._arguments = (request, metadata, context)
-        await self._open(self._begin())
+        await self._initiate()
 
     async def initiate_stream_stream(
         self, metadata: tuple[Any, ...], metadata_sent: Callable[[], None], *context: Any
     ) -> None:
         """Begin; returns with the first attempt's headers. ``metadata_sent``: messages may be sent."""
-        self._outbox = _Outbox(metadata_sent)
+        self._outbox = Outbox(metadata_sent)
         self._arguments = (None, metadata, context)
+        await self._initiate()
+
+    async def _initiate(self) -> None:
         await self._open(self._begin())
+        while self._retrying is not None and not self._retrying.done():
+            await asyncio.wait((self._retrying,))
 
     async def _open(self, first: Action) -> None:
         """Bring an attempt so far that its headers arrived, or end the call."""
@@ -255,20 +266,18 @@ class LogicalCall:
             if action is None:
                 return
             action = await self._pass_time(action)
-        real, headers = self._start(action, metadata)
-        real.add_done_callback(_StatusArrived(self, real))
         try:
+            real, headers = self._start(action, metadata)
+            real.add_done_callback(_StatusArrived(self, real))
             if self._outbox is None:
                 await real.initiate_unary_stream(request, headers, *context)
             else:
                 self._outbox.attach(real)
                 await real.initiate_stream_stream(headers, self._outbox.metadata_sent, *context)
-        except asyncio.CancelledError:
-            self._abandon(real)
+        except BaseException as error:
+            self._abandon(error)
             raise
-        if self._headers_wanted and not real.done():
-            await asyncio.sleep(0)  # a status that came along with the headers is told one turn later
-        if real._initial_metadata or (self._headers_wanted and not real.done()):
+        if real._initial_metadata and real is self._real:
             self._commit(real)
 
     def _status_arrived(self, real: Any) -> None:
@@ -277,7 +286,12 @@ class LogicalCall:
             return
         action = self._answered(real)
         if action is not None:
-            self._retrying = asyncio.get_running_loop().create_task(self._open(action))
+            self._retrying = asyncio.get_running_loop().create_task(self._open_again(action))
+
+    async def _open_again(self, action: Action) -> None:
+        # What goes wrong has settled the call (`_abandon`); nobody waits for this task's own result.
+        with contextlib.suppress(Exception):
+            await self._open(action)
 
     async def receive_serialized_message(self) -> Any:
         """The next message, or EOF; the status then says why."""
@@ -287,6 +301,8 @@ class LogicalCall:
                 return EOF
             message = await real.receive_serialized_message()
             if message is not EOF:
+                if real is not self._real:
+                    continue  # of an attempt that was given up meanwhile
                 if not self._committed:
                     self._commit(real)
                 return message
@@ -315,11 +331,20 @@ class LogicalCall:
     def _begin(self) -> Action:
         now = time.monotonic()
         self._span = self._channel.tracer.call_started(self.call, now)
-        return self.call.begin(now)
+        return self._ask(self.call.begin, now)
+
+    def _ask(self, function: Callable[..., Action], *arguments: Any, **named: Any) -> Action:
+        """Ask the core. It calls a user's policy and strategies, and these may raise."""
+        try:
+            return function(*arguments, **named)
+        except Exception as error:  # noqa: BLE001  # a user's code may raise anything
+            _log.exception("%s: the policy or a retry strategy raised", self._channel.target)
+            return Failed(grpc.StatusCode.INTERNAL, f"the policy or a retry strategy raised {error!r}")
 
     def _start(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """Open the attempt's call on its connection; returns it and the metadata to send."""
         self._attempt = attempt
+        self._real = None
         deadline = self._deadline
         limit = self._channel.retry.attempt_timeout
         if limit is not None:
@@ -328,6 +353,8 @@ class LogicalCall:
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
         real = attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
         self._real = real
+        if self._initial_metadata_waiters is not None:
+            _wake(self._initial_metadata_waiters)
         if attempt.number > 1:
             metadata = (*metadata, ("grpc-previous-rpc-attempts", str(attempt.number - 1)))
         if self._span is not None:
@@ -343,8 +370,8 @@ class LogicalCall:
             self._give_back(OK)
             self._settle(status, real._initial_metadata)
             return None
-        outcome = self._outcome(status)
         now = time.monotonic()
+        outcome = self._outcome(real, status, now)
         self._give_back(outcome, now)
         replayable = True
         if self._outbox is not None:
@@ -352,23 +379,31 @@ class LogicalCall:
             self._outbox.detach()
         # Core gives empty headers for a status without headers too; only filled ones prove a response.
         committed = self._committed or bool(real._initial_metadata)
-        action = self.call.ended(outcome, now, committed=committed, replayable=replayable)
+        action = self._ask(self.call.ended, outcome, now, committed=committed, replayable=replayable)
         if type(action) is Done:
             self._settle(status, real._initial_metadata)
             return None
         return action
 
-    def _outcome(self, status: Any) -> Outcome:
+    def _outcome(self, real: Any, status: Any, now: float) -> Outcome:
         code = _grpcio.STATUS_CODES[status.code()]
         details = status.details() or ""
         origin = Origin.PEER
+        attempt = self._attempt
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             remaining = self.time_remaining()
+            limit = self._channel.retry.attempt_timeout
             if remaining is not None and remaining <= _DEADLINE_SLACK_S:
                 origin = Origin.CALLER
-            elif self._channel.retry.attempt_timeout is not None and details == "Deadline Exceeded":
+            elif limit is not None and attempt is not None and now - attempt.started_at >= limit - _DEADLINE_SLACK_S:
                 origin = Origin.ATTEMPT_TIMEOUT
-        elif code is grpc.StatusCode.UNAVAILABLE and _grpcio.never_connected(details):
+        elif (
+            code is grpc.StatusCode.UNAVAILABLE
+            and _grpcio.never_connected(real)
+            # A server may pass on such words of its own client: believe them of a dead connection only.
+            and attempt is not None
+            and not attempt.candidate.handle.connected()
+        ):
             origin = Origin.UNSENT
         pushback = None
         for key, value in status.trailing_metadata() or ():
@@ -386,20 +421,33 @@ class LogicalCall:
         if attempt.span is not None:
             self._channel.tracer.attempt_ended(attempt)
 
-    def _abandon(self, real: Any) -> None:
-        """The task was cancelled under a running attempt."""
-        self._give_back(_CANCELLED)
-        if not real.done():
-            real.cancel("Locally cancelled by application!")
+    def _abandon(self, error: BaseException) -> None:
+        """A running attempt was cancelled, or grpcio could not carry it out."""
+        if isinstance(error, asyncio.CancelledError):
+            self._give_back(_CANCELLED)
+            self._drop_real("Locally cancelled by application!")
+        else:
+            self._broken(f"{type(error).__name__}: {error}", repr(error))
+
+    def _broken(self, details: str, debug: str) -> None:
+        """End the call with INTERNAL; that says nothing of the endpoint."""
+        self._give_back(Outcome(grpc.StatusCode.INTERNAL, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, details))
+        self._settle(AioRpcStatus(grpc.StatusCode.INTERNAL.value[0], details, (), debug), _NO_METADATA)
+        self._drop_real(details)
+
+    def _drop_real(self, details: str) -> None:
+        real = self._real
+        if real is not None and not real.done():
+            real.cancel(details)
 
     async def _pass_time(self, action: Action) -> Action | None:
         """Wait as told and ask again; None when the call ended instead."""
         if type(action) is Pause:
             await asyncio.sleep(action.delay_s)
-            return self.call.resume(time.monotonic())
+            return self._ask(self.call.resume, time.monotonic())
         if type(action) is Queued:
             if await self._channel.changed(self.call.deadline):
-                return self.call.resume(time.monotonic())
+                return self._ask(self.call.resume, time.monotonic())
             action = self.call.expired(time.monotonic())
         if type(action) is Failed:
             tried = self.call.tried()
@@ -407,10 +455,7 @@ class LogicalCall:
             self._settle(status, _NO_METADATA)
             return None
         # Done, from `resume` after a failed attempt: nothing is left to try.
-        last = self.call.attempts[-1].outcome
-        assert last is not None
-        status = AioRpcStatus(last.code.value[0], last.details, (), f"tried: {self.call.tried()}; {self.call.gave_up}")
-        self._settle(status, _NO_METADATA)
+        self._settle(self._real._status, self._real._initial_metadata)
         return None
 
     def _commit(self, real: Any) -> None:
@@ -459,103 +504,6 @@ class _StatusArrived:
         self._call = self._real = None
         if call is not None:
             call._status_arrived(real)
-
-
-class _Outbox:
-    """The requests of a stream: what was written, and how much of it the current attempt has.
-
-    Writers append and then help to send what the attempt lacks, one at a time and in order, so
-    flow control reaches them. When an attempt fails, the next one starts from the first message.
-    """
-
-    __slots__ = (
-        "_at",
-        "_bytes",
-        "_close_sent",
-        "_closed",
-        "_flushing",
-        "_kept",
-        "_lock",
-        "_next",
-        "_observer",
-        "_real",
-        "replayable",
-    )
-
-    def __init__(self, metadata_sent: Callable[[], None]) -> None:
-        self._kept: list[bytes] = []
-        self._bytes = 0
-        self._at = 0
-        self._closed = False
-        self._close_sent = False
-        self._next: Any = None
-        self._real: Any = None
-        self._observer = metadata_sent
-        self._flushing: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
-        self.replayable = True
-        """Whether all that was written is still here."""
-
-    def attach(self, real: Any) -> None:
-        """Send to this attempt, as soon as its metadata went out."""
-        self._next = real
-        self._real = None
-        self._at = 0
-        self._close_sent = False
-
-    def metadata_sent(self) -> None:
-        """The attempt takes messages now (or has failed: its status tells)."""
-        if self._next is None or self._next.done():
-            return
-        self._real = self._next
-        self._observer()
-        if self._kept or self._closed:
-            self._flushing = asyncio.get_running_loop().create_task(self._flush())
-
-    def detach(self) -> None:
-        """The attempt is over."""
-        self._real = self._next = None
-
-    def settled(self) -> None:
-        """The call is over: writers may see that."""
-        self.detach()
-        if self._flushing is not None:
-            self._flushing.cancel()
-        self._kept.clear()
-        self._observer()
-
-    def forget(self) -> None:
-        """The call is committed: what was sent need not be kept."""
-        self.replayable = False
-        del self._kept[: self._at]
-        self._at = 0
-
-    async def send(self, message: bytes) -> None:
-        self._kept.append(message)
-        self._bytes += len(message)
-        await self._flush()
-
-    async def half_close(self) -> None:
-        self._closed = True
-        await self._flush()
-
-    async def _flush(self) -> None:
-        async with self._lock:
-            real = self._real
-            try:
-                while real is not None and real is self._real and self._at < len(self._kept):
-                    await real.send_serialized_message(self._kept[self._at])
-                    if real is not self._real:
-                        return
-                    self._at += 1
-                    if self._bytes > REPLAY_LIMIT or not self.replayable:
-                        self.forget()
-                if self._closed and not self._close_sent and real is not None and real is self._real:
-                    self._close_sent = True
-                    await real.send_receive_close()
-            except _grpcio.InternalError:
-                # The attempt has ended; its status says why, and whether another one follows.
-                await real.status()
 
 
 def _wake(waiters: list[asyncio.Future[None]] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import time
@@ -30,6 +31,8 @@ from lb.methods import is_idempotent
 from lb.telemetry.spans import Spans
 
 _log = logging.getLogger("lb.channel")
+
+_MOST_METHODS = 4096
 
 _LEVELS = {
     Connectivity.IDLE: grpc.ChannelConnectivity.IDLE.value[0],
@@ -72,7 +75,7 @@ def channel(
         ValueError: a bad target, policy name, breaker or retry setting, or interceptor.
         TypeError: an object that is no policy, or bad channel options (as grpcio raises it).
     """
-    return Channel(
+    return Channel(  # type: ignore[abstract]  # grpcio's upper layer, unknown to the stubs, implements them
         LogicalChannel(
             target,
             policy=resolve(policy),
@@ -81,6 +84,7 @@ def channel(
             credentials=credentials,
             options=tuple(options or ()),
             compression=compression,
+            intercepted=bool(interceptors),
         ),
         interceptors,
     )
@@ -140,6 +144,7 @@ class LogicalChannel:
         credentials: grpc.ChannelCredentials | None,
         options: tuple[tuple[str, Any], ...],
         compression: grpc.Compression | None,
+        intercepted: bool = False,
     ) -> None:
         if isinstance(target, str):
             parsed = parse_target(target)
@@ -163,6 +168,7 @@ class LogicalChannel:
         self._credentials = credentials
         self._options = subchannel_options(options, authority)
         self._compression = compression
+        self._intercepted = intercepted
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
@@ -185,12 +191,17 @@ class LogicalChannel:
         if credentials is not None and self._credentials is None:
             raise _grpcio.UsageError(_grpcio.CREDENTIALS_ON_INSECURE)
         self._start()
-        return LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
+        call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
+        if self._intercepted:
+            _grpcio.remember_maker(call)
+        return call
 
     def new_call(self, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float) -> Call:
         """The core's side of a logical call."""
         known = self._methods.get(method)
         if known is None:
+            if len(self._methods) >= _MOST_METHODS:  # a proxy may meet any number of them
+                self._methods.clear()
             name = method.decode()
             known = self._methods[method] = (name, name in self._idempotent or is_idempotent(name))
         return Call(
@@ -271,6 +282,7 @@ class LogicalChannel:
 
     def _resolver_failed(self, message: str) -> None:
         self.balancer.resolver_error = message
+        self._wake()  # what waits takes the message along
 
     def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:
         before = candidate.connectivity
@@ -296,7 +308,13 @@ class LogicalChannel:
                 f"channel {self.target}: it belongs to the event loop that used it first; make one channel per loop"
             )
         self._loop = loop
-        self._resolver.start(self)
+        try:
+            # In a context of its own: the first caller may be in the middle of a trace.
+            contextvars.Context().run(self._resolver.start, self)
+        except Exception as error:  # noqa: BLE001  # a user's resolver may raise anything
+            _log.exception("%s: the resolver did not start", self.target)
+            self.update(Resolution((), f"the resolver did not start: {error!r}"))
+        self._wake()
 
     def _close_subchannel(self, candidate: Candidate) -> None:
         if candidate.handle is None:
@@ -319,17 +337,19 @@ class LogicalChannel:
         if self._closed:
             return
         self._closing = self._closed = True
-        if self._loop is None or self._loop.is_closed():
-            return
         for candidate in self.balancer.candidates:
             self._close_subchannel(candidate)
-        closing = self._resolver.close()
+        try:
+            closing = self._resolver.close()
+        except Exception:  # noqa: BLE001  # a user's resolver may raise anything
+            _log.exception("%s: the resolver did not close", self.target)
+            closing = None
         if inspect.isawaitable(closing):
-            try:
-                self._ending.add(asyncio.ensure_future(closing, loop=self._loop))
-            except RuntimeError:  # forgotten, not closed, and collected outside the loop
-                if inspect.iscoroutine(closing):
-                    closing.close()
+            loop = self._loop
+            if loop is not None and not loop.is_closed():
+                self._ending.add(asyncio.ensure_future(closing, loop=loop))
+            elif inspect.iscoroutine(closing):  # never started, or its loop is gone: nothing to wait for
+                closing.close()
         self._wake()
 
     async def wait_closed(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +23,8 @@ _DEFAULTS = (
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.service_config_disable_resolution", 1),
 )
+
+_WHY_S = 0.5
 
 _STATES = {
     grpc.ChannelConnectivity.IDLE: Connectivity.IDLE,
@@ -65,7 +67,10 @@ class Subchannel:
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, options, compression)
         self._lower = _grpcio.lower(self._channel)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"lb: watch {candidate.endpoint.id}")
+        # In a context of its own: the caller that made the channel start may be in the middle of a trace.
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"lb: watch {candidate.endpoint.id}", context=contextvars.Context()
+        )
 
     def call(
         self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
@@ -78,10 +83,9 @@ class Subchannel:
                 handle = self._handles[method] = self._lower.get_registered_call_handle(method)
         return self._lower.call(method, deadline, credentials, wait_for_ready, handle)
 
-    def connect(self) -> None:
-        """Start to connect, if idle."""
-        if not self._closed:
-            self._channel.get_state(try_to_connect=True)
+    def connected(self) -> bool:
+        """Whether the connection stands at this moment."""
+        return not self._closed and self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     def close(self) -> asyncio.Task[None] | None:
         """Close the connection; returns the watching task while it still has to end."""
@@ -115,10 +119,16 @@ class Subchannel:
 
     async def _why(self) -> str:
         """Why connecting fails. Core tells it to calls only, so one is made that can not be sent."""
-        call = self._lower.call(b"/lb.Subchannel/Why", None, None, False, 0)
-        with contextlib.suppress(_grpcio.InternalError):
-            await asyncio.wait_for(call.unary_unary(b"", ()), 1.0)
-        if not call.done():
+        if self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             return ""
+        call = self._lower.call(b"/lb.Subchannel/Why", None, None, False, 0)
+        try:
+            async with asyncio.timeout(_WHY_S):
+                await call.unary_unary(b"", ())
+        except (TimeoutError, _grpcio.InternalError):
+            return ""
+        finally:
+            if not call.done():
+                call.cancel("not needed")
         details: str = call._status.details() or ""
-        return details.rpartition("last error: ")[2] if _grpcio.never_connected(details) else ""
+        return details.rpartition("last error: ")[2] if _grpcio.never_connected(call) else ""

@@ -133,6 +133,8 @@ class Balancer:
         fresh: dict[tuple[str, str], Candidate] = {}
         added = []
         for endpoint in resolution.endpoints:
+            if endpoint.key in fresh:
+                continue  # named twice
             candidate = old.get(endpoint.key)
             if candidate is None:
                 candidate = Candidate(endpoint, self._breaker.new_state())

@@ -61,7 +61,7 @@ class Retry:
         enabled: False turns retries off; transparent ones too.
 
     Raises:
-        TypeError: ``stop``, ``wait`` or ``retry`` is not callable.
+        TypeError: ``stop``, ``wait`` or ``retry`` is not callable, or a field has another wrong type.
         ValueError: ``jitter`` or ``attempt_timeout`` is out of range, or a method has no ``/``.
     """
 
@@ -75,18 +75,26 @@ class Retry:
     enabled: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            raise TypeError(f"Retry.budget is {self.budget!r}; expected an lb.Budget")
+        if not isinstance(self.enabled, bool):
+            raise TypeError(f"Retry.enabled is {self.enabled!r}; expected True or False")
         for name, value in (("stop", self.stop), ("wait", self.wait), ("retry", self.retry)):
             if not callable(value) and not (name == "retry" and value is None):
                 raise TypeError(f"Retry.{name} is {value!r}; expected one of tenacity's {name} strategies")
-        if not 0 <= self.jitter <= 1:
+        if not _number(self.jitter) or not 0 <= self.jitter <= 1:
             raise ValueError(f"Retry.jitter is {self.jitter!r}; expected a number from 0 to 1")
-        if self.attempt_timeout is not None and not self.attempt_timeout > 0:
+        if self.attempt_timeout is not None and not (_number(self.attempt_timeout) and self.attempt_timeout > 0):
             raise ValueError(f"Retry.attempt_timeout is {self.attempt_timeout!r}; expected seconds above 0, or None")
         if isinstance(self.idempotent, str):
             raise TypeError(f"Retry.idempotent is {self.idempotent!r}; expected a collection of method names")
         for method in self.idempotent:
-            if not method.startswith("/") or method.count("/") != 2:
+            if not isinstance(method, str) or not method.startswith("/") or method.count("/") != 2:
                 raise ValueError(f"Retry.idempotent has {method!r}; expected /package.Service/Method")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

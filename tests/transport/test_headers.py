@@ -79,6 +79,10 @@ class LateStatus:
         """Whether the status is there."""
         return self._status is not None
 
+    async def initial_metadata(self) -> Any:
+        """Empty, and there from the beginning."""
+        return ()
+
     async def status(self) -> Any:
         """The status, once it is there."""
         await self._over.wait()
@@ -105,6 +109,10 @@ class Handle:
     def call(self, *arguments: Any) -> LateStatus:
         """A new one."""
         return LateStatus()
+
+    def connected(self) -> bool:
+        """It is."""
+        return True
 
 
 class FirstOne:

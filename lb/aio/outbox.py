@@ -1,0 +1,155 @@
+"""The requests of a stream: what was written, and how much of it the current attempt has.
+
+Writers append and then help to send what the attempt lacks, one at a time and in order, so
+flow control reaches them. Between two attempts they wait. When an attempt fails, the next one
+starts from the first message; that needs all of them, so they are kept until the call is
+committed, or until they are more than `REPLAY_LIMIT` bytes (gRFC A6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from lb.aio import _grpcio
+
+REPLAY_LIMIT = 1 << 20
+"""Bytes of a request stream that are kept for another attempt (core's per-RPC buffer has this size)."""
+
+# How long a failed write waits for the status that explains it. It may never come: core tells it
+# only after the messages before it were read, and the reader may be the one who writes.
+_STATUS_S = 1.0
+
+
+class Outbox:
+    """One call's requests. ``metadata_sent`` tells grpcio's upper layer that it may write."""
+
+    __slots__ = (
+        "_at",
+        "_attached",
+        "_bytes",
+        "_close_sent",
+        "_closed",
+        "_flushing",
+        "_kept",
+        "_lock",
+        "_next",
+        "_observer",
+        "_over",
+        "_real",
+        "replayable",
+    )
+
+    def __init__(self, metadata_sent: Callable[[], None]) -> None:
+        self._kept: list[bytes] = []
+        self._bytes = 0
+        self._at = 0
+        self._closed = False
+        self._close_sent = False
+        self._next: Any = None
+        self._real: Any = None
+        # A bound method of the upper call, which holds us: weak, so that no cycle stays behind.
+        self._observer = weakref.WeakMethod(metadata_sent)
+        self._flushing: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._attached = asyncio.Event()
+        self._over = False
+        self.replayable = True
+        """Whether all that was written is still here."""
+
+    def attach(self, real: Any) -> None:
+        """Send to this attempt, as soon as its metadata went out."""
+        self._next = real
+        self._real = None
+        self._at = 0
+        self._close_sent = False
+
+    def metadata_sent(self) -> None:
+        """The attempt takes messages now (or has failed: its status tells)."""
+        if self._next is None or self._next.done():
+            return
+        self._real = self._next
+        self._attached.set()
+        self._tell()
+        if self._kept or self._closed:
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_again())
+
+    def detach(self) -> None:
+        """The attempt is over; writers wait for the next one."""
+        self._real = self._next = None
+        if not self._over:
+            self._attached.clear()
+
+    def settled(self) -> None:
+        """The call is over: writers may see that."""
+        self._over = True
+        self.detach()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._kept.clear()
+        self._attached.set()
+        self._tell()
+
+    def forget(self) -> None:
+        """What was sent need not be kept any longer: the call is committed, or it is too much."""
+        self.replayable = False
+        del self._kept[: self._at]
+        self._at = 0
+
+    async def send(self, message: bytes) -> None:
+        """Write one message; returns when flow control lets the next one in.
+
+        Raises ``InternalError`` when the call is over; the upper layer raises its status then.
+        """
+        self._kept.append(message)
+        self._bytes += len(message)
+        await self._deliver()
+
+    async def half_close(self) -> None:
+        """Say that no message follows."""
+        self._closed = True
+        await self._deliver()
+
+    async def _deliver(self) -> None:
+        await self._attached.wait()
+        await self._flush()
+        await self._attached.wait()  # the attempt may have failed under the write
+        if self._over:
+            raise _grpcio.InternalError("the call is over")
+
+    async def _flush(self) -> None:
+        async with self._lock:
+            real = self._real
+            try:
+                while real is not None and real is self._real and self._at < len(self._kept):
+                    await real.send_serialized_message(self._kept[self._at])
+                    if real is not self._real:
+                        return
+                    self._at += 1
+                    if self._bytes > REPLAY_LIMIT or not self.replayable:
+                        self.forget()
+                if self._closed and not self._close_sent and real is not None and real is self._real:
+                    self._close_sent = True
+                    await real.send_receive_close()
+            except _grpcio.InternalError as error:
+                # The attempt has ended; its status says why, and whether another one follows.
+                try:
+                    async with asyncio.timeout(_STATUS_S):
+                        await real.status()
+                except TimeoutError:
+                    raise error from None
+                if real is self._real:
+                    self.detach()
+
+    async def _flush_again(self) -> None:
+        # Nobody waits for this task; who writes or reads next meets the call's status.
+        with contextlib.suppress(_grpcio.InternalError):
+            await self._flush()
+
+    def _tell(self) -> None:
+        observer = self._observer()
+        if observer is not None:
+            observer()
