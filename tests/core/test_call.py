@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 from grpc import StatusCode
-from tenacity import retry_if_exception, stop_after_attempt, stop_after_delay, stop_never, wait_fixed, wait_none
+from tenacity import (
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_never,
+    wait_fixed,
+    wait_none,
+)
 
 from lb.core.balancer import Attempt
 from lb.core.budget import Budget
@@ -171,6 +179,26 @@ def test_stop_after_delay_counts_from_the_begin() -> None:
     rig.clock.advance(0.6)
     assert rig.fail(call, UNAVAILABLE) is DONE
     assert call.gave_up == "stopped after 2 attempts"
+
+
+def test_strategies_see_the_time_slept() -> None:
+    """``idle_for`` is the sum of the pauses so far, not the time that attempts took."""
+    slept: list[float] = []
+
+    def stop(state: RetryCallState) -> bool:
+        slept.append(state.idle_for)
+        return len(slept) == 3
+
+    rig = Rig("ab", retry=Retry(stop=stop, jitter=0.0))
+    call = rig.call()
+    action = call.begin(rig.now)
+    while action is not DONE:
+        rig.clock.advance(1.0)
+        action = rig.fail(call, UNAVAILABLE)
+        if isinstance(action, Pause):
+            rig.clock.advance(action.delay_s)
+            action = call.resume(rig.now)
+    assert slept == pytest.approx([0.0, 0.025, 0.075])
 
 
 def test_a_deadline_nearer_than_the_next_attempt_ends_the_call_now() -> None:
