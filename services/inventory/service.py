@@ -104,9 +104,7 @@ class Inventory(InventoryServicer):
             checks.fail("requests", "is empty; a delivery has at least one line")
             checks.done()
         summary = await self._store.deliver(import_id, digest.hexdigest(), lines)
-        return ImportStockResponse(
-            import_id=import_id, lines=summary.lines, skus=summary.skus, units=summary.units
-        )
+        return ImportStockResponse(import_id=import_id, lines=summary.lines, skus=summary.skus, units=summary.units)
 
     async def BatchGetStock(
         self,

@@ -57,9 +57,7 @@ class Dependencies:
     ``deadline`` bounds each call; ``served_by`` gathers which instance served the last call to each service.
     """
 
-    def __init__(
-        self, catalog: grpc.aio.Channel, inventory: grpc.aio.Channel, payments: grpc.aio.Channel
-    ) -> None:
+    def __init__(self, catalog: grpc.aio.Channel, inventory: grpc.aio.Channel, payments: grpc.aio.Channel) -> None:
         self._catalog = CatalogStub(catalog)
         self._inventory = InventoryStub(inventory)
         self._payments = PaymentsStub(payments)

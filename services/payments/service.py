@@ -52,9 +52,7 @@ class Payments(PaymentsServicer):
         if len(request.payment_method) > LONGEST_ID:
             checks.fail("payment_method", f"at most {LONGEST_ID} characters are accepted")
         checks.done()
-        payment = await self._store.authorize(
-            _key(request), request.payment_id, request.amount, request.payment_method
-        )
+        payment = await self._store.authorize(_key(request), request.payment_id, request.amount, request.payment_method)
         return AuthorizeResponse(payment=_payment(payment))
 
     async def Capture(

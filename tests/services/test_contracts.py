@@ -62,7 +62,7 @@ def test_stale_stubs_are_found(tmp_path: Path) -> None:
     ]
 
 
-CALL_SITE = '''
+CALL_SITE = """
 from collections.abc import AsyncIterator
 
 import grpc
@@ -86,7 +86,7 @@ def synchronous(channel: grpc.Channel) -> str:
     for found in CatalogStub(channel).SearchProducts(SearchProductsRequest(query="x")):
         print(found.product.price.units)
     return CatalogStub(channel).GetProduct(GetProductRequest(sku="x"), timeout=0.5).product.sku
-'''
+"""
 
 
 def test_call_sites_are_typed(tmp_path: Path) -> None:

@@ -186,9 +186,7 @@ async def test_draining_refuses(kind: str) -> None:
 
 @each_kind
 @traced_or_not
-async def test_cancellation_is_counted_and_quiet(
-    kind: str, traced: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_cancellation_is_counted_and_quiet(kind: str, traced: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A call cancelled in the handler ends it: nothing stays in flight and nothing is logged as an error."""
     async with rig(traced) as server:
         server.behave = lambda context: asyncio.Event().wait()

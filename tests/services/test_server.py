@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -231,23 +232,18 @@ async def test_the_supervisors_end_is_noticed(agent: Agent, tmp_path: Path) -> N
         os.close(catalog.supervisor_fd)
         catalog.supervisor_fd = -1
         assert await catalog.ended(within_s=5) == 0
-        assert {"because": "the supervisor is gone"}.items() <= catalog.lines[
-            catalog.events.index("stopping")
-        ].items()
+        assert {"because": "the supervisor is gone"}.items() <= catalog.lines[catalog.events.index("stopping")].items()
 
 
 async def test_registration(agent: Agent, tmp_path: Path) -> None:
     """An instance is in Consul with its weight, zone, pid and version, passing, and gone after its end."""
-    import httpx2
 
     async def seen() -> Any:
         async with httpx2.AsyncClient() as client:
             answer = await client.get(f"{agent.url}/v1/health/service/catalog?passing=1")
             return answer.json()
 
-    async with running(
-        "catalog", agent, tmp_path, MESH_WEIGHT="5", MESH_ZONE="a", MESH_DRAIN_WAIT_S="0"
-    ) as catalog:
+    async with running("catalog", agent, tmp_path, MESH_WEIGHT="5", MESH_ZONE="a", MESH_DRAIN_WAIT_S="0") as catalog:
         (entry,) = await until(seen, within_s=5, what="passing in Consul")
         service = entry["Service"]
         assert (service["ID"], service["Weights"]["Passing"]) == ("catalog-1", 5)
