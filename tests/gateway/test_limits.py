@@ -53,13 +53,29 @@ async def test_a_head_that_does_not_end_is_given_up(bench: Bench, monkeypatch: p
     monkeypatch.setattr(limits, "HEAD_S", 0.05)
     assert await exchange(bench.port) == b""
     assert await exchange(bench.port, b"GET / HT") == b""
+    monkeypatch.setattr(limits, "HEAD_S", 60.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
     async with asyncio.timeout(3):  # uvicorn's own limit for an idle connection is 5 s
         writer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"}")
+        monkeypatch.setattr(limits, "HEAD_S", 0.05)
         writer.write(b"GET / HT")
         assert await reader.read() == b""
     writer.close()
+
+
+async def test_a_slow_answer_is_none_of_the_heads_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its head is complete, a request may take longer than a head."""
+    monkeypatch.setattr(limits, "HEAD_S", 0.05)
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.2, later.set)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await later.wait()
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async with serve(slow) as port:
+        assert (await exchange(port, HEAD + b"Connection: close\r\nContent-Length: 0\r\n\r\n")).endswith(b"done")
 
 
 async def test_too_many_at_once_are_sent_away(bench: Bench) -> None:
