@@ -64,6 +64,11 @@ class Rig:
         """What the clock shows."""
         return self.clock()
 
+    @property
+    def panic(self) -> bool:
+        """Whether all are used because every breaker is open."""
+        return self.balancer.admission(self.now).panic
+
     def update(self, names: str, weights: Sequence[int] = (), note: str = "") -> Changes:
         """A new set: one endpoint a letter."""
         weights = weights or [1] * len(names)

@@ -92,7 +92,6 @@ def test_negative_or_unreadable_push_back_forbids_a_retry(value: str) -> None:
     assert outcome.retryable is NEVER
 
 
-@pytest.mark.xfail(strict=True, reason="values from 2**31 to 9999999999 are taken for delays of 25 to 115 days")
 def test_push_back_beyond_32_bits_is_unreadable() -> None:
     """By gRFC A6 it is a signed 32-bit integer: what does not fit can not be parsed, and forbids a retry."""
     assert classify(StatusCode.UNAVAILABLE, pushback=str(2**31)).retryable is NEVER
