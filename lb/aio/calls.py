@@ -334,12 +334,12 @@ class LogicalCall:
         return self._ask(self.call.begin, now)
 
     def _ask(self, function: Callable[..., Action], *arguments: Any, **named: Any) -> Action:
-        """Ask the core. It calls a user's policy and strategies, and these may raise."""
+        """Ask the core. It calls a user's policy, and that may raise."""
         try:
             return function(*arguments, **named)
         except Exception as error:  # noqa: BLE001  # a user's code may raise anything
-            _log.exception("%s: the policy or a retry strategy raised", self._channel.target)
-            return Failed(grpc.StatusCode.INTERNAL, f"the policy or a retry strategy raised {error!r}")
+            _log.exception("%s: the policy %s raised", self._channel.target, self._channel.balancer.policy.name)
+            return Failed(grpc.StatusCode.INTERNAL, f"the policy {self._channel.balancer.policy.name} raised {error!r}")
 
     def _start(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         """Open the attempt's call on its connection; returns it and the metadata to send."""
@@ -381,6 +381,8 @@ class LogicalCall:
         committed = self._committed or bool(real._initial_metadata)
         action = self._ask(self.call.ended, outcome, now, committed=committed, replayable=replayable)
         if type(action) is Done:
+            if self.call.error is not None:
+                _log.error("%s: %s", self._channel.target, self.call.gave_up, exc_info=self.call.error)
             self._settle(status, real._initial_metadata)
             return None
         return action

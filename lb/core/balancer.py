@@ -106,6 +106,33 @@ class Changes:
     closable: Sequence[Candidate]
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Which endpoints may be picked at one moment.
+
+    ``panic``: every breaker is open, so all are used. ``recheck_at`` is the instant from which
+    an open breaker may admit again, ``inf`` when there is none.
+    """
+
+    pool: list[Candidate]
+    panic: bool
+    recheck_at: float
+
+    def refusal(self, candidate: Candidate, now: float) -> str:
+        """Why a candidate is not picked; empty when it is."""
+        if candidate.connectivity is not READY:
+            state = candidate.connectivity.value
+            return f"not connected ({state}{f': {candidate.trouble}' if candidate.trouble else ''})"
+        if candidate in self.pool:
+            return ""
+        if not candidate.breaker.admits(now):
+            if candidate.breaker.state is State.HALF_OPEN:
+                return "breaker half-open, a probe is out"
+            left = (candidate.breaker.retry_at or now) - now
+            return f"breaker open for {left:.1f} s more ({candidate.last_error or 'failures'})"
+        return "weight 0"
+
+
 class Balancer:
     """Owns the candidates and the picker. Not thread-safe: the driver calls it from one place."""
 
@@ -115,7 +142,6 @@ class Balancer:
         self.rng = rng
         self.resolution: Resolution | None = None
         self.resolver_error = ""
-        self.panic = False
         self._breaker = breaker
         self._candidates: dict[tuple[str, str], Candidate] = {}
         self._picker: Picker | None = None
@@ -193,7 +219,7 @@ class Balancer:
             self._rebuild(now)
         picker = self._picker
         if picker is None:
-            return self._unpicked()
+            return self.unpicked()
         candidate: Candidate = picker.pick(call, self.rng)  # type: ignore[assignment]  # made from our candidates
         if tried and candidate in tried:
             candidate = self._elsewhere(candidate, tried)
@@ -226,25 +252,30 @@ class Balancer:
             self._dirty = True  # an ignored probe gave its place back
         return candidate if candidate.retired and not candidate.in_flight else None
 
-    def _rebuild(self, now: float) -> None:
-        self._dirty = False
-        self._recheck_at = inf
+    def admission(self, now: float) -> Admission:
+        """Which endpoints are admitted, by the rule at the top of this file. Changes nothing."""
         ready = [c for c in self._candidates.values() if c.connectivity is READY]
-        if not ready:
-            self._picker = None
-            return
         admitted = []
+        recheck_at = inf
         for candidate in ready:
             if candidate.breaker.admits(now):
                 admitted.append(candidate)
             else:
                 retry_at = candidate.breaker.retry_at
-                if retry_at is not None and retry_at < self._recheck_at:
-                    self._recheck_at = retry_at
-        self.panic = not admitted
+                if retry_at is not None and retry_at < recheck_at:
+                    recheck_at = retry_at
         pool = admitted or ready
-        weighted = [c for c in pool if c.endpoint.weight > 0]
-        pool = weighted or pool
+        pool = [c for c in pool if c.endpoint.weight > 0] or pool
+        return Admission(pool, bool(ready) and not admitted, recheck_at)
+
+    def _rebuild(self, now: float) -> None:
+        admission = self.admission(now)
+        self._dirty = False
+        self._recheck_at = admission.recheck_at
+        pool = admission.pool
+        if not pool:
+            self._picker = None
+            return
         weights = [c.weight for c in pool]
         if self._picker is None or pool != self._pool or weights != self._pool_weights:
             self._picker = self._previous = self.policy.picker(pool, self._previous)
@@ -261,7 +292,8 @@ class Balancer:
                 return other
         return candidate
 
-    def _unpicked(self) -> Unpicked:
+    def unpicked(self) -> Unpicked:
+        """Why there is nothing to pick, when there is nothing."""
         if self.resolution is None:
             why = f": {self.resolver_error}" if self.resolver_error else ""
             return Unpicked(f"{self.target} is not resolved yet{why}", wait=True)
@@ -304,22 +336,6 @@ class Balancer:
                 elif best is not Connectivity.CONNECTING:
                     best = Connectivity.IDLE
         return best
-
-    def refusal(self, candidate: Candidate, now: float) -> str:
-        """Why a candidate is not picked; empty when it is."""
-        if self._dirty or now >= self._recheck_at:
-            self._rebuild(now)
-        if candidate.connectivity is not READY:
-            state = candidate.connectivity.value
-            return f"not connected ({state}{f': {candidate.trouble}' if candidate.trouble else ''})"
-        if candidate in self._pool:
-            return ""
-        if not candidate.breaker.admits(now):
-            if candidate.breaker.state is State.HALF_OPEN:
-                return "breaker half-open, a probe is out"
-            left = (candidate.breaker.retry_at or now) - now
-            return f"breaker open for {left:.1f} s more ({candidate.last_error or 'failures'})"
-        return "weight 0"
 
     def __repr__(self) -> str:
         return f"<Balancer {self.target} {self.policy.name} {len(self._pool)} of {len(self._candidates)} admitted>"

@@ -67,12 +67,13 @@ class Call:
     __slots__ = (
         "_balancer",
         "_budget",
-        "_queued_for",
+        "_queued",
         "_retry",
         "_slept_s",
         "_why",
         "attempts",
         "deadline",
+        "error",
         "gave_up",
         "idempotent",
         "method",
@@ -97,13 +98,15 @@ class Call:
         self._budget = budget
         self._why = ""
         self._slept_s = 0.0
-        self._queued_for = ""
+        self._queued = False
         self.attempts: list[Attempt] = []
         self.method = method
         self.idempotent = idempotent
         self.deadline = deadline
         self.wait_for_ready = wait_for_ready
         self.started_at = now
+        self.error: Exception | None = None
+        """What a user's retry strategy raised; the driver tells it in its log."""
         self.gave_up = ""
         """Why the last failed attempt was not followed by another."""
 
@@ -120,11 +123,12 @@ class Call:
         else:
             picked = self._balancer.pick(self, now)
         if type(picked) is Attempt:
+            self._queued = False
             attempts.append(picked)
             return picked
         assert isinstance(picked, Unpicked)
         if picked.wait or self.wait_for_ready:
-            self._queued_for = picked.message
+            self._queued = True
             return Queued(picked.message)
         if attempts:
             # The last attempt's own status says more than "no endpoint can be reached".
@@ -159,6 +163,7 @@ class Call:
             rng=self._balancer.rng,
         )
         if type(choice) is GiveUp:
+            self.error = choice.error
             return self._give_up(choice.why)
         assert not isinstance(choice, GiveUp)
         delay = choice.delay_s
@@ -176,7 +181,7 @@ class Call:
         """The deadline passed while no attempt ran."""
         waited = now - self.started_at
         tried = f"; tried {self.tried()}" if self.attempts else ""
-        reason = self._queued_for or "between attempts"
+        reason = self._balancer.unpicked().message if self._queued else "between attempts"
         return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
 
     def tried(self) -> str:

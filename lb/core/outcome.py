@@ -99,6 +99,7 @@ _BY_CODE = {
     StatusCode.CANCELLED: (Verdict.IGNORED, Retryable.NEVER),
 }
 _ANSWERED = (Verdict.SUCCESS, Retryable.NEVER)
+_INT32 = 2**31 - 1
 _REFUSALS = (StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -134,6 +135,6 @@ def _seconds(pushback: str) -> float:
     """Push-back in seconds; -1 for "do not retry", which an unreadable value means too (gRFC A6)."""
     text = pushback.strip()
     digits = text[1:] if text[:1] in "+-" else text
-    if not (digits.isascii() and digits.isdigit()) or len(digits) > 10 or text[:1] == "-":
+    if not (digits.isascii() and digits.isdigit()) or text[:1] == "-" or len(digits) > 10 or int(digits) > _INT32:
         return -1.0
-    return int(text) / 1000
+    return int(digits) / 1000

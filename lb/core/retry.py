@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from math import isfinite
 from random import Random
 from typing import Any
 
@@ -21,7 +22,7 @@ import grpc
 from tenacity import Future, RetryCallState, stop_after_attempt, wait_exponential
 
 from lb.core.budget import Budget
-from lb.core.outcome import Outcome, Retryable
+from lb.core.outcome import Origin, Outcome, Retryable
 
 Strategy = Callable[[RetryCallState], Any]
 
@@ -80,13 +81,13 @@ class Retry:
         if not isinstance(self.enabled, bool):
             raise TypeError(f"Retry.enabled is {self.enabled!r}; expected True or False")
         for name, value in (("stop", self.stop), ("wait", self.wait), ("retry", self.retry)):
-            if not callable(value) and not (name == "retry" and value is None):
+            if (not callable(value) or isinstance(value, type)) and not (name == "retry" and value is None):
                 raise TypeError(f"Retry.{name} is {value!r}; expected one of tenacity's {name} strategies")
         if not _number(self.jitter) or not 0 <= self.jitter <= 1:
             raise ValueError(f"Retry.jitter is {self.jitter!r}; expected a number from 0 to 1")
         if self.attempt_timeout is not None and not (_number(self.attempt_timeout) and self.attempt_timeout > 0):
             raise ValueError(f"Retry.attempt_timeout is {self.attempt_timeout!r}; expected seconds above 0, or None")
-        if isinstance(self.idempotent, str):
+        if isinstance(self.idempotent, str) or not isinstance(self.idempotent, Collection):
             raise TypeError(f"Retry.idempotent is {self.idempotent!r}; expected a collection of method names")
         for method in self.idempotent:
             if not isinstance(method, str) or not method.startswith("/") or method.count("/") != 2:
@@ -106,9 +107,10 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Do not try again; ``why`` in words."""
+    """Do not try again; ``why`` in words. ``error`` is what a user's strategy raised, if one did."""
 
     why: str
+    error: Exception | None = field(default=None, compare=False)
 
 
 def decide(
@@ -129,6 +131,8 @@ def decide(
     """
     if not settings.enabled:
         return GiveUp("retries are off")
+    if outcome.origin is Origin.CALLER:
+        return GiveUp("the caller gave up")
     allowed = outcome.retryable is Retryable.ALWAYS or (outcome.retryable is Retryable.IF_IDEMPOTENT and idempotent)
     never = outcome.pushback_s is not None and outcome.pushback_s < 0
     if not allowed and (settings.retry is None or never):
@@ -138,17 +142,33 @@ def decide(
             return GiveUp("the method is not declared idempotent")
         return GiveUp(f"{outcome.code.name} is not retried")
     state = _state(outcome, attempts, started_at, slept_s, now)
-    if not allowed and settings.retry is not None and not settings.retry(state):
-        return GiveUp(f"{outcome.code.name} is not retried")
-    if outcome.pushback_s is not None:
-        delay = outcome.pushback_s  # the server's own word replaces our wait (gRFC A6)
-    else:
-        delay = float(settings.wait(state))
-        delay *= 1.0 + settings.jitter * (2.0 * rng.random() - 1.0)
-    state.upcoming_sleep = delay
-    if settings.stop(state):
-        return GiveUp(f"stopped after {attempts} attempt{'s' if attempts > 1 else ''}")
+    try:
+        if not allowed and not _ask(settings, "retry", state):
+            return GiveUp(f"{outcome.code.name} is not retried")
+        if outcome.pushback_s is not None:
+            delay = outcome.pushback_s  # the server's own word replaces our wait (gRFC A6)
+        else:
+            delay = _ask(settings, "wait", state)
+            if not _number(delay) or not isfinite(delay):
+                return GiveUp(f"Retry.wait returned {delay!r}; expected seconds")
+            delay *= 1.0 + settings.jitter * (2.0 * rng.random() - 1.0)
+        state.upcoming_sleep = delay
+        if _ask(settings, "stop", state):
+            return GiveUp(f"stopped after {attempts} attempt{'s' if attempts > 1 else ''}")
+    except _BrokenStrategyError as broken:
+        return GiveUp(str(broken), broken)
     return Again(max(0.0, delay))
+
+
+class _BrokenStrategyError(Exception):
+    """A user's strategy raised."""
+
+
+def _ask(settings: Retry, name: str, state: RetryCallState) -> Any:
+    try:
+        return getattr(settings, name)(state)
+    except Exception as error:
+        raise _BrokenStrategyError(f"Retry.{name} raised {type(error).__name__}: {error}") from error
 
 
 def _state(outcome: Outcome, attempts: int, started_at: float, slept_s: float, now: float) -> RetryCallState:

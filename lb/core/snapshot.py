@@ -42,7 +42,7 @@ class Snapshot:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and lists."""
-        return asdict(self)
+        return {**asdict(self), "endpoints": [asdict(endpoint) for endpoint in self.endpoints]}
 
     def __str__(self) -> str:
         head = f"{self.target}  {self.policy}  {self.state}  retry budget {self.retry_budget:.0f}"
@@ -75,9 +75,10 @@ class Snapshot:
 
 def snapshot(balancer: Balancer, retry_budget: float, now: float) -> Snapshot:
     """Look at a balancer without changing what it would pick."""
+    admission = balancer.admission(now)
     endpoints = []
     for c in balancer.candidates:
-        refusal = balancer.refusal(c, now)
+        refusal = admission.refusal(c, now)
         endpoints.append(
             EndpointSnapshot(
                 id=c.endpoint.id,
@@ -102,7 +103,7 @@ def snapshot(balancer: Balancer, retry_budget: float, now: float) -> Snapshot:
         resolved=resolution is not None,
         note=resolution.note if resolution else "",
         resolver_error=balancer.resolver_error,
-        panic=balancer.panic,
+        panic=admission.panic,
         retry_budget=retry_budget,
         endpoints=tuple(endpoints),
     )

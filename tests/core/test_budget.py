@@ -70,7 +70,7 @@ def test_balance_only_looks() -> None:
 def test_retries_never_exceed_calls_times_ratio_plus_the_reserve(
     actions: list[tuple[str, int]], ratio: float, floor: float
 ) -> None:
-    """What 9 s granted is at most the reserve and the share of 10 s; a refusal means less than 1 is left."""
+    """A retry is granted when with it those of 9 s are at most the reserve and the share of 10 s, else refused."""
     settings = Budget(ratio=ratio, min_per_s=floor)
     state, now = settings.new_state(), 0.0
     calls: list[float] = []
@@ -85,8 +85,8 @@ def test_retries_never_exceed_calls_times_ratio_plus_the_reserve(
         if state.withdraw(now):
             granted.append(now)
             assert state.balance(now) == pytest.approx(before - 1, abs=1e-6)
+            recent = sum(at > now - 9 for at in granted)
+            assert recent <= floor * 10 + ratio * sum(at > now - 10 for at in calls) + 1e-6
         else:
             assert before < 1
             assert state.balance(now) == before
-        recent = sum(at > now - 9 for at in granted)
-        assert recent <= floor * 10 + ratio * sum(at > now - 10 for at in calls) + 1e-6

@@ -21,9 +21,7 @@ HEADERS = (("x-early", "1"),)
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(
-            SU, marks=pytest.mark.xfail(strict=True, reason="nobody tells the call that its attempt's headers came")
-        ),
+        SU,
         SS,
     ],
     ids=str,
@@ -130,7 +128,6 @@ class FirstOne:
         return self._first
 
 
-@pytest.mark.xfail(strict=True, reason="the empty headers of a failure are taken for an answer: no retry")
 @pytest.mark.parametrize("kind", [US, SS], ids=str)
 async def test_waiting_for_headers_costs_no_retry(fleet: Fleet, kind: Kind) -> None:
     """An attempt that fails without headers is followed by another, also when somebody waits for headers."""
@@ -148,7 +145,6 @@ async def test_waiting_for_headers_costs_no_retry(fleet: Fleet, kind: Kind) -> N
             candidate.handle = real
 
 
-@pytest.mark.xfail(strict=True, reason="it returns when the first attempt ended, whatever follows")
 async def test_wait_for_connection_raises_when_every_attempt_failed(backend: Backend) -> None:
     """A stream of responses: as in grpcio, no connection is an error, not a quiet return."""
     backend.always(fail())

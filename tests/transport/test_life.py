@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-import pytest
 
 import lb
 from lb.testing import Backend
@@ -13,7 +12,6 @@ from lb.testing.backend import hang
 from tests.transport.kit import UU, Told, channel_to, lb_tasks
 
 
-@pytest.mark.xfail(strict=True, reason="a channel whose closing was interrupted counts as closed")
 async def test_a_close_that_was_cancelled_can_be_repeated(backend: Backend) -> None:
     """Who cancels ``close(grace)`` and closes again leaves no connection and no call behind."""
     backend.always(hang())
@@ -34,7 +32,6 @@ async def test_a_close_that_was_cancelled_can_be_repeated(backend: Backend) -> N
         await channel._channel.wait_closed()
 
 
-@pytest.mark.xfail(strict=True, reason="nobody is told that the channel left IDLE")
 async def test_leaving_idle_is_a_change_of_state() -> None:
     """A watcher of IDLE is told as soon as the channel begins to resolve."""
     async with lb.aio.channel(Told()) as channel:

@@ -18,7 +18,6 @@ from tests.transport.kit import SS, SU, Kind, channel_to, ready
 STREAMS = pytest.mark.parametrize("kind", [SU, SS], ids=str)
 
 
-@pytest.mark.xfail(strict=True, reason="between two attempts a write returns at once: nothing stops the writer")
 @STREAMS
 async def test_a_writer_waits_between_two_attempts(backend: Backend, kind: Kind) -> None:
     """A writer that never pauses must neither fill the memory nor keep the loop from making the next attempt."""
@@ -42,7 +41,6 @@ async def test_a_writer_waits_between_two_attempts(backend: Backend, kind: Kind)
         assert written < enough
 
 
-@pytest.mark.xfail(strict=True, reason="a write to a call that has failed returns as if it had been sent")
 async def test_a_write_to_a_call_that_has_failed_raises_its_status(backend: Backend) -> None:
     """The first write that can not be sent raises the call's error; a message is never lost without a word."""
     backend.script(fail(grpc.StatusCode.NOT_FOUND, "no such thing", after=1))
@@ -55,7 +53,6 @@ async def test_a_write_to_a_call_that_has_failed_raises_its_status(backend: Back
         assert error.details() == "no such thing"
 
 
-@pytest.mark.xfail(strict=True, reason="a write waits for a status that stands behind an answer nobody reads")
 async def test_a_write_ends_though_the_answers_are_not_read(backend: Backend) -> None:
     """The server answered, then failed: who only writes learns that, and does not wait for ever."""
     backend.script(fail(grpc.StatusCode.NOT_FOUND, after=1))

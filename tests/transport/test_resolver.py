@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-import pytest
 
 import lb
 from tests.transport.kit import UU, Told, failure
 
 
-@pytest.mark.xfail(strict=True, reason="the words are those from when the call was queued")
 async def test_the_deadline_tells_what_the_resolver_said_last() -> None:
     """A call that waits for a resolver ends with what kept it from resolving, though it said so later."""
     told = Told()

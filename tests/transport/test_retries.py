@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from lb.testing.backend import fail
 from tests.transport.conftest import Fleet
 from tests.transport.kit import Kind, channel_to, failure, ready
 
 
-@pytest.mark.xfail(strict=True, reason="a server's words are taken for core's: the method runs twice")
 async def test_a_servers_own_words_do_not_say_that_nothing_was_sent(fleet: Fleet, kind: Kind) -> None:
     """A service may pass on its own dependency's "failed to connect": the method has run, and is not idempotent."""
     one, two = await fleet(2)

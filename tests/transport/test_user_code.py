@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 import lb
+from lb.aio import _grpcio
 from lb.testing import Backend
 from lb.testing.backend import fail
 from tests.transport.kit import KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
@@ -36,7 +37,6 @@ def broken_strategy(state: Any) -> Any:
     raise RuntimeError("the strategy is broken")
 
 
-@pytest.mark.xfail(strict=True, reason="an exception that is no CancelledError leaves the attempt in flight")
 @pytest.mark.parametrize("metadata", [pytest.param(m, id=name) for m, name in BAD_METADATA])
 async def test_metadata_that_can_not_be_sent_leaves_nothing_in_flight(
     backend: Backend, kind: Kind, metadata: Any
@@ -53,7 +53,6 @@ async def test_metadata_that_can_not_be_sent_leaves_nothing_in_flight(
         assert left == 0
 
 
-@pytest.mark.xfail(strict=True, reason="an exception that is no CancelledError leaves the attempt in flight")
 async def test_a_metadata_key_that_is_not_allowed_leaves_nothing_in_flight(backend: Backend) -> None:
     """The same where core itself refuses the metadata."""
     async with channel_to(backend) as channel:
@@ -66,7 +65,6 @@ async def test_a_metadata_key_that_is_not_allowed_leaves_nothing_in_flight(backe
         assert left == 0
 
 
-@pytest.mark.xfail(strict=True, reason="what a policy raises passes by the call: it never gets a status")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 async def test_a_policy_that_raises_ends_the_call_with_its_words(backend: Backend, kind: Kind) -> None:
     """The call has a status that names the culprit; nobody who asks for it waits for ever."""
@@ -77,24 +75,27 @@ async def test_a_policy_that_raises_ends_the_call_with_its_words(backend: Backen
             assert "the policy is broken" in await call.details()
 
 
-@pytest.mark.xfail(strict=True, reason="what a strategy raises passes by the call: it never gets a status")
 @pytest.mark.parametrize("part", ["retry", "wait", "stop"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_strategy_that_raises_ends_the_call_with_its_words(backend: Backend, kind: Kind, part: str) -> None:
-    """As with a policy: also where the status arrives outside of any task of the user's."""
+async def test_a_strategy_that_raises_is_told_in_the_log(
+    backend: Backend, kind: Kind, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure stands, also where the status arrives outside of any task of the user's."""
     backend.always(fail())
     settings: dict[str, Any] = {"idempotent": () if part == "retry" else (kind.method,), part: broken_strategy}
     retry = lb.Retry(**settings)
     async with channel_to(backend, retry=retry) as channel:
         call = kind.start(channel)
         async with asyncio.timeout(1):
-            assert await call.code() is grpc.StatusCode.INTERNAL
-            assert "the strategy is broken" in await call.details()
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        logical = _grpcio.logical_call(call)
+        assert logical is not None
+        assert "the strategy is broken" in logical.call.gave_up
+        assert "the strategy is broken" in caplog.text
         assert in_flight(channel) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="a resolver that failed to start counts as started: calls wait for it")
 async def test_a_resolver_that_can_not_start_fails_every_call() -> None:
     """Not only the first one: the next must not wait for a resolver that never began."""
 
@@ -109,7 +110,6 @@ async def test_a_resolver_that_can_not_start_fails_every_call() -> None:
                     await UU.run(channel)
 
 
-@pytest.mark.xfail(strict=True, reason="of an endpoint named twice both connections are opened, one is never closed")
 async def test_an_endpoint_named_twice_is_one(backend: Backend) -> None:
     """One connection, and none left when the channel is closed."""
     twice = endpoints(backend) * 2
@@ -127,7 +127,6 @@ def _watchers() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if task.get_name().startswith("lb: watch")}
 
 
-@pytest.mark.xfail(strict=True, reason="the resolver inherits the context of the call that was first")
 async def test_the_resolver_does_not_live_in_the_first_calls_context(backend: Backend) -> None:
     """What outlives a call must not hold its context: its trace, its request."""
     variable = contextvars.ContextVar("variable", default="outside")
