@@ -26,22 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
-import consul.aio  # type: ignore[import-untyped] # the package carries no types
-from consul.exceptions import (  # type: ignore[import-untyped] # as above
-    ACLDisabled,
-    ACLPermissionDenied,
-    ConsulException,
-    NotFound,
-)
-
 from lb.core.target import CONSUL_PORT, join_host_port, split_host_port
 
 T = TypeVar("T")
 
 _BODY_SHOWN = 200
-# The errors that py-consul raises without the number.
-_STATUS = {ACLDisabled: 401, ACLPermissionDenied: 403, NotFound: 404}
+# The errors that py-consul raises without the number, by their names.
+_STATUS = {"ACLDisabled": 401, "ACLPermissionDenied": 403, "NotFound": 404}
 
 
 class ConsulError(Exception):
@@ -140,6 +131,9 @@ class AgentClient:
     """One agent's client. Must be made, used and closed in one running event loop."""
 
     def __init__(self, address: AgentAddress) -> None:
+        # Here and not above: aiohttp is half of the import time of `lb`, which may never meet Consul.
+        import consul.aio  # type: ignore[import-untyped]  # the package carries no types
+
         self.address = address
         host = f"[{address.host}]" if ":" in address.host else address.host
         with warnings.catch_warnings():
@@ -230,6 +224,9 @@ class AgentClient:
 
     async def _translated(self, request: Awaitable[T], timeout_s: float) -> T:
         """The one place where py-consul's and aiohttp's errors become ours."""
+        import aiohttp
+        from consul.exceptions import ConsulException  # type: ignore[import-untyped]  # as above
+
         name = self.address.name
         try:
             async with asyncio.timeout(timeout_s):
@@ -240,7 +237,7 @@ class AgentClient:
             # "400 Invalid Weights: ..."; for 401 and 403 py-consul leaves the number out.
             words = " ".join(str(error).split())[:_BODY_SHOWN]
             first = words.split(" ", 1)[0]
-            status = int(first) if len(first) == 3 and first.isdigit() else _STATUS.get(type(error))
+            status = int(first) if len(first) == 3 and first.isdigit() else _STATUS.get(type(error).__name__)
             raise ConsulError(name, f"HTTP {words}" if first == str(status) else words, status) from error
         except aiohttp.ClientConnectorError as error:
             raise ConsulError(name, f"cannot connect: {_words(error.os_error)}") from error

@@ -35,7 +35,7 @@ from lb.core.policies.base import CallInfo, Picker, Policy
 READY = Connectivity.READY
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
 _CLOSED = State.CLOSED
-_FAILURE, _IGNORED = Verdict.FAILURE, Verdict.IGNORED
+_SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
 
 
 class Attempt:
@@ -147,7 +147,7 @@ class Balancer:
         self._picker: Picker | None = None
         self._previous: Picker | None = None
         self._pool: list[Candidate] = []
-        self._pool_weights: list[int] = []
+        self._endpoints: list[Endpoint] = []
         self._dirty = True
         self._recheck_at = inf
 
@@ -166,8 +166,9 @@ class Balancer:
                 candidate = Candidate(endpoint, self._breaker.new_state())
                 added.append(candidate)
             else:
-                candidate.endpoint = endpoint
-                candidate.weight = max(1, endpoint.weight)
+                if candidate.endpoint != endpoint:
+                    candidate.endpoint = endpoint
+                    candidate.weight = max(1, endpoint.weight)
             fresh[endpoint.key] = candidate
         closable = []
         for key, candidate in old.items():
@@ -242,7 +243,7 @@ class Balancer:
         attempt.ended_at = now
         candidate.in_flight -= 1
         verdict = outcome.verdict
-        if verdict is not _IGNORED:
+        if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
             candidate.load.observe(now - attempt.started_at, now)
         if verdict is _FAILURE:
             candidate.last_error = outcome.reason()
@@ -275,22 +276,24 @@ class Balancer:
         pool = admission.pool
         if not pool:
             self._picker = None
+            self._pool = []
             return
-        weights = [c.weight for c in pool]
-        if self._picker is None or pool != self._pool or weights != self._pool_weights:
+        endpoints = [c.endpoint for c in pool]
+        if self._picker is None or pool != self._pool or endpoints != self._endpoints:
             self._picker = self._previous = self.policy.picker(pool, self._previous)
             self._pool = pool
-            self._pool_weights = weights
+            self._endpoints = endpoints
 
     def _elsewhere(self, candidate: Candidate, tried: Sequence[Candidate]) -> Candidate:
-        """An admitted endpoint that was not tried yet, from a random place on; else the one picked."""
-        pool = self._pool
-        start = self.rng.randrange(len(pool))
-        for i in range(len(pool)):
-            other = pool[(start + i) % len(pool)]
-            if other not in tried:
-                return other
-        return candidate
+        """An admitted endpoint that was not tried yet, by weight; else the one picked.
+
+        The policy is not asked again: its sequence is meant for first attempts, and a retry that
+        takes a turn of it would send the next ones to the same broken endpoint more often.
+        """
+        others = [c for c in self._pool if c not in tried]
+        if not others:
+            return candidate
+        return self.rng.choices(others, [c.weight for c in others])[0]
 
     def unpicked(self) -> Unpicked:
         """Why there is nothing to pick, when there is nothing."""

@@ -142,7 +142,6 @@ class Call:
         ``committed``: the caller has seen response headers or a message (gRFC A6).
         ``replayable``: the whole request is still at hand.
         """
-        self._why = ""
         if committed:
             return self._give_up("the response had begun")
         if not replayable:

@@ -126,8 +126,6 @@ def classify(
         verdict, retryable = _BY_CODE.get(code, _ANSWERED)
         if pushback is not None:
             pushback_s = _seconds(pushback)
-            if pushback_s < 0:
-                retryable = Retryable.NEVER
     return Outcome(code, verdict, retryable, origin, details, pushback_s)
 
 

@@ -67,6 +67,10 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, f"the body is larger than {limit} bytes", headers=_CLOSE)
 
 
+_CARELESS = ("", "application/x-www-form-urlencoded", "text/plain")
+_BROWSERS_SAY = ("origin", "referer", "sec-fetch-site")
+
+
 def media_type(request: Request) -> str:
     """The media type of the body, lower-case and without parameters; empty when none is given."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -75,9 +79,13 @@ def media_type(request: Request) -> str:
 def require_json(request: Request) -> None:
     """Raises ``Problem`` 415 unless the body says that it is JSON.
 
-    A form can be sent to this port by any web page that the user has open, JSON cannot.
+    A form can be sent to this port by any web page that the user has open, JSON cannot. A browser
+    says where a form comes from; who does not is a command line, and may leave the type out
+    (``curl -d`` calls everything a form).
     """
     kind = media_type(request)
+    if kind in _CARELESS and not any(name in request.headers for name in _BROWSERS_SAY):
+        return
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise Problem(
             415,

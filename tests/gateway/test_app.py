@@ -167,9 +167,15 @@ async def test_what_is_not_there_is_a_problem_too(bench: Bench) -> None:
         answer = await bench.client.request(method, path)
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
         assert (status == 405) == ("allow" in answer.headers)
-    answer = await bench.client.post("/api/orders", data={"items": "1"})
-    assert answer.status_code == 415
-    assert "application/json" in answer.json()["detail"]
+    for headers in ({"Content-Type": "text/xml"}, {"Content-Type": "text/plain", "Origin": "http://elsewhere.test"}):
+        answer = await bench.client.post("/api/orders", content=b'{"items": []}', headers=headers)
+        assert answer.status_code == 415
+        assert "application/json" in answer.json()["detail"]
+    # `curl -d` calls everything a form
+    answer = await bench.client.post(
+        "/api/orders", content=b"[]", headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status_code == 400
     answer = await bench.client.post("/api/orders", content=b"[]", headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
 
