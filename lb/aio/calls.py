@@ -286,9 +286,12 @@ class LogicalCall:
             return
         action = self._answered(real)
         if action is not None:
+            if type(action) is Attempt:  # picked already: whoever cancels before that task runs gives it back
+                self._attempt = action
             self._retrying = asyncio.get_running_loop().create_task(self._open_again(action))
 
     async def _open_again(self, action: Action) -> None:
+        self._attempt = None  # begun: from here on the attempt is opened, or never was picked
         # What goes wrong has settled the call (`_abandon`); nobody waits for this task's own result.
         with contextlib.suppress(Exception):
             await self._open(action)
@@ -427,7 +430,10 @@ class LogicalCall:
         """A running attempt was cancelled, or grpcio could not carry it out."""
         if isinstance(error, asyncio.CancelledError):
             self._give_back(_CANCELLED)
-            self._drop_real("Locally cancelled by application!")
+            real, self._real = self._real, None
+            # Forgotten first: its own end must not settle the call, which the upper layer is about to cancel.
+            if real is not None and not real.done():
+                real.cancel("Locally cancelled by application!")
         else:
             self._broken(f"{type(error).__name__}: {error}", repr(error))
 

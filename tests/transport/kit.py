@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from tenacity import wait_none
 
 import lb
 from lb.aio.channel import Channel
 from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Backend
 
 REQUESTS = (b"one", b"two", b"three")
+AT_ONCE = wait_none()
 NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
-IDEMPOTENT = lb.Retry(idempotent=METHODS)
+IDEMPOTENT = lb.Retry(idempotent=METHODS, wait=AT_ONCE)
 ONCE = lb.Retry(enabled=False)
 
 AnyChannel = Any
@@ -84,6 +86,29 @@ def endpoints(*backends: Backend, weights: Iterable[int] = ()) -> tuple[lb.Endpo
     """Their endpoints, named like them."""
     given = list(weights) or [1] * len(backends)
     return tuple(lb.Endpoint(b.address, id=b.name, weight=w) for b, w in zip(backends, given, strict=True))
+
+
+class First:
+    """A policy that takes the first admitted endpoint; `picks` counts, ``then`` is called at each pick."""
+
+    name = "first"
+
+    def __init__(self, then: Callable[[int], None] | None = None) -> None:
+        self.picks = 0
+        self._then = then
+        self._candidates: Any = ()
+
+    def picker(self, candidates: Any, previous: Any) -> Any:
+        """Itself."""
+        self._candidates = candidates
+        return self
+
+    def pick(self, call: Any, rng: Any) -> Any:
+        """The first."""
+        self.picks += 1
+        if self._then is not None:
+            self._then(self.picks)
+        return self._candidates[0]
 
 
 class Told:

@@ -13,19 +13,12 @@ from lb.aio import _grpcio
 from lb.testing import Backend
 from lb.testing.backend import echo, fail
 from tests.transport.conftest import Fleet
-from tests.transport.kit import IDEMPOTENT, SS, SU, US, Kind, channel_to, ready
+from tests.transport.kit import IDEMPOTENT, SS, SU, US, First, Kind, channel_to, ready
 
 HEADERS = (("x-early", "1"),)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        SU,
-        SS,
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("kind", [SU, SS], ids=str)
 async def test_headers_arrive_before_anything_is_written(backend: Backend, kind: Kind) -> None:
     """A client may wait for the headers before it sends its first message."""
     backend.script(echo(initial_metadata=HEADERS))
@@ -113,26 +106,11 @@ class Handle:
         return True
 
 
-class FirstOne:
-    """A policy that takes the first endpoint whenever it may."""
-
-    name = "first"
-
-    def picker(self, candidates: Any, previous: Any) -> Any:
-        """Picks the first."""
-        self._first = candidates[0]
-        return self
-
-    def pick(self, call: Any, rng: Any) -> Any:
-        """The first."""
-        return self._first
-
-
 @pytest.mark.parametrize("kind", [US, SS], ids=str)
 async def test_waiting_for_headers_costs_no_retry(fleet: Fleet, kind: Kind) -> None:
     """An attempt that fails without headers is followed by another, also when somebody waits for headers."""
     away, good = await fleet(2)
-    async with channel_to(away, good, policy=FirstOne(), retry=IDEMPOTENT) as channel:
+    async with channel_to(away, good, policy=First(), retry=IDEMPOTENT) as channel:
         await ready(channel, 2)
         candidate = next(c for c in channel._channel.balancer.candidates if c.endpoint.address == away.address)
         real, candidate.handle = candidate.handle, Handle()
