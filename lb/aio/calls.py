@@ -54,27 +54,19 @@ _log = logging.getLogger("lb.channel")
 class LogicalCall:
     """What `grpc.aio` calls hold as their ``_cython_call``. Lives in one event loop."""
 
-    __slots__ = (
-        "_arguments",
-        "_attempt",
-        "_channel",
-        "_committed",
-        "_credentials",
-        "_deadline",
-        "_done_callbacks",
-        "_initial_metadata",
-        "_initial_metadata_waiters",
-        "_locally_cancelled",
-        "_method",
-        "_outbox",
-        "_real",
-        "_registered",
-        "_retrying",
-        "_span",
-        "_status",
-        "_status_waiters",
-        "call",
-    )
+    # What most calls never set stands here once, not in each of them.
+    _attempt: Attempt | None = None
+    _real: Any = None
+    _status: Any = None
+    _initial_metadata: tuple[Any, ...] | None = None
+    _done_callbacks: list[Callable[[], None]] | None = None
+    _status_waiters: list[asyncio.Future[None]] | None = None
+    _initial_metadata_waiters: list[asyncio.Future[None]] | None = None
+    _locally_cancelled = False
+    _committed = False
+    _retrying: asyncio.Task[None] | None = None
+    _outbox: Outbox | None = None
+    _arguments: tuple[Any, ...] = ()
 
     def __init__(
         self,
@@ -90,23 +82,23 @@ class LogicalCall:
         self._deadline = deadline
         self._credentials = credentials
         self._registered = registered
-        self._real: Any = None
-        self._attempt: Attempt | None = None
-        self._status: Any = None
-        self._initial_metadata: tuple[Any, ...] | None = None
-        self._done_callbacks: list[Callable[[], None]] = []
-        self._status_waiters: list[asyncio.Future[None]] | None = None
-        self._initial_metadata_waiters: list[asyncio.Future[None]] | None = None
-        self._locally_cancelled = False
-        self._committed = False
-        self._retrying: asyncio.Task[None] | None = None
-        self._outbox: Outbox | None = None
-        self._arguments: tuple[Any, ...] = ()
-        self._span: Any = None
         now = time.monotonic()
-        self.call: Call = channel.new_call(
-            method, None if deadline is None else now + deadline - time.time(), wait_for_ready, now
-        )
+        until = None if deadline is None else now + deadline - time.time()
+        self.call = Call(channel.method(method), until, wait_for_ready, now)
+        # The first attempt's endpoint is chosen and its lower call made here, in the caller's own step,
+        # as grpcio makes its own. Made in the task that follows, calls that start together would be
+        # written to their connections one by one: that costs a tenth of a call.
+        self._span = channel.tracer.call_started(self.call, now)
+        try:
+            self._action: Action | None = self.call.begin(now)
+        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
+            self._action = self._policy_raised(error)
+        if type(self._action) is Attempt:
+            try:
+                self._open_real(self._action)
+            except BaseException as error:
+                self._abandon(error)
+                raise
 
     # ---- what grpcio's upper layer asks ----
 
@@ -114,6 +106,8 @@ class LogicalCall:
         """Call back once the call has its final status; at once if it has it."""
         if self._status is not None:
             callback()
+        elif self._done_callbacks is None:
+            self._done_callbacks = [callback]
         else:
             self._done_callbacks.append(callback)
 
@@ -200,12 +194,12 @@ class LogicalCall:
 
     async def unary_unary(self, request: bytes, metadata: tuple[Any, ...], *context: Any) -> bytes | None:
         """The whole call; None when it did not end OK."""
-        action: Action | None = self._begin()
+        action = self._take()
         while action is not None:
             if type(action) is Attempt:
                 try:
-                    real, headers = self._start(action, metadata)
-                    response: bytes | None = await real.unary_unary(request, headers, *context)
+                    real = self._open_real(action)
+                    response: bytes | None = await real.unary_unary(request, self._headers(action, metadata), *context)
                 except BaseException as error:
                     self._abandon(error)
                     raise
@@ -221,13 +215,15 @@ class LogicalCall:
     ) -> bytes | None:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
         outbox = self._outbox = Outbox(metadata_sent)
-        action: Action | None = self._begin()
+        action = self._take()
         while action is not None:
             if type(action) is Attempt:
                 try:
-                    real, headers = self._start(action, metadata)
+                    real = self._open_real(action)
                     outbox.attach(real)
-                    response: bytes | None = await real.stream_unary(headers, outbox.metadata_sent, *context)
+                    response: bytes | None = await real.stream_unary(
+                        self._headers(action, metadata), outbox.metadata_sent, *context
+                    )
                 except BaseException as error:
                     self._abandon(error)
                     raise
@@ -254,11 +250,11 @@ class LogicalCall:
         await self._initiate()
 
     async def _initiate(self) -> None:
-        await self._open(self._begin())
+        await self._open(self._take())
         while self._retrying is not None and not self._retrying.done():
             await asyncio.wait((self._retrying,))
 
-    async def _open(self, first: Action) -> None:
+    async def _open(self, first: Action | None) -> None:
         """Bring an attempt so far that its headers arrived, or end the call."""
         request, metadata, context = self._arguments
         action: Action | None = first
@@ -267,7 +263,8 @@ class LogicalCall:
                 return
             action = await self._pass_time(action)
         try:
-            real, headers = self._start(action, metadata)
+            real = self._open_real(action)
+            headers = self._headers(action, metadata)
             real.add_done_callback(_StatusArrived(self, real))
             if self._outbox is None:
                 await real.initiate_unary_stream(request, headers, *context)
@@ -331,21 +328,31 @@ class LogicalCall:
 
     # ---- attempts ----
 
-    def _begin(self) -> Action:
-        now = time.monotonic()
-        self._span = self._channel.tracer.call_started(self.call, now)
-        return self._ask(self.call.begin, now)
+    def _take(self) -> Action | None:
+        """The first action, to be carried out by the call's task; None when the call has ended already."""
+        action, self._action = self._action, None
+        return action if self._status is None else None
+
+    def not_begun(self) -> bool:
+        """Whether no task has begun to carry the call out."""
+        return self._action is not None and self._status is None
 
     def _ask(self, function: Callable[..., Action], *arguments: Any, **named: Any) -> Action:
         """Ask the core. It calls a user's policy, and that may raise."""
         try:
             return function(*arguments, **named)
-        except Exception as error:  # noqa: BLE001  # a user's code may raise anything
-            _log.exception("%s: the policy %s raised", self._channel.target, self._channel.balancer.policy.name)
-            return Failed(grpc.StatusCode.INTERNAL, f"the policy {self._channel.balancer.policy.name} raised {error!r}")
+        except Exception as error:  # noqa: BLE001  # as above
+            return self._policy_raised(error)
 
-    def _start(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        """Open the attempt's call on its connection; returns it and the metadata to send."""
+    def _policy_raised(self, error: Exception) -> Failed:
+        policy = self._channel.balancer.policy.name
+        _log.error("%s: the policy %s raised", self._channel.target, policy, exc_info=error)
+        return Failed(grpc.StatusCode.INTERNAL, f"the policy {policy} raised {error!r}")
+
+    def _open_real(self, attempt: Attempt) -> Any:
+        """The attempt's call on its connection, made now unless it was before."""
+        if self._attempt is attempt:
+            return self._real
         self._attempt = attempt
         self._real = None
         deadline = self._deadline
@@ -358,11 +365,15 @@ class LogicalCall:
         self._real = real
         if self._initial_metadata_waiters is not None:
             _wake(self._initial_metadata_waiters)
+        return real
+
+    def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The metadata that this attempt sends."""
         if attempt.number > 1:
             metadata = (*metadata, ("grpc-previous-rpc-attempts", str(attempt.number - 1)))
         if self._span is not None:
             metadata = self._channel.tracer.attempt_started(self._span, self.call, attempt, metadata)
-        return real, metadata
+        return metadata
 
     def _answered(self, real: Any) -> Action | None:
         """An attempt has its status: settle the call with it (None), or say what follows."""
@@ -493,9 +504,9 @@ class LogicalCall:
             self._channel.tracer.call_ended(
                 self._span, self.call, _grpcio.STATUS_CODES[status.code()], status.details()
             )
-        for callback in self._done_callbacks:
+        callbacks, self._done_callbacks = self._done_callbacks, None
+        for callback in callbacks or ():
             callback()
-        self._done_callbacks.clear()
 
 
 class _StatusArrived:

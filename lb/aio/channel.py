@@ -19,7 +19,7 @@ from lb.aio.resolvers import make_resolver
 from lb.aio.subchannel import Subchannel, subchannel_options
 from lb.core.balancer import Attempt, Balancer
 from lb.core.breaker import Breaker
-from lb.core.call import Call
+from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Resolution, Resolver
 from lb.core.outcome import Outcome
@@ -164,7 +164,7 @@ class LogicalChannel:
         self.tracer = Spans(self.target, self.balancer)
         self._budget = retry.budget.new_state()
         self._idempotent = frozenset(retry.idempotent)
-        self._methods: dict[bytes, tuple[str, bool]] = {}
+        self._methods: dict[bytes, Method] = {}
         self._credentials = credentials
         self._options = subchannel_options(options, authority)
         self._compression = compression
@@ -172,6 +172,9 @@ class LogicalChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
+        self._fresh: list[LogicalCall] = []
+        self._older: list[LogicalCall] = []
+        self._sweeping = False
         self._waiters: set[asyncio.Future[bool]] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -194,26 +197,37 @@ class LogicalChannel:
         call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
         if self._intercepted:
             _grpcio.remember_maker(call)
+        self._fresh.append(call)
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_soon(self._sweep)
         return call
 
-    def new_call(self, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float) -> Call:
-        """The core's side of a logical call."""
+    def _sweep(self) -> None:
+        """Give up calls whose task ended before its first step (cancelled, or the request did not serialize).
+
+        grpcio leaves those to the garbage collector; ours hold a place at an endpoint. A call is
+        looked at two turns of the loop after it was made: its task has begun by then.
+        """
+        overdue, self._older, self._fresh = self._older, self._fresh, []
+        for call in overdue:
+            if call.not_begun():
+                call.cancel("The call was given up before it began.")
+        if self._older:
+            asyncio.get_running_loop().call_soon(self._sweep)
+        else:
+            self._sweeping = False
+
+    def method(self, method: bytes) -> Method:
+        """What all calls of a method share."""
         known = self._methods.get(method)
         if known is None:
             if len(self._methods) >= _MOST_METHODS:  # a proxy may meet any number of them
                 self._methods.clear()
             name = method.decode()
-            known = self._methods[method] = (name, name in self._idempotent or is_idempotent(name))
-        return Call(
-            self.balancer,
-            self.retry,
-            self._budget,
-            known[0],
-            idempotent=known[1],
-            deadline=deadline,
-            wait_for_ready=wait_for_ready,
-            now=now,
-        )
+            idempotent = name in self._idempotent or is_idempotent(name)
+            known = self._methods[method] = Method(name, idempotent, self.balancer, self.retry, self._budget)
+        return known
 
     def get_registered_call_handle(self, method: bytes) -> int:
         """Not a handle (those belong to one connection), only "it is registered"."""

@@ -57,62 +57,51 @@ DONE = Done()
 Action = Attempt | Pause | Queued | Failed | Done
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What all calls of one method share.
+
+    ``name`` is ``/package.Service/Method``; ``idempotent`` says that it may run twice without harm.
+    """
+
+    name: str
+    idempotent: bool
+    balancer: Balancer
+    retry: Retry
+    budget: BudgetState
+
+
 class Call:
     """What is known of one call: its attempts, its deadline, and what may still be done.
 
-    ``deadline`` is an instant on the driver's clock, or None. ``idempotent`` says that the
-    method may run twice without harm.
+    ``deadline`` is an instant on the driver's clock, or None.
     """
 
-    __slots__ = (
-        "_balancer",
-        "_budget",
-        "_queued",
-        "_retry",
-        "_slept_s",
-        "_why",
-        "attempts",
-        "deadline",
-        "error",
-        "gave_up",
-        "idempotent",
-        "method",
-        "started_at",
-        "wait_for_ready",
-    )
+    # What a call that succeeds at once never sets stands here once, not in each of them.
+    _why = ""
+    _slept_s = 0.0
+    _queued = False
+    error: Exception | None = None
+    """What a user's retry strategy raised; the driver tells it in its log."""
+    gave_up = ""
+    """Why the last failed attempt was not followed by another."""
 
-    def __init__(
-        self,
-        balancer: Balancer,
-        retry: Retry,
-        budget: BudgetState,
-        method: str,
-        *,
-        idempotent: bool,
-        deadline: float | None,
-        wait_for_ready: bool | None,
-        now: float,
-    ) -> None:
-        self._balancer = balancer
-        self._retry = retry
-        self._budget = budget
-        self._why = ""
-        self._slept_s = 0.0
-        self._queued = False
+    def __init__(self, method: Method, deadline: float | None, wait_for_ready: bool | None, now: float) -> None:
+        self._method = method
+        self._balancer = method.balancer
         self.attempts: list[Attempt] = []
-        self.method = method
-        self.idempotent = idempotent
         self.deadline = deadline
         self.wait_for_ready = wait_for_ready
         self.started_at = now
-        self.error: Exception | None = None
-        """What a user's retry strategy raised; the driver tells it in its log."""
-        self.gave_up = ""
-        """Why the last failed attempt was not followed by another."""
+
+    @property
+    def method(self) -> str:
+        """``/package.Service/Method``."""
+        return self._method.name
 
     def begin(self, now: float) -> Action:
         """The first action."""
-        self._budget.deposit(now)
+        self._method.budget.deposit(now)
         return self.resume(now)
 
     def resume(self, now: float) -> Action:
@@ -152,12 +141,12 @@ class Call:
             self._why = f"wait for ready: {outcome.reason()}"
             return Pause(_UNSENT_PAUSE_S)
         choice = decide(
-            self._retry,
+            self._method.retry,
             outcome,
             attempts=len(attempts),
             started_at=self.started_at,
             slept_s=self._slept_s,
-            idempotent=self.idempotent,
+            idempotent=self._method.idempotent,
             now=now,
             rng=self._balancer.rng,
         )
@@ -168,7 +157,7 @@ class Call:
         delay = choice.delay_s
         if self.deadline is not None and now + delay >= self.deadline:
             return self._give_up("the deadline is nearer than the next attempt")
-        if not self._budget.withdraw(now):
+        if not self._method.budget.withdraw(now):
             return self._give_up("the retry budget is used up")
         self._why = f"retry: {outcome.reason()}"
         if delay <= 0.0:

@@ -9,7 +9,7 @@ from grpc import StatusCode
 
 from lb.core.balancer import Attempt, Balancer, Changes, Unpicked
 from lb.core.breaker import Breaker, State
-from lb.core.call import Action, Call
+from lb.core.call import Action, Call, Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import OK, Origin, Outcome, classify
@@ -119,16 +119,8 @@ class Rig:
         self, *, idempotent: bool = True, timeout: float | None = None, wait_for_ready: bool | None = None
     ) -> Call:
         """A call that has not begun."""
-        return Call(
-            self.balancer,
-            self.retry,
-            self.budget,
-            "/shop.Shop/Get",
-            idempotent=idempotent,
-            deadline=None if timeout is None else self.now + timeout,
-            wait_for_ready=wait_for_ready,
-            now=self.now,
-        )
+        method = Method("/shop.Shop/Get", idempotent, self.balancer, self.retry, self.budget)
+        return Call(method, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
 
     def fail(self, call: Call, outcome: Outcome, *, committed: bool = False, replayable: bool = True) -> Action:
         """The call's running attempt ends so; what follows."""

@@ -10,7 +10,7 @@ from random import Random
 from lb.core.balancer import Attempt, Balancer
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
-from lb.core.call import Action, Call, Failed, Pause, Queued
+from lb.core.call import Action, Call, Failed, Method, Pause, Queued
 from lb.core.endpoint import Resolution
 from lb.core.outcome import OK, Outcome
 from lb.core.policies import Policy, RoundRobin, WeightedRoundRobin
@@ -60,16 +60,8 @@ class Simulation:
     def begin(self) -> None:
         """One call."""
         now = self.clock()
-        call = Call(
-            self.balancer,
-            self.retry,
-            self.budget,
-            "/shop.Shop/Get",
-            idempotent=True,
-            deadline=now + self.timeout,
-            wait_for_ready=None,
-            now=now,
-        )
+        method = Method("/shop.Shop/Get", True, self.balancer, self.retry, self.budget)
+        call = Call(method, now + self.timeout, None, now)
         self.open += 1
         self.perform(call, call.begin(now))
 
