@@ -21,10 +21,6 @@ from grpc._cython import cygrpc
 from grpc.aio import _channel as grpcio_channel
 from grpc.aio import _interceptor as grpcio_interceptor
 
-if TYPE_CHECKING:
-    from lb.aio.calls import LogicalCall
-    from lb.aio.channel import LogicalChannel
-
 T = TypeVar("T")
 
 EOF = cygrpc.EOF
@@ -104,9 +100,9 @@ else:
 
 
 class UpperChannel(_Base):
-    """grpcio's own upper layer over a `LogicalChannel`."""
+    """grpcio's own upper layer over what stands for a ``cygrpc.AioChannel`` (a `LogicalChannel`)."""
 
-    def __init__(self, logical: LogicalChannel, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:
+    def __init__(self, logical: Any, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:
         # Not super().__init__: it would open a core channel and ask for an event loop.
         for _, name in _INTERCEPTOR_KINDS:
             setattr(self, name, [])
@@ -137,22 +133,12 @@ class UpperChannel(_Base):
             await self._channel.wait_closed()
 
 
-_made_by: weakref.WeakKeyDictionary[asyncio.Task[Any], LogicalCall] = weakref.WeakKeyDictionary()
+def lower_call(call: Any) -> Any:
+    """What stands for ``cygrpc._AioCall`` under a call object; None under interceptors."""
+    return getattr(call, "_cython_call", None)
 
 
-def remember_maker(call: LogicalCall) -> None:
-    """Keep in mind which task makes a call: under interceptors that is all that leads back to it."""
-    task = asyncio.current_task()
-    if task is not None:
-        _made_by[task] = call
-
-
-def logical_call(call: Any) -> LogicalCall | None:
-    """The `LogicalCall` under a call object, through interceptors; None if there is none (yet)."""
-    from lb.aio.calls import LogicalCall
-
-    below = getattr(call, "_cython_call", None)
-    if isinstance(below, LogicalCall):
-        return below
+def interceptors_task(call: Any) -> asyncio.Task[Any] | None:
+    """The task that runs a call's interceptors and makes the call below them; None without interceptors."""
     task = getattr(call, "_interceptors_task", None)
-    return _made_by.get(task) if isinstance(task, asyncio.Task) else None
+    return task if isinstance(task, asyncio.Task) else None

@@ -25,20 +25,20 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import grpc
 
 from lb.aio import _grpcio
 from lb.aio._grpcio import EOF, AioRpcStatus
 from lb.aio.outbox import Outbox
-from lb.core.balancer import Attempt
-from lb.core.call import Action, Call, Done, Failed, Pause, Queued
+from lb.core.balancer import Attempt, Balancer
+from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
 from lb.core.outcome import OK, PUSHBACK_KEY, Origin, Outcome, Retryable, Verdict, classify
-
-if TYPE_CHECKING:
-    from lb.aio.channel import LogicalChannel
+from lb.core.retry import Retry
+from lb.telemetry.spans import Spans
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
 _CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
@@ -49,6 +49,35 @@ _DEADLINE_SLACK_S = 0.02
 _HEADERS_ALONE_S = 0.02
 
 _log = logging.getLogger("lb.channel")
+
+
+class Owner(Protocol):
+    """What a call needs of its channel."""
+
+    @property
+    def target(self) -> str:
+        """What the channel was made for."""
+
+    @property
+    def balancer(self) -> Balancer:
+        """Chooses the endpoints."""
+
+    @property
+    def retry(self) -> Retry:
+        """The retry settings."""
+
+    @property
+    def tracer(self) -> Spans:
+        """Makes the spans."""
+
+    def method(self, method: bytes) -> Method:
+        """What all calls of a method share."""
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """Take an attempt back."""
+
+    async def changed(self, deadline: float | None) -> bool:
+        """Wait for a change of endpoints or connections; False when the deadline came first."""
 
 
 class LogicalCall:
@@ -70,7 +99,7 @@ class LogicalCall:
 
     def __init__(
         self,
-        channel: LogicalChannel,
+        channel: Owner,
         method: bytes,
         deadline: float | None,
         credentials: Any,
@@ -529,3 +558,22 @@ def _wake(waiters: list[asyncio.Future[None]] | None) -> None:
     for waiter in waiters or ():
         if not waiter.done():
             waiter.set_result(None)
+
+
+_made_by: weakref.WeakKeyDictionary[asyncio.Task[Any], LogicalCall] = weakref.WeakKeyDictionary()
+
+
+def remember_maker(call: LogicalCall) -> None:
+    """Keep in mind which task makes a call: under interceptors that is all that leads back to it."""
+    task = asyncio.current_task()
+    if task is not None:
+        _made_by[task] = call
+
+
+def logical_call(call: Any) -> LogicalCall | None:
+    """The `LogicalCall` under a call object, through interceptors; None if there is none (yet)."""
+    below = _grpcio.lower_call(call)
+    if isinstance(below, LogicalCall):
+        return below
+    task = _grpcio.interceptors_task(call)
+    return None if task is None else _made_by.get(task)

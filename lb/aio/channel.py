@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from lb.aio import _grpcio
-from lb.aio.calls import LogicalCall
+from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.resolvers import make_resolver
 from lb.aio.subchannel import Subchannel, subchannel_options
 from lb.core.balancer import Attempt, Balancer
@@ -124,7 +124,7 @@ def attempts(call: Any) -> list[Attempt]:
     ``call`` is what the stub returned (also under interceptors). Empty when nothing was sent
     (yet), or when the call is not one of ours.
     """
-    logical = _grpcio.logical_call(call)
+    logical = logical_call(call)
     return [] if logical is None else list(logical.call.attempts)
 
 
@@ -196,7 +196,7 @@ class LogicalChannel:
         self._start()
         call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
         if self._intercepted:
-            _grpcio.remember_maker(call)
+            remember_maker(call)
         self._fresh.append(call)
         if not self._sweeping:
             self._sweeping = True

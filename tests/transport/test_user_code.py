@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import lb
-from lb.aio import _grpcio
+from lb.aio.calls import logical_call
 from lb.testing import Backend
 from lb.testing.backend import fail
 from tests.transport.kit import KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
@@ -89,7 +89,7 @@ async def test_a_strategy_that_raises_is_told_in_the_log(
         call = kind.start(channel)
         async with asyncio.timeout(1):
             assert await call.code() is grpc.StatusCode.UNAVAILABLE
-        logical = _grpcio.logical_call(call)
+        logical = logical_call(call)
         assert logical is not None
         assert "the strategy is broken" in logical.call.gave_up
         assert "the strategy is broken" in caplog.text
