@@ -1,0 +1,61 @@
+"""README keeps its promises: the snippet runs as it stands, and what it names is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import consul
+from tests.support.wait import until
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
+    """With a catalog registered in the Consul of the environment, it prints a product, its attempt and the snapshot."""
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    async with consul.embedded() as registry:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_", "CONSUL_"))}
+        env |= {"CONSUL_HTTP_ADDR": registry.address, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}"}
+        catalog = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.catalog"),
+            env=env | {"MESH_DATA": str(tmp_path), "MESH_INSTANCE_ID": "catalog-1", "MESH_DRAIN_WAIT_S": "0"},
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+
+            async def passing() -> bool:
+                return await registry.status("catalog", "catalog-1") == "passing"
+
+            await until(passing, within_s=20, what="the catalog is passing")
+            reader = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", snippet), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            said = (await reader.communicate())[0].decode()
+        finally:
+            catalog.terminate()
+            await catalog.wait()
+    assert reader.returncode == 0, said
+    lines = said.splitlines()
+    assert lines[0] == "Brazil Cerrado, 250 g"
+    assert re.fullmatch(r"attempt 1 went to catalog-1 at 127\.0\.0\.1:\d+", lines[1])
+    assert lines[2].startswith("consul:///catalog  weighted_round_robin")
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))))
+def test_the_make_targets_are_there(target: str) -> None:
+    """Every `make TARGET` that README names is a target of the Makefile."""
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([^)#:]+)\)|--template (\S+)", README))))
+def test_the_files_are_there(name: tuple[str, str]) -> None:
+    """Every file that README links or passes is in the tree."""
+    assert (ROOT / "".join(name)).is_file()
