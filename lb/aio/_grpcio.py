@@ -127,10 +127,11 @@ class UpperChannel(_Base):
         try:
             await super()._close(grace)  # type: ignore[misc]  # the stubs know only the public names
         finally:  # also when closing was cancelled while it waited for calls
-            for call in list(self._active_calls):
-                call.cancel()
-            self._channel.close()
-            await self._channel.wait_closed()
+            if self._channel.closed():  # not when the grace was refused
+                for call in list(self._active_calls):
+                    call.cancel()
+                self._channel.close()
+                await self._channel.wait_closed()
 
 
 def lower_call(call: Any) -> Any:

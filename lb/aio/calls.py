@@ -398,7 +398,7 @@ class LogicalCall:
 
     def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """The metadata that this attempt sends."""
-        if attempt.number > 1:
+        if attempt.number > 1:  # for gRFC A6; core takes it away unless grpc.enable_retries is 0
             metadata = (*metadata, ("grpc-previous-rpc-attempts", str(attempt.number - 1)))
         if self._span is not None:
             metadata = self._channel.tracer.attempt_started(self._span, self.call, attempt, metadata)

@@ -1,0 +1,162 @@
+"""The breaker of each endpoint, over real connections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+import lb
+from lb.aio.channel import Channel
+from lb.testing import Backend
+from lb.testing.backend import Gate, fail, hang, hold, pushback
+from tests.transport.conftest import Fleet
+from tests.transport.kit import (
+    ONCE,
+    UU,
+    First,
+    Kind,
+    Told,
+    channel_to,
+    endpoints,
+    eventually,
+    failure,
+    in_flight,
+    ready,
+)
+
+TWO_FAILURES = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=0.15, max_open_s=0.15, jitter=0.0)
+FOR_LONG = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=60)
+INTERNAL = grpc.StatusCode.INTERNAL
+
+
+def breakers(channel: Channel) -> list[str]:
+    """Their states, in the order of the endpoints."""
+    return [endpoint.breaker for endpoint in channel.snapshot().endpoints]
+
+
+async def broken(fleet: Fleet, kind: Kind, breaker: lb.Breaker, **settings: Any) -> tuple[Backend, Backend, Channel]:
+    """Two backends; the preferred one has failed twice."""
+    one, two = await fleet(2)
+    channel = channel_to(one, two, policy=First(), retry=ONCE, breaker=breaker, **settings)
+    await ready(channel, 2)
+    one.always(fail(INTERNAL))
+    for _ in range(2):
+        assert (await failure(kind.start(channel))).code() is INTERNAL
+    return one, two, channel
+
+
+async def test_an_endpoint_that_keeps_failing_is_avoided(fleet: Fleet, kind: Kind) -> None:
+    """After its second failure all calls go to the other one, and the snapshot says why."""
+    one, two, channel = await broken(fleet, kind, FOR_LONG)
+    async with channel:
+        assert breakers(channel) == ["OPEN", "CLOSED"]
+        for _ in range(5):
+            assert await kind.run(channel) == kind.echo()
+        first = channel.snapshot().endpoints[0]
+    assert (len(one.received), len(two.received)) == (2, 5)
+    assert not first.picked
+    assert "INTERNAL: scripted failure" in first.why
+
+
+async def test_a_probe_that_succeeds_closes_it(fleet: Fleet, kind: Kind) -> None:
+    """Its time over, one call is let through; it succeeds, and the endpoint takes all calls again."""
+    one, _, channel = await broken(fleet, kind, TWO_FAILURES)
+    async with channel:
+        one.always(None)
+        await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+        for _ in range(3):
+            assert await kind.run(channel) == kind.echo()
+        assert breakers(channel) == ["CLOSED", "CLOSED"]
+    assert len(one.received) == 2 + 3
+
+
+async def test_a_probe_that_fails_opens_it_again(fleet: Fleet, kind: Kind) -> None:
+    """One call pays for it, the next goes elsewhere."""
+    one, two, channel = await broken(fleet, kind, TWO_FAILURES)
+    async with channel:
+        await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+        assert (await failure(kind.start(channel))).code() is INTERNAL
+        assert breakers(channel) == ["OPEN", "CLOSED"]
+        assert await kind.run(channel) == kind.echo()
+    assert (len(one.received), len(two.received)) == (3, 1)
+
+
+async def test_only_one_probe_is_out(fleet: Fleet, kind: Kind) -> None:
+    """While it has no answer, other calls stay away; the stream's end, not its beginning, decides."""
+    one, two, channel = await broken(fleet, kind, TWO_FAILURES)
+    gate = Gate()
+    async with channel:
+        one.always(hold(gate))
+        await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+        probe = kind.start(channel)
+        await one.until(lambda: one.in_flight == 1)
+        assert breakers(channel)[0] == "HALF_OPEN"
+        for _ in range(3):
+            assert await kind.run(channel) == kind.echo()
+        assert len(two.received) == 3
+        gate.open()
+        assert await kind.responses(probe) == kind.echo()
+        assert breakers(channel)[0] == "CLOSED"
+
+
+async def test_a_cancelled_probe_gives_its_place_back(fleet: Fleet, kind: Kind) -> None:
+    """It decides nothing: the next call is the probe."""
+    one, _, channel = await broken(fleet, kind, TWO_FAILURES)
+    async with channel:
+        one.script(hang())
+        one.always(None)
+        await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+        probe = kind.start(channel)
+        await one.until(lambda: one.in_flight == 1)
+        probe.cancel()
+        assert await kind.run(channel) == kind.echo()
+        assert breakers(channel)[0] == "CLOSED"
+        assert in_flight(channel) == 0
+    assert len(one.received) == 4
+
+
+async def test_the_last_endpoint_is_never_left_out(backend: Backend, kind: Kind) -> None:
+    """Its breaker is open, and it is used: there is no other. The snapshot calls it a panic."""
+    backend.always(fail(INTERNAL))
+    async with channel_to(backend, retry=ONCE, breaker=FOR_LONG) as channel:
+        for _ in range(4):
+            assert (await failure(kind.start(channel))).code() is INTERNAL
+        assert breakers(channel) == ["OPEN"]
+        assert channel.snapshot().panic
+        assert "PANIC" in str(channel.snapshot())
+    assert len(backend.received) == 4
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(pushback(0), id="a refusal"),
+        pytest.param(fail(grpc.StatusCode.RESOURCE_EXHAUSTED), id="a quota"),
+        pytest.param(fail(grpc.StatusCode.NOT_FOUND), id="an answer"),
+        pytest.param(fail(grpc.StatusCode.UNIMPLEMENTED), id="an unknown method"),
+    ],
+)
+async def test_what_says_nothing_bad_of_an_endpoint_opens_nothing(backend: Backend, kind: Kind, step: Any) -> None:
+    """Refusals are ignored, and a server that answers, if only with an error, is well."""
+    backend.always(step)
+    async with channel_to(backend, retry=ONCE, breaker=lb.Breaker(consecutive_failures=1)) as channel:
+        await failure(kind.start(channel))
+        assert breakers(channel) == ["CLOSED"]
+
+
+async def test_a_breaker_is_kept_when_the_set_changes(fleet: Fleet) -> None:
+    """The endpoint stays in the set: it is still avoided."""
+    one, two, three = await fleet(3)
+    told = Told(*endpoints(one, two))
+    async with lb.aio.channel(told, policy=First(), retry=ONCE, breaker=FOR_LONG) as channel:
+        await ready(channel, 2)
+        one.always(fail(INTERNAL))
+        for _ in range(2):
+            await failure(UU.start(channel))
+        told.say(*endpoints(one, three))
+        await eventually(lambda: channel.snapshot().endpoints[1].connectivity == "READY")
+        assert breakers(channel) == ["OPEN", "CLOSED"]
+        await UU.run(channel)
+    assert len(three.received) == 1
