@@ -103,16 +103,17 @@ class Subchannel:
         explained = False
         state = channel.get_state(try_to_connect=True)
         while True:
-            self._report(self._candidate, _STATES[state], "")
+            trouble = ""
             if state is grpc.ChannelConnectivity.READY:
                 explained = False
             elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not explained:
+                # Before the state is told, so that the calls that waited for it fail with the reason.
                 explained = True
                 trouble = await self._why()
-                if trouble:
-                    current = _STATES[channel.get_state()]
-                    if current is not Connectivity.READY:
-                        self._report(self._candidate, current, trouble)
+                if channel.get_state() is grpc.ChannelConnectivity.READY:
+                    state = grpc.ChannelConnectivity.READY
+                    continue
+            self._report(self._candidate, _STATES[state], trouble)
             await channel.wait_for_state_change(state)
             # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
             state = channel.get_state(try_to_connect=True)

@@ -92,6 +92,7 @@ async def test_no_endpoint_reachable_fails_with_each_ones_reason(kind: Kind, fre
         error = await failure(kind.start(channel, timeout=10))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert f"127.0.0.1:{free_port}" in str(error.details())
+    assert "Connection refused" in str(error.details())
 
 
 async def test_wait_for_ready_waits_where_others_fail(kind: Kind, free_port: int) -> None:

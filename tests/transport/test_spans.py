@@ -1,0 +1,310 @@
+"""Spans of a call and of its attempts, and the trace context that servers get."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import baggage, context
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace import StatusCode as SpanStatus
+
+import lb
+from lb.aio.channel import Channel
+from lb.testing import Backend
+from lb.testing.backend import fail, hang, pushback
+from tests.transport.conftest import Fleet
+from tests.transport.kit import IDEMPOTENT, SS, US, UU, First, Kind, Told, channel_to, failure, ready
+
+sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the OpenTelemetry SDK (extra: services)")
+export = pytest.importorskip("opentelemetry.sdk.trace.export")
+memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
+
+
+class Recording:
+    """An SDK of the test's own; the global one is not touched."""
+
+    def __init__(self, sampler: Any = None) -> None:
+        self._exporter = memory.InMemorySpanExporter()
+        self.provider = sdk.TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        self.provider.add_span_processor(export.SimpleSpanProcessor(self._exporter))
+
+    def of(self, channel: Channel) -> None:
+        """Record the channel's spans here."""
+        spans = channel._channel.tracer
+        spans._tracer = self.provider.get_tracer("lb")
+        spans._sdk = True
+
+    @property
+    def spans(self) -> list[Any]:
+        """The ended spans, by their start."""
+        return sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time)
+
+    @property
+    def call(self) -> Any:
+        """The one call's span."""
+        (span,) = [span for span in self.spans if span.name.startswith("Sent.")]
+        return span
+
+    @property
+    def attempts(self) -> list[Any]:
+        """The attempts' spans."""
+        return [span for span in self.spans if span.name.startswith("Attempt.")]
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[Any]:
+        """A span of the caller's."""
+        with self.provider.get_tracer("test").start_as_current_span(name) as span:
+            yield span
+
+
+def ids(traceparent: Any) -> tuple[int, int, bool]:
+    """Trace id, span id and whether it is sampled, of a ``traceparent``."""
+    _, trace_id, span_id, flags = str(traceparent).split("-")
+    return int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & 1)
+
+
+async def test_a_call_and_its_attempt(backend: Backend, kind: Kind) -> None:
+    """Two spans with the names and attributes that `lb.telemetry.spans` promises."""
+    recording = Recording()
+    async with channel_to(backend, policy="round_robin") as channel:
+        recording.of(channel)
+        await kind.run(channel)
+    name = kind.method[1:]
+    common = {"rpc.system": "grpc", "rpc.service": "lb.testing.Echo", "rpc.method": name.partition("/")[2]}
+    (attempt,) = recording.attempts
+    assert recording.call.name == f"Sent.{name}"
+    assert dict(recording.call.attributes) == {
+        **common,
+        "lb.target": f"static:///{backend.address}",
+        "rpc.grpc.status_code": 0,
+    }
+    assert attempt.name == f"Attempt.{name}"
+    assert attempt.kind is SpanKind.CLIENT
+    host, _, port = backend.address.rpartition(":")
+    assert dict(attempt.attributes) == {
+        **common,
+        "server.address": host,
+        "server.port": int(port),
+        "lb.endpoint.id": backend.address,
+        "lb.policy": "round_robin",
+        "lb.attempt": 1,
+        "lb.breaker.state": "CLOSED",
+        "rpc.grpc.status_code": 0,
+    }
+    assert attempt.parent.span_id == recording.call.context.span_id
+    assert recording.call.parent is None
+    assert len(recording.spans) == 2
+
+
+async def test_a_failed_attempt_then_a_good_one(fleet: Fleet, kind: Kind) -> None:
+    """Each attempt's span has its own outcome; the second says why there is one; the call's says how many."""
+    one, two = await fleet(2)
+    recording = Recording()
+    async with channel_to(one, two, policy=First(), retry=IDEMPOTENT) as channel:
+        recording.of(channel)
+        await ready(channel, 2)
+        one.always(fail(details="not now"))
+        with recording.span("request") as request:
+            await kind.run(channel)
+    first, second = recording.attempts
+    call = recording.call
+    assert call.parent.span_id == request.get_span_context().span_id
+    assert call.attributes["lb.attempts"] == 2
+    assert "lb.gave_up" not in call.attributes
+    assert call.status.status_code is SpanStatus.UNSET
+    assert [span.parent.span_id for span in (first, second)] == [call.context.span_id] * 2
+    assert [span.attributes["lb.endpoint.id"] for span in (first, second)] == [one.address, two.address]
+    assert [span.attributes["lb.attempt"] for span in (first, second)] == [1, 2]
+    assert [span.attributes["rpc.grpc.status_code"] for span in (first, second)] == [14, 0]
+    assert first.status.status_code is SpanStatus.ERROR
+    assert first.status.description == "UNAVAILABLE: not now"
+    assert second.attributes["lb.retry.reason"] == "retry: UNAVAILABLE: not now"
+    assert "lb.retry.reason" not in first.attributes
+    for span, received in [(first, one.received[0]), (second, two.received[0])]:
+        assert ids(received.metadata["traceparent"]) == (span.context.trace_id, span.context.span_id, True)
+
+
+async def test_a_call_that_fails_says_why_there_is_no_other_attempt(backend: Backend, kind: Kind) -> None:
+    """Status and words on both spans, ``lb.gave_up`` on the call's."""
+    backend.always(fail(details="away"))
+    recording = Recording()
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        await failure(kind.start(channel))
+    for span in (recording.call, *recording.attempts):
+        assert span.status.status_code is SpanStatus.ERROR
+        assert span.status.description == "UNAVAILABLE: away"
+        assert span.attributes["rpc.grpc.status_code"] == 14
+    assert recording.call.attributes["lb.gave_up"] == "the method is not declared idempotent"
+
+
+async def test_a_call_without_an_attempt_has_a_span(kind: Kind) -> None:
+    """Nobody was there: one span, with the error and 0 attempts."""
+    recording = Recording()
+    async with lb.aio.channel(Told(note="nobody")) as channel:
+        recording.of(channel)
+        await failure(kind.start(channel))
+    assert recording.attempts == []
+    assert recording.call.attributes["lb.attempts"] == 0
+    assert "nobody" in recording.call.status.description
+
+
+async def test_a_cancelled_call_ends_its_spans(backend: Backend, kind: Kind) -> None:
+    """Once each, with CANCELLED."""
+    backend.always(hang())
+    recording = Recording()
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        call = kind.start(channel)
+        await backend.until(lambda: backend.in_flight == 1)
+        call.cancel()
+        await asyncio.gather(call.code(), return_exceptions=True)
+    assert [span.attributes["rpc.grpc.status_code"] for span in recording.spans] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", [US, SS], ids=str)
+async def test_a_picked_attempt_that_never_began_has_no_span(backend: Backend, kind: Kind) -> None:
+    """Cancelled between the pick and the start: nothing of it in the trace, and nothing raises."""
+    backend.script(pushback(0))
+    recording = Recording()
+
+    def cancel_soon(picks: int) -> None:
+        if picks == 2:
+            asyncio.get_running_loop().call_soon(call.cancel)
+
+    async with channel_to(backend, policy=First(cancel_soon)) as channel:
+        recording.of(channel)
+        await ready(channel, 1)
+        call = kind.start(channel)
+        await call.code()
+    assert len(recording.attempts) == 1
+    assert recording.call.attributes["rpc.grpc.status_code"] == 1
+
+
+async def test_sampled_out_costs_no_attempt_spans(fleet: Fleet, kind: Kind) -> None:
+    """The context is passed on all the same, with the flag that says so, in each attempt."""
+    one, two = await fleet(2)
+    recording = Recording(sampling.ALWAYS_OFF)
+    async with channel_to(one, two, policy=First(), retry=IDEMPOTENT) as channel:
+        recording.of(channel)
+        await ready(channel, 2)
+        one.always(fail())
+        call = kind.start(channel)
+        await kind.responses(call)
+        assert all(attempt.span is None for attempt in lb.attempts(call))
+    assert recording.spans == []
+    seen = [ids(backend.received[0].metadata["traceparent"]) for backend in (one, two)]
+    assert seen[0] == seen[1]
+    assert not seen[0][2]
+
+
+async def test_baggage_goes_with_every_attempt(fleet: Fleet, kind: Kind) -> None:
+    """A retry of a stream runs in a task of its own: it has the caller's context, too."""
+    one, two = await fleet(2)
+    recording = Recording()
+    async with channel_to(one, two, policy=First(), retry=IDEMPOTENT) as channel:
+        recording.of(channel)
+        await ready(channel, 2)
+        one.always(fail())
+        token = context.attach(baggage.set_baggage("user", "7"))
+        try:
+            await kind.run(channel)
+        finally:
+            context.detach(token)
+        await UU.run(channel)
+    assert [backend.received[0].metadata.get("baggage") for backend in (one, two)] == ["user=7", "user=7"]
+    assert "baggage" not in two.received[1].metadata
+
+
+async def test_calls_side_by_side_keep_their_own_traces(backend: Backend) -> None:
+    """Each call's parent is the span that was current where it was made."""
+    recording = Recording()
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+
+        async def one(i: int) -> tuple[str, int]:
+            with recording.span(f"request {i}") as span:
+                await UU.run(channel, metadata=(("x-number", str(i)),))
+            return str(i), span.get_span_context().trace_id
+
+        expected = dict(await asyncio.gather(*(one(i) for i in range(10))))
+    for received in backend.received:
+        assert ids(received.metadata["traceparent"])[0] == expected[str(received.metadata["x-number"])]
+
+
+async def test_the_callers_metadata_stays(backend: Backend) -> None:
+    """The trace context is added to it."""
+    recording = Recording()
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        await UU.run(channel, metadata=grpc.aio.Metadata(("x-a", "1"), ("x-bin", b"\x00")))
+    metadata = backend.received[0].metadata
+    assert (metadata["x-a"], metadata["x-bin"]) == ("1", b"\x00")
+    assert "traceparent" in metadata
+
+
+WITHOUT_SDK = """
+import asyncio, sys, lb
+from opentelemetry import propagate, trace, context
+from lb.testing.backend import Backend, UNARY_UNARY, UNARY_STREAM
+
+async def main():
+    async with Backend() as backend, lb.aio.channel(f"static:///{backend.address}") as channel:
+        await channel.unary_unary(UNARY_UNARY)(b"x")
+        came = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+        token = context.attach(propagate.extract(came))
+        await channel.unary_unary(UNARY_UNARY)(b"x")
+        async for _ in channel.unary_stream(UNARY_STREAM)(b"x"): pass
+        context.detach(token)
+        print([call.metadata.get("traceparent") for call in backend.received])
+    assert "opentelemetry.sdk" not in sys.modules
+
+asyncio.run(main())
+"""
+
+SDK_LATER = """
+import asyncio, lb, lb.telemetry.spans
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from lb.testing.backend import Backend, UNARY_UNARY
+
+async def main():
+    exporter = InMemorySpanExporter()
+    async with Backend() as backend, lb.aio.channel(f"static:///{backend.address}") as channel:
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        trace.set_tracer_provider(provider)
+        await channel.unary_unary(UNARY_UNARY)(b"x")
+    print(sorted(span.name.partition(".")[0] for span in exporter.get_finished_spans()))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        pytest.param(
+            WITHOUT_SDK,
+            str([None, *["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"] * 2]),
+            id="without an SDK what came in is passed on",
+        ),
+        pytest.param(SDK_LATER, "['Attempt', 'Sent']", id="an SDK set up after the channel was made is used"),
+    ],
+)
+async def test_the_global_provider(program: str, expected: str) -> None:
+    """In a process of its own, since a provider can be set only once."""
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr[-2000:]
