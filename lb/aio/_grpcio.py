@@ -62,14 +62,15 @@ def check_arguments(
 ) -> None:
     """Raise what grpcio raises for bad channel arguments, where it raises it: at construction.
 
-    Makes a core channel that never connects and throws it away. It needs no event loop.
+    Makes a core channel that never connects and throws it away: one of the synchronous layer, since
+    ``AioChannel`` asks for an event loop.
     """
     if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
         # Core must not see it: it counts its users down for a channel that it never counted up.
         raise TypeError(f"credentials is {credentials!r}; expected grpc.ChannelCredentials or None")
     arguments = grpcio_channel._augment_channel_arguments(tuple(options), compression)
     lowered = getattr(credentials, "_credentials", credentials)
-    cygrpc.AioChannel(target.encode(), arguments, lowered, None).close()
+    cygrpc.Channel(target.encode(), arguments, lowered).close(cygrpc.StatusCode.cancelled, "not needed")
 
 
 class _CurrentLoop:

@@ -243,7 +243,8 @@ class LogicalCall:
         self, metadata: tuple[Any, ...], metadata_sent: Callable[[], None], *context: Any
     ) -> bytes | None:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
-        outbox = self._outbox = Outbox(metadata_sent)
+        outbox = self._requests()
+        outbox.observe(metadata_sent)
         action = self._take()
         while action is not None:
             if type(action) is Attempt:
@@ -274,7 +275,7 @@ class LogicalCall:
         self, metadata: tuple[Any, ...], metadata_sent: Callable[[], None], *context: Any
     ) -> None:
         """Begin; returns with the first attempt's headers. ``metadata_sent``: messages may be sent."""
-        self._outbox = Outbox(metadata_sent)
+        self._requests().observe(metadata_sent)
         self._arguments = (None, metadata, context)
         await self._initiate()
 
@@ -352,8 +353,13 @@ class LogicalCall:
 
     async def send_receive_close(self) -> None:
         """Say that no more messages follow."""
-        assert self._outbox is not None
-        await self._outbox.half_close()
+        await self._requests().half_close()
+
+    def _requests(self) -> Outbox:
+        # Half-closing does not wait until the call's own task has begun.
+        if self._outbox is None:
+            self._outbox = Outbox()
+        return self._outbox
 
     # ---- attempts ----
 

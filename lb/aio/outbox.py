@@ -25,7 +25,7 @@ _STATUS_S = 1.0
 
 
 class Outbox:
-    """One call's requests. ``metadata_sent`` tells grpcio's upper layer that it may write."""
+    """One call's requests. It may be closed before the call's own task has begun."""
 
     __slots__ = (
         "_at",
@@ -43,7 +43,7 @@ class Outbox:
         "replayable",
     )
 
-    def __init__(self, metadata_sent: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self._kept: list[bytes] = []
         self._bytes = 0
         self._at = 0
@@ -51,14 +51,18 @@ class Outbox:
         self._close_sent = False
         self._next: Any = None
         self._real: Any = None
-        # A bound method of the upper call, which holds us: weak, so that no cycle stays behind.
-        self._observer = weakref.WeakMethod(metadata_sent)
+        self._observer: weakref.WeakMethod[Callable[[], None]] | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._attached = asyncio.Event()
         self._over = False
         self.replayable = True
         """Whether all that was written is still here."""
+
+    def observe(self, metadata_sent: Callable[[], None]) -> None:
+        """``metadata_sent`` tells grpcio's upper layer that it may write."""
+        # A bound method of the upper call, which holds us: weak, so that no cycle stays behind.
+        self._observer = weakref.WeakMethod(metadata_sent)
 
     def attach(self, real: Any) -> None:
         """Send to this attempt, as soon as its metadata went out."""
@@ -104,6 +108,7 @@ class Outbox:
 
         Raises ``InternalError`` when the call is over; the upper layer raises its status then.
         """
+        message = message or b""  # None: the serializer raised; grpcio logs that and sends an empty message
         self._kept.append(message)
         self._bytes += len(message)
         await self._deliver()
@@ -150,6 +155,6 @@ class Outbox:
             await self._flush()
 
     def _tell(self) -> None:
-        observer = self._observer()
+        observer = None if self._observer is None else self._observer()
         if observer is not None:
             observer()

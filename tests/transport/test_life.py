@@ -55,6 +55,7 @@ async def test_leaving_idle_is_a_change_of_state() -> None:
 
 def test_a_channel_is_made_without_an_event_loop() -> None:
     """At import time, say: nothing is started, and it can be looked at."""
+    asyncio.set_event_loop(None)  # as in a thread, or after asyncio.run
     told = Told(note="nobody")
     channel = lb.aio.channel(told)
     assert channel.get_state() is IDLE
