@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import grpc
+import pytest
+from grpc._cython import cygrpc
+from grpc.aio import _channel as grpcio_channel
+from grpc.aio import _interceptor as grpcio_interceptor
 
 import lb
+from lb.aio import _grpcio
+from lb.testing import Backend
+from lb.testing.backend import STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, fail
 
 BAD_CREDENTIALS = """
 import asyncio, grpc, lb
@@ -41,3 +52,105 @@ def test_the_channel_is_a_grpc_channel_for_a_type_checker() -> None:
     """Generated stubs take it without a cast. (Checked by mypy, not here: the ignore must become unused.)"""
     channel: grpc.aio.Channel = lb.aio.channel("static:///127.0.0.1:1")
     assert isinstance(channel, grpc.aio.Channel)
+
+
+async def test_the_upper_channel_has_what_grpcios_has(backend: Backend) -> None:
+    """`UpperChannel` sets by hand what grpcio's constructor would: a new attribute there must be known here."""
+    async with grpc.aio.insecure_channel(backend.address) as theirs, lb.aio.channel("static:///127.0.0.1:1") as ours:
+        assert set(vars(ours)) == set(vars(theirs))
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (cygrpc, "EOF AioRpcStatus UsageError InternalError ExecuteBatchError AioChannel Channel StatusCode"),
+        (grpcio_channel, "Channel _augment_channel_arguments"),
+        (grpcio_channel.Channel, "_close _register_call close get_state wait_for_state_change channel_ready"),
+        (grpcio_interceptor, " ".join(kind.__name__ for kind, _ in _grpcio._INTERCEPTOR_KINDS)),
+    ],
+    ids=["cygrpc", "channel", "Channel", "interceptors"],
+)
+def test_a_private_name_is_there(module: Any, names: str) -> None:
+    """Each that `lb.aio._grpcio` uses."""
+    assert [name for name in names.split() if not hasattr(module, name)] == []
+
+
+def test_the_signatures_that_are_overridden() -> None:
+    """``_close(grace)`` and ``_register_call(call)``."""
+    for name in ("_close", "_register_call"):
+        theirs = inspect.signature(getattr(grpcio_channel.Channel, name))
+        assert list(theirs.parameters) == list(inspect.signature(getattr(_grpcio.UpperChannel, name)).parameters)
+
+
+async def test_the_lower_call(backend: Backend) -> None:
+    """Its methods take what we give them, and its status and headers are where we look for them."""
+    async with grpc.aio.insecure_channel(backend.address) as channel:
+        lower = _grpcio.lower(channel)
+        call = lower.call(UNARY_UNARY.encode(), None, None, False, 0)
+        assert (call._status, call._initial_metadata) == (None, None)
+        assert await call.unary_unary(b"x", (("a", "1"),)) == b"x"
+        assert call._status.code() == 0
+        assert call._status.details() == ""
+        assert isinstance(call._status.trailing_metadata(), tuple)
+        assert call._initial_metadata == ()
+        registered = lower.get_registered_call_handle(UNARY_UNARY.encode())
+        assert await lower.call(UNARY_UNARY.encode(), None, None, False, registered).unary_unary(b"y", ()) == b"y"
+        stream = lower.call(UNARY_STREAM.encode(), None, None, False, 0)
+        ended: list[bool] = []
+        stream.add_done_callback(lambda: ended.append(stream.done()))
+        await stream.initiate_unary_stream(b"z", ())
+        assert await stream.receive_serialized_message() == b"z"
+        stream.cancel("enough")
+        assert ended == [True]
+        assert stream._status.details() == "enough"
+
+
+async def test_the_lower_call_of_a_stream_of_requests(backend: Backend) -> None:
+    """It says when messages may be sent, in both kinds."""
+    async with grpc.aio.insecure_channel(backend.address) as channel:
+        lower = _grpcio.lower(channel)
+        for method in (STREAM_UNARY, STREAM_STREAM):
+            call = lower.call(method.encode(), None, None, False, 0)
+            sent = asyncio.Event()
+            begin = call.stream_unary if method == STREAM_UNARY else call.initiate_stream_stream
+            running = asyncio.ensure_future(begin((), sent.set))
+            await sent.wait()
+            await call.send_serialized_message(b"1")
+            await call.send_receive_close()
+            answer = await running
+            if method == STREAM_STREAM:
+                answer = await call.receive_serialized_message()
+                assert await call.receive_serialized_message() is _grpcio.EOF
+                await call.status()
+            assert answer == b"1"
+
+
+async def test_how_core_words_a_call_without_a_connection(backend: Backend) -> None:
+    """`never_connected` knows it, and takes no other failure for it."""
+    async with grpc.aio.insecure_channel(backend.address) as channel:
+        lower = _grpcio.lower(channel)
+        backend.script(fail())
+        failed = lower.call(UNARY_UNARY.encode(), None, None, False, 0)
+        await failed.unary_unary(b"", ())
+        assert not _grpcio.never_connected(failed)
+        await backend.stop()
+        unsent = lower.call(UNARY_UNARY.encode(), None, None, False, 0)
+        while not unsent.done():
+            await unsent.unary_unary(b"", ())
+        assert _grpcio.never_connected(unsent), unsent._status.details()
+
+
+def test_only_one_file_knows_private_modules() -> None:
+    """``grpc._cython`` and modules of ``grpc.aio`` that begin with ``_`` are imported by `lb.aio._grpcio` alone."""
+    package = Path(lb.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if any(name.startswith("grpc") and "._" in name for name in names):
+                found.add(path.relative_to(package).as_posix())
+    assert found == {"aio/_grpcio.py"}
