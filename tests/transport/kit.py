@@ -15,6 +15,8 @@ from lb.aio.channel import Channel
 from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Backend
 
 REQUESTS = (b"one", b"two", b"three")
+HANGS_S = 20.0
+"""A call that takes so long hangs: the test fails, and does not wait for ever."""
 AT_ONCE = wait_none()
 NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
 IDEMPOTENT = lb.Retry(idempotent=METHODS, wait=AT_ONCE)
@@ -43,8 +45,9 @@ class Kind:
         return self.stub(channel)(argument, **options)
 
     async def responses(self, call: Any) -> list[bytes]:
-        """All responses; raises as the call does."""
-        return [message async for message in call] if self.streams_responses else [await call]
+        """All responses; raises as the call does, and ``TimeoutError`` when it hangs."""
+        async with asyncio.timeout(HANGS_S):
+            return [message async for message in call] if self.streams_responses else [await call]
 
     async def run(self, channel: AnyChannel, requests: Sequence[bytes] = REQUESTS, **options: Any) -> list[bytes]:
         """The call from beginning to end."""
@@ -145,12 +148,13 @@ class Told:
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
-    """The error that awaiting (or reading) ``call`` raises."""
+    """The error that awaiting (or reading) ``call`` raises; ``TimeoutError`` when it hangs."""
     try:
-        if hasattr(call, "__await__"):
-            answer = await call
-        else:
-            answer = [message async for message in call]
+        async with asyncio.timeout(HANGS_S):
+            if hasattr(call, "__await__"):
+                answer = await call
+            else:
+                answer = [message async for message in call]
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError(f"no error, but {answer!r}")
