@@ -25,6 +25,7 @@ from lb.core.outcome import Origin, Outcome
 from lb.core.retry import GiveUp, Retry, decide
 
 _UNSENT_PAUSE_S = 0.01
+_UNSENT_PAUSE_MOST_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Call:
         if self.wait_for_ready and outcome.origin is Origin.UNSENT:
             # It asked to wait for a connection, and this one was gone before anything was sent.
             self._why = f"wait for ready: {outcome.reason()}"
-            return Pause(_UNSENT_PAUSE_S)
+            return Pause(min(_UNSENT_PAUSE_S * len(attempts), _UNSENT_PAUSE_MOST_S))
         choice = decide(
             self._method.retry,
             outcome,
