@@ -76,11 +76,11 @@ class Subchannel:
         self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
     ) -> Any:
         """A call of grpcio's lower layer on this connection."""
-        if not registered:  # grpcio before 1.84 knows no handle here
-            return self._lower.call(method, deadline, credentials, wait_for_ready)
-        handle = self._handles.get(method, 0)
-        if not handle:
-            handle = self._handles[method] = self._lower.get_registered_call_handle(method)
+        handle = 0
+        if registered:
+            handle = self._handles.get(method, 0)
+            if not handle:
+                handle = self._handles[method] = self._lower.get_registered_call_handle(method)
         return self._lower.call(method, deadline, credentials, wait_for_ready, handle)
 
     def connected(self) -> bool:
