@@ -381,8 +381,8 @@ class LogicalCall:
 
     def _policy_raised(self, error: Exception) -> Failed:
         policy = self._channel.balancer.policy.name
-        _log.error("%s: the policy %s raised", self._channel.target, policy, exc_info=error)
-        return Failed(grpc.StatusCode.INTERNAL, f"the policy {policy} raised {error!r}")
+        _log.error("%s: the policy %s failed", self._channel.target, policy, exc_info=error)
+        return Failed(grpc.StatusCode.INTERNAL, f"the policy {policy} failed: {error!r}")
 
     def _open_real(self, attempt: Attempt) -> Any:
         """The attempt's call on its connection, made now unless it was before."""

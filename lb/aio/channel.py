@@ -7,7 +7,7 @@ import contextvars
 import inspect
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -21,7 +21,7 @@ from lb.core.balancer import Attempt, Balancer
 from lb.core.breaker import Breaker
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
-from lb.core.endpoint import Resolution, Resolver
+from lb.core.endpoint import Endpoint, Resolution, Resolver
 from lb.core.outcome import Outcome
 from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
@@ -258,6 +258,12 @@ class LogicalChannel:
 
     def update(self, resolution: Resolution) -> None:
         """A new set of endpoints."""
+        # Here, where the resolver's own stack shows who said it.
+        if not isinstance(resolution, Resolution):
+            raise TypeError(f"update() was given {resolution!r}; expected an lb.Resolution")
+        for endpoint in resolution.endpoints:
+            if not isinstance(endpoint, Endpoint):
+                raise TypeError(f"update() was given the endpoint {endpoint!r}; expected an lb.Endpoint")
         self._in_loop(self._updated, resolution)
 
     def error(self, message: str) -> None:
@@ -322,9 +328,13 @@ class LogicalChannel:
                 f"channel {self.target}: it belongs to the event loop that used it first; make one channel per loop"
             )
         self._loop = loop
+        start: Callable[[LogicalChannel], object] = self._resolver.start
         try:
             # In a context of its own: the first caller may be in the middle of a trace.
-            contextvars.Context().run(self._resolver.start, self)
+            begun = contextvars.Context().run(start, self)
+            if inspect.iscoroutine(begun):
+                begun.close()
+                raise TypeError("start() is a coroutine function; expected a plain one that makes a task")
         except Exception as error:  # noqa: BLE001  # a user's resolver may raise anything
             _log.exception("%s: the resolver did not start", self.target)
             self.update(Resolution((), f"the resolver did not start: {error!r}"))

@@ -222,6 +222,12 @@ class Balancer:
         if picker is None:
             return self.unpicked()
         candidate: Candidate = picker.pick(call, self.rng)  # type: ignore[assignment]  # made from our candidates
+        try:
+            retired = candidate.retired
+        except AttributeError:
+            raise TypeError(f"pick() returned {candidate!r}; expected one of the picker's candidates") from None
+        if retired:
+            raise LookupError(f"pick() returned {candidate.endpoint.id}, which is gone; expected one of the candidates")
         if tried and candidate in tried:
             candidate = self._elsewhere(candidate, tried)
         breaker = candidate.breaker
@@ -280,7 +286,13 @@ class Balancer:
             return
         endpoints = [c.endpoint for c in pool]
         if self._picker is None or pool != self._pool or endpoints != self._endpoints:
-            self._picker = self._previous = self.policy.picker(pool, self._previous)
+            self._picker = None
+            self._dirty = True  # should the policy raise, it is asked again at the next pick
+            picker = self.policy.picker(pool, self._previous)
+            if not callable(getattr(picker, "pick", None)):
+                raise TypeError(f"picker() returned {picker!r}; expected an object with pick(call, rng)")
+            self._dirty = False
+            self._picker = self._previous = picker
             self._pool = pool
             self._endpoints = endpoints
 

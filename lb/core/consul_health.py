@@ -12,7 +12,7 @@ entry is honoured for ``"0"`` only, so that a weight changed in Consul always co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -20,6 +20,8 @@ from lb.core.endpoint import Endpoint
 from lb.core.target import join_host_port
 
 Status = Literal["passing", "warning", "critical", "maintenance", "no port"]
+
+_LONGEST_WHY = 200
 
 WEIGHT_META: Final = "weight"
 ZONE_META: Final = "zone"
@@ -40,6 +42,8 @@ class Instance:
     status: Status
     judged: bool
     origin: tuple[str, int]
+    why: str = field(default="", compare=False)
+    """What the first critical check said, in one line."""
 
     @property
     def usable(self) -> bool:
@@ -83,12 +87,12 @@ def parse_answer(headers: Mapping[str, str], body: object) -> Answer:
 
 def _instance(entry: dict[str, Any]) -> tuple[Instance, str]:
     service, node, checks = entry["Service"], entry["Node"], entry.get("Checks") or []
-    status, judged = _status(checks)
+    status, judged, why = _status(checks)
     meta: dict[str, str] = service.get("Meta") or {}
     host = service.get("Address") or node["Address"]
     port = int(service.get("Port") or 0)
     if not port:
-        status, judged = "no port", True
+        status, judged, why = "no port", True, ""
     endpoint = Endpoint(
         join_host_port(host, port),
         id=service.get("ID") or service["Service"],
@@ -97,23 +101,25 @@ def _instance(entry: dict[str, Any]) -> tuple[Instance, str]:
         metadata=MappingProxyType(dict(meta)),
     )
     origin = (str(node.get("ID") or node["Node"]), int(service.get("CreateIndex") or 0))
-    return Instance(endpoint, status, judged, origin), str(node["Node"])
+    return Instance(endpoint, status, judged, origin, why), str(node["Node"])
 
 
-def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool]:
-    """Consul's aggregate of an instance's own and its node's checks, and whether it was judged."""
+def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool, str]:
+    """Consul's aggregate of an instance's own and its node's checks, whether it was judged, and why it is critical."""
     worst: Status = "passing"
-    judged = False
+    judged, why = False, ""
     for check in checks:
         check_id, status = check["CheckID"], check["Status"]
         if check_id == _NODE_MAINTENANCE or check_id.startswith(_SERVICE_MAINTENANCE):
-            return "maintenance", True
+            return "maintenance", True, ""
         if status == "warning":
             worst = "critical" if worst == "critical" else "warning"
         elif status != "passing":
             worst = "critical"
-            judged = judged or bool(check.get("Output"))
-    return worst, judged
+            output = check.get("Output") or ""
+            judged = judged or bool(output)
+            why = why or " ".join(str(output).split())[:_LONGEST_WHY]
+    return worst, judged, why
 
 
 def _weight(weights: Mapping[str, Any], status: Status, meta: Mapping[str, str]) -> int:
@@ -146,4 +152,4 @@ def _each_once(entries: list[tuple[Instance, str]]) -> tuple[Instance, ...]:
 def _qualified(instance: Instance, node: str) -> Instance:
     e = instance.endpoint
     endpoint = Endpoint(e.address, id=f"{e.id}@{node}", weight=e.weight, zone=e.zone, metadata=e.metadata)
-    return Instance(endpoint, instance.status, instance.judged, instance.origin)
+    return replace(instance, endpoint=endpoint)

@@ -24,7 +24,7 @@ class Endpoint:
     ``weight`` is its share relative to the others; 0 means no traffic while others are there.
     ``zone`` and ``metadata`` are free text from the registry.
 
-    Raises ``ValueError`` when the address is empty or the weight is negative.
+    Raises ``ValueError`` when the address is empty or no text, or the weight is negative.
     """
 
     address: str
@@ -35,6 +35,8 @@ class Endpoint:
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.address, str):
+            raise ValueError(f"endpoint: address is {self.address!r}; expected host:port")
         if not self.address:
             raise ValueError("endpoint: address is empty; expected host:port")
         if isinstance(self.weight, bool) or not isinstance(self.weight, int) or self.weight < 0:

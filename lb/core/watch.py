@@ -200,7 +200,8 @@ class Watch:
         for instance in self._listed:
             counts[instance.status] = counts.get(instance.status, 0) + 1
         words = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        return f"{self._source}: service {self._service!r}{self._asked} has no usable instance: {words}"
+        why = next((f" ({i.endpoint.id}: {i.why})" for i in self._listed if i.why), "")
+        return f"{self._source}: service {self._service!r}{self._asked} has no usable instance: {words}{why}"
 
     def __repr__(self) -> str:
         return (

@@ -45,6 +45,12 @@ def test_an_empty_address_is_refused() -> None:
         Endpoint("")
 
 
+def test_an_address_that_is_no_text_is_refused() -> None:
+    """It would fail much later, in grpcio."""
+    with pytest.raises(ValueError, match="address is 5; expected host:port"):
+        Endpoint(5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("weight", [-1, 1.5, "3", True, None])
 def test_a_bad_weight_is_named(weight: object) -> None:
     """The error has the endpoint, the value and what is accepted."""

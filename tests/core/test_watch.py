@@ -405,6 +405,9 @@ def test_notes_of_empty_sets() -> None:
     w.answer(1.0, 6, entry("a", 1, status="critical"), entry("b", 2, maintenance=True))
     assert w.note == f"{SOURCE}: service 'a' with tag blue, dc eu has no usable instance: 1 critical, 1 maintenance"
     assert w.ids == []
+    w.answer(2.0, 7, entry("a", 1, status="critical", output="rpc error:\n  unknown service"), entry("b", 2))
+    w.answer(3.0, 8, entry("a", 1, status="critical", output="rpc error:\n  unknown service"))
+    assert w.note.endswith("has no usable instance: 1 critical (a: rpc error: unknown service)")
 
 
 instances = st.lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import textwrap
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 
 import lb
 from lb.aio.calls import logical_call
+from lb.core.policies import base as policies_base
 from lb.testing import Backend
 from lb.testing.backend import fail
 from tests.transport.kit import KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
@@ -75,6 +77,72 @@ async def test_a_policy_that_raises_ends_the_call_with_its_words(backend: Backen
             assert "the policy is broken" in await call.details()
 
 
+class Picks:
+    """A policy whose picker is whatever ``make`` makes of the candidates."""
+
+    name = "picks"
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def picker(self, candidates: Any, previous: Any) -> Any:
+        """What the test wants."""
+        return self.make(candidates, previous)
+
+
+class Fixed:
+    """A picker that always returns the same."""
+
+    def __init__(self, choice: Any) -> None:
+        self.choice = choice
+
+    def pick(self, call: Any, rng: Any) -> Any:
+        """It."""
+        return self.choice
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        pytest.param(lambda c, p: 1 / 0, "division by zero", id="the picker is not made"),
+        pytest.param(lambda c, p: None, r"picker\(\) returned None; expected an object with pick", id="no picker"),
+        pytest.param(lambda c, p: Fixed(None), r"pick\(\) returned None; expected one of the", id="nothing"),
+        pytest.param(lambda c, p: Fixed(c[0].endpoint), r"pick\(\) returned Endpoint", id="an endpoint"),
+    ],
+)
+async def test_a_wrong_policy_fails_every_call_at_once(backend: Backend, make: Any, words: str) -> None:
+    """Not only the first one: the next must not wait for a picker that was never made."""
+    async with channel_to(backend, policy=Picks(make)) as channel:
+        for _ in range(3):
+            async with asyncio.timeout(1):
+                with pytest.raises(grpc.aio.AioRpcError, match=f"the policy picks failed: .*{words}") as failed:
+                    await UU.run(channel)
+            assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert in_flight(channel) == 0
+
+
+async def test_a_picker_that_keeps_what_is_gone_is_told(backend: Backend) -> None:
+    """The connection of an endpoint that is gone is closed; the call ends with a status all the same."""
+    resolver = Told(*endpoints(backend))
+    policy = Picks(lambda candidates, previous: previous or Fixed(candidates[0]))
+    async with lb.aio.channel(resolver, policy=policy) as channel:
+        await UU.run(channel)
+        resolver.say(lb.Endpoint(backend.address, id="its successor"))
+        await ready(channel, 1)
+        with pytest.raises(grpc.aio.AioRpcError, match="which is gone; expected one of the candidates"):
+            await UU.run(channel)
+
+
+async def test_the_smallest_policy_of_the_documentation_works(backend: Backend) -> None:
+    """As it stands in the docstring."""
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent((policies_base.__doc__ or "").split("own::")[1]), names)
+    async with channel_to(backend, policy=names["First"]()) as channel:
+        for _ in range(2):
+            await UU.run(channel)
+        assert " first " in str(channel.snapshot())
+
+
 @pytest.mark.parametrize("part", ["retry", "wait", "stop"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -108,6 +176,43 @@ async def test_a_resolver_that_can_not_start_fails_every_call() -> None:
             with pytest.raises((RuntimeError, grpc.aio.AioRpcError), match="no way to start"):
                 async with asyncio.timeout(1):
                     await UU.run(channel)
+
+
+async def test_a_resolver_whose_start_is_a_coroutine_function_is_told() -> None:
+    """Nobody would await it: calls would wait for ever."""
+
+    class Asynchronous(Told):
+        async def start(self, listener: lb.Listener) -> None:  # type: ignore[override]
+            raise AssertionError("never run")
+
+    async with lb.aio.channel(Asynchronous()) as channel:  # type: ignore[arg-type]
+        with pytest.raises(grpc.aio.AioRpcError, match=r"did not start: .*coroutine function"):
+            async with asyncio.timeout(1):
+                await UU.run(channel)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["127.0.0.1:1"], r"update\(\) was given \['127.0.0.1:1'\]; expected an lb.Resolution"),
+        (lb.Resolution(("127.0.0.1:1",)), "the endpoint '127.0.0.1:1'; expected an lb.Endpoint"),  # type: ignore[arg-type]
+    ],
+    ids=["a list", "addresses"],
+)
+async def test_a_resolver_that_says_something_else_is_told(backend: Backend, said: Any, words: str) -> None:
+    """In its own stack; what it said before stands."""
+    listeners: list[lb.Listener] = []
+
+    class Keeping(Told):
+        def start(self, listener: lb.Listener) -> None:
+            listeners.append(listener)
+            super().start(listener)
+
+    async with lb.aio.channel(Keeping(*endpoints(backend))) as channel:
+        await UU.run(channel)
+        with pytest.raises(TypeError, match=words):
+            listeners[0].update(said)
+        await UU.run(channel)
 
 
 async def test_an_endpoint_named_twice_is_one(backend: Backend) -> None:
