@@ -41,6 +41,8 @@ _LEAVE_S = 3.0
 _MAX_WEIGHT = 65535
 # Consul: "the minimum timeout is 1 minute".
 _DEREGISTER_LEAST_S = 60.0
+# What a server may listen on, but nobody can be sent to.
+_WILDCARDS = ("0.0.0.0", "::", "*")
 _STATUSES = ("critical", "warning", "passing")
 
 
@@ -322,7 +324,8 @@ def registration(
         tags: Consul tags (``consul:///NAME?tag=``).
         meta: metadata, text to text. ``weight`` is reserved.
         zone: where it runs; the metadata ``zone``.
-        check: what the agent checks: ``grpc`` (the health service of the whole server),
+        check: what the agent checks: ``grpc`` (``grpc.health.v1.Health``, which the server must serve; its
+            answer for the whole server),
             ``grpc/NAME`` (the health of NAME), ``tcp``, an ``http://`` or ``https://`` URL, or
             None (always passing).
         check_interval_s: seconds between two checks.
@@ -340,7 +343,13 @@ def registration(
     for name, text in (("service", service), ("id", id or "-")):
         if not text or "/" in text or any(c.isspace() for c in text):
             raise ValueError(f"registration: {name} is {text!r}; expected a name without blanks and slashes")
+    if not isinstance(address, str):
+        raise ValueError(f"registration: address is {address!r}; expected host:port")
     host, port = split_host_port(address, where="registration: address")
+    if host in _WILDCARDS:
+        raise ValueError(f"registration: address is {address!r}; expected the one that clients connect to")
+    if isinstance(tags, str):
+        raise ValueError(f"registration: tags is {tags!r}; expected a sequence of texts")
     _check_weight("weight", weight)
     _check_weight("warning_weight", warning_weight)
     for name, seconds in (("check_interval_s", check_interval_s), ("reassert_s", reassert_s)):

@@ -414,6 +414,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one (default)")
     parser.add_argument("--parent-fd", type=int, help="inherited end of a pipe; end when the other end is closed")
     options = parser.parse_args(arguments)
+    if not 0 <= options.port <= 65535:
+        parser.error(f"--port is {options.port}; expected 0 to 65535")
     return asyncio.run(serve(options.host, options.port, options.parent_fd))
 
 

@@ -31,7 +31,7 @@ from pydantic import AfterValidator, Field
 
 from services.demo import memory
 from services.demo.state import StateDirectory, remove_stale
-from services.runtime.settings import LogLevel, Settings, SettingsError, load
+from services.runtime.settings import LogLevel, Settings, SettingsError, http_url, load
 from services.runtime.supervisor import Spec, Supervisor
 
 INSTANCES: dict[str, tuple[int, ...]] = {
@@ -82,7 +82,7 @@ class DemoSettings(Settings):
     """How long calls in flight may take when it ends."""
     log_level: LogLevel = "warning"
     """What is shown of the processes' logs."""
-    jaeger_query: str = ""
+    jaeger_query: Annotated[str, AfterValidator(http_url)] | None = None
     """Base URL of Jaeger's query API, when traces go to Jaeger."""
 
 

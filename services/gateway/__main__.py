@@ -30,18 +30,11 @@ from services.runtime import logs, telemetry
 from services.runtime.channels import connector
 from services.runtime.describe import version
 from services.runtime.server import stop_signals
-from services.runtime.settings import Settings, SettingsError, load
+from services.runtime.settings import Settings, SettingsError, http_url, load
 
 _MOST_CONNECTIONS = 1024
 
 log = structlog.get_logger()
-
-
-def _http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected a URL such as http://127.0.0.1:16686")
-    return text
 
 
 class GatewaySettings(Settings):
@@ -51,7 +44,7 @@ class GatewaySettings(Settings):
     """Port of the HTTP interface; 0 takes a free one."""
     http_host: str = "127.0.0.1"
     """Address of the HTTP interface; in a container 0.0.0.0."""
-    jaeger_query: Annotated[str, AfterValidator(_http_url)] | None = None
+    jaeger_query: Annotated[str, AfterValidator(http_url)] | None = None
     """Base URL of Jaeger's query API. Without it ``/api/traces`` answers from the gateway's own store."""
 
 

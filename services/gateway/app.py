@@ -253,7 +253,12 @@ async def _on_http(request: Request, error: Exception) -> Response:
             detail = f"{request.method} is not possible here; the header Allow says what is"
         case _:
             detail = str(error.detail)
-    problem = Problem(error.status_code, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # starlette names the methods of the first route alone
+        here = [route for route in request.app.routes if route.path_regex.match(request.url.path)]
+        headers["Allow"] = ", ".join(sorted({method for route in here for method in route.methods}))
+    problem = Problem(error.status_code, detail, headers=headers)
     return problem.response(instance=request.url.path, trace_id=_trace_id())
 
 

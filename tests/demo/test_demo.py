@@ -178,6 +178,7 @@ async def test_a_killed_demo_is_cleared_away(tmp_path: Path) -> None:
         ({"MESH_ORDER_RATE": "many"}, ["MESH_ORDER_RATE"]),
         ({"MESH_LISTEN": "127.0.0.1:1"}, ["MESH_LISTEN"]),
         ({"MESH_DATA": "/dev/null/x"}, ["MESH_DATA"]),
+        ({"MESH_JAEGER_QUERY": "jaeger"}, ["MESH_JAEGER_QUERY", "http://"]),
         ({"CONSUL_HTTP_ADDR": "ftp://x"}, ["CONSUL_HTTP_ADDR", "ftp"]),
     ],
 )

@@ -14,6 +14,7 @@ from aiohttp import web
 
 import lb.testing
 from lb.testing import Agent
+from lb.testing.agent import main
 from tests.support.consul import Registry
 from tests.support.wait import until
 
@@ -87,6 +88,13 @@ async def test_process_ends_with_its_parent(process: Process) -> None:
     os.close(process.parent_end)
     process.parent_end = -1
     assert await process.ended() == 0
+
+
+def test_process_on_no_port(capsys: pytest.CaptureFixture[str]) -> None:
+    """A number that is no port is said in words, and not shown as a traceback."""
+    with pytest.raises(SystemExit):
+        main(["--port", "99999"])
+    assert "--port is 99999; expected 0 to 65535" in capsys.readouterr().err
 
 
 async def test_process_on_a_taken_port() -> None:

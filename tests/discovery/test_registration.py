@@ -270,6 +270,10 @@ async def test_bad_consul_settings_are_named(service: str, monkeypatch: pytest.M
     [
         ({"address": "host"}, "address: no port in 'host'; expected host:port"),
         ({"address": "host:0"}, "port is '0'"),
+        ({"address": None}, "address is None; expected host:port"),
+        ({"address": "0.0.0.0:1"}, "address is '0.0.0.0:1'; expected the one that clients connect to"),
+        ({"address": "[::]:1"}, "expected the one that clients connect to"),
+        ({"tags": "blue"}, "tags is 'blue'; expected a sequence of texts"),
         ({"id": "a/b"}, "id is 'a/b'; expected a name without blanks and slashes"),
         ({"weight": -1}, "weight is -1; expected a whole number from 0 to 65535"),
         ({"weight": 70000}, "weight is 70000"),

@@ -167,6 +167,8 @@ async def test_what_is_not_there_is_a_problem_too(bench: Bench) -> None:
         answer = await bench.client.request(method, path)
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
         assert (status == 405) == ("allow" in answer.headers)
+    answer = await bench.client.request("DELETE", "/api/orders")
+    assert answer.headers["allow"] == "GET, HEAD, POST"
     for headers in ({"Content-Type": "text/xml"}, {"Content-Type": "text/plain", "Origin": "http://elsewhere.test"}):
         answer = await bench.client.post("/api/orders", content=b'{"items": []}', headers=headers)
         assert answer.status_code == 415
