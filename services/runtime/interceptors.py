@@ -114,6 +114,10 @@ class Gate(grpc.aio.ServerInterceptor):
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
                         await context.write(response)
+            except grpc.aio.InternalError as error:
+                # A write that fails has lost its reader. grpcio may not know yet that the call was
+                # cancelled, and would log an error for what any client may do.
+                raise asyncio.CancelledError from error
             finally:
                 meter.end()
 
