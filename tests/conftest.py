@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Generator
@@ -10,6 +11,9 @@ from collections.abc import Generator
 import pytest
 
 from tests.support import leaks, servers
+
+# Before the first test module imports grpcio: each server that a test stops would be worth a line to it.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 _GRACE_S = 3.0
 _loop: asyncio.AbstractEventLoop | None = None
