@@ -36,7 +36,12 @@ STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc
 CONNECTIVITY: dict[int, grpc.ChannelConnectivity] = {state.value[0]: state for state in grpc.ChannelConnectivity}
 
 # How core words a call for which it found no connection; such a call was never sent.
-_NEVER_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing", "empty address list")
+_NEVER_CONNECTED = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "empty address list",
+    "DNS resolution failed",
+)
 
 
 def never_connected(call: Any) -> bool:

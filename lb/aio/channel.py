@@ -17,7 +17,7 @@ from lb.aio import _grpcio
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.resolvers import make_resolver
 from lb.aio.subchannel import Subchannel, subchannel_options
-from lb.core.balancer import Attempt, Balancer
+from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
 from lb.core.breaker import Breaker
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
@@ -301,7 +301,9 @@ class LogicalChannel:
         self._wake()
 
     def _resolver_failed(self, message: str) -> None:
-        self.balancer.resolver_error = message
+        if not self.balancer.resolver_error and self._loop is not None:
+            self._loop.call_later(RESOLVER_GRACE_S, self._wake)
+        self.balancer.resolver_failed(message, time.monotonic())
         self._wake()  # what waits takes the message along
 
     def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:

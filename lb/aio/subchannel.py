@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ _DEFAULTS = (
 )
 
 _WHY_S = 0.5
+_ADDRESS = re.compile(r"^(?:UNKNOWN|UNAVAILABLE): (?:ipv[46]:\S+: )?")
 
 _STATES = {
     grpc.ChannelConnectivity.IDLE: Connectivity.IDLE,
@@ -132,4 +134,7 @@ class Subchannel:
             if not call.done():
                 call.cancel("not needed")
         details: str = call._status.details() or ""
-        return details.rpartition("last error: ")[2] if _grpcio.never_connected(call) else ""
+        if not _grpcio.never_connected(call):
+            return ""
+        # "...; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect...": who reads it knows the address.
+        return _ADDRESS.sub("", details.rpartition("last error: ")[2])

@@ -33,6 +33,8 @@ from lb.core.outcome import Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
 
 READY = Connectivity.READY
+RESOLVER_GRACE_S = 1.0
+"""How long calls wait for a first answer of a resolver that reports errors; then they fail (or wait for ready)."""
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
@@ -142,6 +144,7 @@ class Balancer:
         self.rng = rng
         self.resolution: Resolution | None = None
         self.resolver_error = ""
+        self._resolver_failing_since: float | None = None
         self._breaker = breaker
         self._candidates: dict[tuple[str, str], Candidate] = {}
         self._picker: Picker | None = None
@@ -179,8 +182,15 @@ class Balancer:
         self._candidates = fresh
         self.resolution = resolution
         self.resolver_error = ""
+        self._resolver_failing_since = None
         self._dirty = True
         return Changes(added, closable)
+
+    def resolver_failed(self, message: str, now: float) -> None:
+        """The resolver can not read its source. What it said last stands; without that, calls wait a moment only."""
+        self.resolver_error = message
+        if self._resolver_failing_since is None:
+            self._resolver_failing_since = now
 
     def set_connectivity(self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "") -> None:
         """A connection changed. ``trouble`` says why it failed, if it did."""
@@ -220,7 +230,7 @@ class Balancer:
             self._rebuild(now)
         picker = self._picker
         if picker is None:
-            return self.unpicked()
+            return self.unpicked(now)
         candidate: Candidate = picker.pick(call, self.rng)  # type: ignore[assignment]  # made from our candidates
         try:
             retired = candidate.retired
@@ -307,11 +317,14 @@ class Balancer:
             return candidate
         return self.rng.choices(others, [c.weight for c in others])[0]
 
-    def unpicked(self) -> Unpicked:
+    def unpicked(self, now: float) -> Unpicked:
         """Why there is nothing to pick, when there is nothing."""
         if self.resolution is None:
             why = f": {self.resolver_error}" if self.resolver_error else ""
-            return Unpicked(f"{self.target} is not resolved yet{why}", wait=True)
+            # A source that can not be read for a while is away: calls should say so, as gRPC's do.
+            since = self._resolver_failing_since
+            wait = since is None or now < since + RESOLVER_GRACE_S
+            return Unpicked(f"{self.target} is not resolved yet{why}", wait)
         if not self._candidates:
             note = self.resolution.note or "the resolver knows none"
             return Unpicked(f"{self.target} has no endpoint: {note}", wait=False)

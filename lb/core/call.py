@@ -170,7 +170,7 @@ class Call:
         """The deadline passed while no attempt ran."""
         waited = now - self.started_at
         tried = f"; tried {self.tried()}" if self.attempts else ""
-        reason = self._balancer.unpicked().message if self._queued else "between attempts"
+        reason = self._balancer.unpicked(now).message if self._queued else "between attempts"
         return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
 
     def tried(self) -> str:

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lb.core.balancer import Attempt, Balancer, Unpicked
+from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer, Unpicked
 from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Endpoint, Resolution
@@ -260,6 +260,21 @@ def test_before_the_first_resolution_calls_wait() -> None:
     assert rig.unpicked().message == "static:///shop is not resolved yet: consul 127.0.0.1:8500: connection refused"
     rig.update("a")
     assert rig.balancer.resolver_error == ""
+
+
+def test_a_source_that_stays_away_is_waited_for_a_moment_only() -> None:
+    """Without a first answer calls wait while the resolver may just be late, then fail and say why."""
+    rig = Rig()
+    rig.balancer.resolver_failed("consul 127.0.0.1:8500: connection refused", rig.now)
+    rig.clock.advance(RESOLVER_GRACE_S / 2)
+    rig.balancer.resolver_failed("consul 127.0.0.1:8500: no answer within 2 s", rig.now)
+    assert rig.unpicked().wait
+    rig.clock.advance(RESOLVER_GRACE_S / 2)
+    assert rig.unpicked() == Unpicked(
+        "static:///shop is not resolved yet: consul 127.0.0.1:8500: no answer within 2 s", wait=False
+    )
+    rig.update("a")
+    assert rig.unpicked().wait
 
 
 def test_an_empty_set_fails_fast() -> None:

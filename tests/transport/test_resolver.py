@@ -21,3 +21,21 @@ async def test_the_deadline_tells_what_the_resolver_said_last() -> None:
         error = await failure(call)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "the source is away" in str(error.details())
+
+
+async def test_a_source_that_is_away_is_said_soon() -> None:
+    """Nothing was ever resolved, and the resolver reports errors: calls fail soon though they have no deadline."""
+
+    class Away:
+        def start(self, listener: lb.Listener) -> None:
+            listener.error("the registry at 127.0.0.1:1 is away")
+
+        def close(self) -> None:
+            """Nothing to stop."""
+
+    async with lb.aio.channel(Away()) as channel:
+        error = await failure(UU.start(channel))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "the registry at 127.0.0.1:1 is away" in str(error.details())
+        error = await failure(UU.start(channel, wait_for_ready=True, timeout=0.1))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
