@@ -15,8 +15,8 @@ differ in when an attempt has failed for good:
 
 Requests of a stream wait in an `Outbox`, from which another attempt can take them again.
 
-What grpcio or a user's policy or strategy raises on the way ends the call with INTERNAL; an
-attempt is given back whatever happens.
+What grpcio or a user's policy raises on the way ends the call with INTERNAL; an attempt is
+given back whatever happens.
 """
 
 from __future__ import annotations

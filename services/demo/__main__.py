@@ -31,7 +31,7 @@ from pydantic import AfterValidator, Field
 
 from services.demo import memory
 from services.demo.state import StateDirectory, remove_stale
-from services.runtime.settings import LogLevel, Settings, SettingsError, http_url, load
+from services.runtime.settings import LogLevel, Settings, SettingsError, http_url, load, trace_collector
 from services.runtime.supervisor import Spec, Supervisor
 
 INSTANCES: dict[str, tuple[int, ...]] = {
@@ -50,6 +50,7 @@ _GATEWAY_DRAIN_S = 1.0
 _STOP_S = 4.0
 _AGENT_S = 15.0
 _READY_S = 60.0
+_TELL_S = 15.0
 _PORT_WAIT_S = 5.0
 
 # Each process gets its own of these, or they would contradict what the demo is.
@@ -92,6 +93,7 @@ def read_settings() -> DemoSettings:
         if name in os.environ:
             raise SettingsError(f"{name}: the demo gives each process its own; it cannot be set here")
     settings = load(DemoSettings)
+    trace_collector()
     if os.environ.get("CONSUL_HTTP_ADDR"):
         # Only then, for what it imports is a third of this process.
         from lb.aio._consul import agents_from
@@ -146,13 +148,9 @@ def environment(settings: DemoSettings, port: int, data: Path, consul: str) -> d
         # A proxy for the world outside has no business between these processes.
         **{name: ",".join(filter(None, (os.environ.get(name), local))) for name in ("NO_PROXY", "no_proxy")},
     }
-    if not _collector():
+    if trace_collector() is None:
         common["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{port}"
     return common
-
-
-def _collector() -> str | None:
-    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
@@ -201,9 +199,9 @@ async def start_agent(supervisor: Supervisor) -> str:
 
 
 async def place_order(base_url: str, supervisor: Supervisor) -> None:
-    """Returns once an order has gone through. Says every minute why none has."""
+    """Returns once an order has gone through. Says from time to time why none has."""
     loop = asyncio.get_running_loop()
-    tell_at = loop.time() + _READY_S
+    tell_at = loop.time() + _TELL_S
     async with httpx2.AsyncClient(base_url=base_url, trust_env=False, timeout=5.0) as client:
         while True:
             try:
@@ -218,7 +216,7 @@ async def place_order(base_url: str, supervisor: Supervisor) -> None:
             except (httpx2.HTTPError, ValueError, KeyError) as error:
                 reason = str(error) or type(error).__name__
             if loop.time() >= tell_at:
-                tell_at += _READY_S
+                tell_at += _TELL_S
                 supervisor.say(f"no order has gone through yet: {reason}")
             await asyncio.sleep(0.1)
 
@@ -257,7 +255,7 @@ async def _live(settings: DemoSettings, port: int, data: Path, started: float, s
     """Starts all, tells when it is ready, and ends after the duration, if there is one."""
     try:
         consul = os.environ.get("CONSUL_HTTP_ADDR") or await start_agent(supervisor)
-        if (collector := _collector()) and not settings.jaeger_query:
+        if (collector := trace_collector()) and not settings.jaeger_query:
             supervisor.say(f"traces go to {collector}; MESH_JAEGER_QUERY=URL lets the gateway show them, too")
         for spec in specs(environment(settings, port, data, consul)):
             await supervisor.start(spec)

@@ -46,6 +46,22 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def trace_collector() -> str | None:
+    """Where spans go, by OpenTelemetry's own variables; None when nowhere.
+
+    Raises ``SettingsError`` when one is no URL: the exporter would lose every span without a word.
+    """
+    found = None
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        value = os.environ.get(name)
+        if value:
+            try:
+                found = http_url(value)
+            except ValueError as error:
+                raise SettingsError(f"{name}={value!r}: {error}") from None
+    return found
+
+
 def http_url(text: str) -> str:
     """The text, when it is a URL of HTTP; else raises ``ValueError``."""
     parts = urlsplit(text)

@@ -7,7 +7,6 @@ Where the spans go is said by OpenTelemetry's own variables. Without ``OTEL_EXPO
 from __future__ import annotations
 
 import logging
-import os
 import threading
 
 import grpc
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from services.runtime.interceptors import is_business
+from services.runtime.settings import trace_collector
 
 # A trace shall be there when the one who placed the order looks for it.
 _DELAY_MS = 500
@@ -51,8 +51,12 @@ class Telemetry:
 
 
 def setup(service: str, instance_id: str, version: str) -> Telemetry:
-    """Make the process' tracer provider, if its spans have somewhere to go."""
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    """Make the process' tracer provider, if its spans have somewhere to go.
+
+    Raises:
+        SettingsError: where they are to go is no URL.
+    """
+    if trace_collector() is None:
         return Telemetry(None)
     # A collector that is away is no news every half second; the processor logs what it drops.
     logging.getLogger("opentelemetry.exporter.otlp.proto.http").setLevel(logging.CRITICAL)

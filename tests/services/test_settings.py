@@ -13,7 +13,7 @@ from sqlalchemy import MetaData
 
 from services.runtime.address import advertised
 from services.runtime.database import open_database
-from services.runtime.settings import Settings, SettingsError, join_address, load, split_address
+from services.runtime.settings import Settings, SettingsError, join_address, load, split_address, trace_collector
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +132,16 @@ async def test_what_is_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, bound in (("", "0.0.0.0:7"), ("a:b:c", "127.0.0.1:7")):
         with pytest.raises(SettingsError, match="MESH_ADVERTISE"):
             await advertised(text, bound)
+
+
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])
+def test_a_collector_that_is_no_url_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans would be lost without a word: the variable, its value and what is expected are said."""
+    for other in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        monkeypatch.delenv(other, raising=False)
+    assert trace_collector() is None
+    monkeypatch.setenv(name, "jaeger:4318")
+    with pytest.raises(SettingsError, match=rf"^{name}='jaeger:4318': expected a URL"):
+        trace_collector()
+    monkeypatch.setenv(name, "http://jaeger:4318")
+    assert trace_collector() == "http://jaeger:4318"
