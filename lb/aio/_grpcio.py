@@ -27,13 +27,11 @@ EOF = cygrpc.EOF
 AioRpcStatus = cygrpc.AioRpcStatus
 UsageError = cygrpc.UsageError
 InternalError = cygrpc.InternalError
-ExecuteBatchError = cygrpc.ExecuteBatchError
 
 CHANNEL_CLOSED = "Channel is closed."
 CREDENTIALS_ON_INSECURE = "Call credentials are only valid on secure channels"
 
 STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-CONNECTIVITY: dict[int, grpc.ChannelConnectivity] = {state.value[0]: state for state in grpc.ChannelConnectivity}
 
 # How core words a call for which it found no connection; such a call was never sent.
 _NEVER_CONNECTED = (

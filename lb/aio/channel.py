@@ -16,7 +16,7 @@ import grpc
 from lb.aio import _grpcio
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.resolvers import make_resolver
-from lb.aio.subchannel import Subchannel, subchannel_options
+from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
 from lb.core.breaker import Breaker
 from lb.core.call import Method
@@ -34,13 +34,8 @@ _log = logging.getLogger("lb.channel")
 
 _MOST_METHODS = 4096
 
-_LEVELS = {
-    Connectivity.IDLE: grpc.ChannelConnectivity.IDLE.value[0],
-    Connectivity.CONNECTING: grpc.ChannelConnectivity.CONNECTING.value[0],
-    Connectivity.READY: grpc.ChannelConnectivity.READY.value[0],
-    Connectivity.TRANSIENT_FAILURE: grpc.ChannelConnectivity.TRANSIENT_FAILURE.value[0],
-    Connectivity.SHUTDOWN: grpc.ChannelConnectivity.SHUTDOWN.value[0],
-}
+# How core numbers the states.
+_LEVELS: dict[Connectivity, int] = {ours: theirs.value[0] for theirs, ours in STATES.items()}
 
 
 def channel(

@@ -28,7 +28,7 @@ _DEFAULTS = (
 _WHY_S = 0.5
 _ADDRESS = re.compile(r"^(?:UNKNOWN|UNAVAILABLE): (?:ipv[46]:\S+: )?")
 
-_STATES = {
+STATES = {
     grpc.ChannelConnectivity.IDLE: Connectivity.IDLE,
     grpc.ChannelConnectivity.CONNECTING: Connectivity.CONNECTING,
     grpc.ChannelConnectivity.READY: Connectivity.READY,
@@ -47,8 +47,8 @@ def subchannel_options(options: Sequence[tuple[str, Any]], authority: str) -> tu
 class Subchannel:
     """One endpoint's connection. Made and used inside the channel's event loop.
 
-    It is made in an asynchronous step (``_run``), which may one day fetch credentials for this
-    very endpoint; an endpoint whose step failed is not picked, and says why.
+    The one place where a connection is made: credentials of an endpoint's own belong here, too.
+    An endpoint whose connection fails is not picked, and says why.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Subchannel:
                 if channel.get_state() is grpc.ChannelConnectivity.READY:
                     state = grpc.ChannelConnectivity.READY
                     continue
-            self._report(self._candidate, _STATES[state], trouble)
+            self._report(self._candidate, STATES[state], trouble)
             await channel.wait_for_state_change(state)
             # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
             state = channel.get_state(try_to_connect=True)

@@ -243,7 +243,7 @@ class Balancer:
         breaker = candidate.breaker
         generation = breaker.acquire(now)
         attempt = Attempt(candidate, generation, number, why, now)
-        if attempt.breaker_state is not _CLOSED:
+        if generation and attempt.breaker_state is not _CLOSED:
             self._dirty = True  # a probe's place is taken now: the next pick goes elsewhere
         candidate.in_flight += 1
         candidate.picks += 1
@@ -263,10 +263,11 @@ class Balancer:
             candidate.load.observe(now - attempt.started_at, now)
         if verdict is _FAILURE:
             candidate.last_error = outcome.reason()
-        if candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
+        generation = attempt.generation
+        move = candidate.breaker.release(generation, verdict, now, self.rng)
+        # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
+        if move is not None or (generation and candidate.breaker.state is not _CLOSED):
             self._dirty = True
-        elif candidate.breaker.state is not _CLOSED:
-            self._dirty = True  # an ignored probe gave its place back
         return candidate if candidate.retired and not candidate.in_flight else None
 
     def admission(self, now: float) -> Admission:

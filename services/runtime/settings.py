@@ -56,17 +56,17 @@ def trace_collector() -> str | None:
         value = os.environ.get(name)
         if value:
             try:
-                found = http_url(value)
+                found = http_url(value, example="http://127.0.0.1:4318")
             except ValueError as error:
                 raise SettingsError(f"{name}={value!r}: {error}") from None
     return found
 
 
-def http_url(text: str) -> str:
+def http_url(text: str, *, example: str = "http://127.0.0.1:16686") -> str:
     """The text, when it is a URL of HTTP; else raises ``ValueError``."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected a URL such as http://127.0.0.1:16686")
+        raise ValueError(f"expected a URL such as {example}")
     return text
 
 
