@@ -42,7 +42,7 @@ def pick_ns(policy: Policy, candidates: list[Backend]) -> float:
         pick = picker.pick
         start = perf_counter()
         for _ in range(PICKS):
-            pick(None, rng)
+            pick(None, 0.0, rng)
         best = min(best, perf_counter() - start)
     return best / PICKS * 1e9
 
@@ -54,9 +54,9 @@ def rebuild_ms(policy: Policy, candidates: list[Backend]) -> float:
     for _ in range(ROUNDS):
         previous = policy.picker(candidates, None)
         for _ in range(100):
-            previous.pick(None, rng)
+            previous.pick(None, 0.0, rng)
         start = perf_counter()
-        policy.picker(candidates[:-1], previous).pick(None, rng)
+        policy.picker(candidates[:-1], previous).pick(None, 0.0, rng)
         best = min(best, perf_counter() - start)
     return best * 1e3
 

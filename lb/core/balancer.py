@@ -231,7 +231,7 @@ class Balancer:
         picker = self._picker
         if picker is None:
             return self.unpicked(now)
-        candidate: Candidate = picker.pick(call, self.rng)  # type: ignore[assignment]  # made from our candidates
+        candidate: Candidate = picker.pick(call, now, self.rng)  # type: ignore[assignment]  # made from our candidates
         try:
             retired = candidate.retired
         except AttributeError:
@@ -301,7 +301,7 @@ class Balancer:
             self._dirty = True  # should the policy raise, it is asked again at the next pick
             picker = self.policy.picker(pool, self._previous)
             if not callable(getattr(picker, "pick", None)):
-                raise TypeError(f"picker() returned {picker!r}; expected an object with pick(call, rng)")
+                raise TypeError(f"picker() returned {picker!r}; expected an object with pick(call, now, rng)")
             self._dirty = False
             self._picker = self._previous = picker
             self._pool = pool

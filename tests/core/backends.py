@@ -38,7 +38,7 @@ def ids(candidates: Sequence[Candidate]) -> list[str]:
 class Exhausted:
     """Not a picker of ours: what a policy may be handed as ``previous`` after a change of policy."""
 
-    def pick(self, call: object, rng: object) -> Candidate:
+    def pick(self, call: object, now: object, rng: object) -> Candidate:
         """Never used."""
         raise AssertionError("the previous picker must not pick")
 

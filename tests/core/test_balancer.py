@@ -565,7 +565,7 @@ class LeastBusy:
         """Over these."""
         return LeastBusy(candidates)  # type: ignore[return-value]  # a test's own
 
-    def pick(self, call: CallInfo | None, rng: Random) -> object:
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> object:
         """The first of the least busy."""
         return min(self.candidates, key=lambda c: c.in_flight)  # type: ignore[attr-defined]  # the rig's own
 

@@ -21,7 +21,7 @@ SETS = st.lists(st.integers(1, 9), min_size=1, max_size=80)
 def picks(picker: Picker, count: int, seed: int = 1) -> list[str]:
     """The ids of the next ``count`` picks."""
     rng = Random(seed)
-    return ids([picker.pick(None, rng) for _ in range(count)])
+    return ids([picker.pick(None, 0.0, rng) for _ in range(count)])
 
 
 class First:
@@ -36,7 +36,7 @@ class First:
         """Always the first."""
         return First(candidates[0])
 
-    def pick(self, call: object, rng: object) -> Candidate:
+    def pick(self, call: object, now: object, rng: object) -> Candidate:
         """The first."""
         assert self.candidate is not None
         return self.candidate
@@ -88,7 +88,7 @@ def test_every_policy_picks_from_its_set(name: str, weights: list[int], later: l
         assert picks(first, 5, seed)
     candidates = backends(later)
     picker = policy.picker(candidates, first)
-    assert all(picker.pick(None, rng) in candidates for _ in range(2 * len(later)))
+    assert all(picker.pick(None, 0.0, rng) in candidates for _ in range(2 * len(later)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,7 +146,7 @@ def test_round_robin_does_not_starve_who_stays() -> None:
         flapping = [backend(f"x{i}") for i in range(6) if rng.random() < 0.5]
         picker = RoundRobin().picker([*stay, *flapping], picker)
         waited.update(ids(stay))
-        waited[picker.pick(None, rng).endpoint.id] = 0
+        waited[picker.pick(None, 0.0, rng).endpoint.id] = 0
         assert max(waited[name] for name in ids(stay)) <= 12
 
 
@@ -172,4 +172,4 @@ def test_the_largest_draw_is_the_last_candidate(weights: list[int]) -> None:
     """Rounding never leads past the end of the list."""
     candidates = backends(weights)
     for policy in (policies.Random(), WeightedRandom()):
-        assert policy.picker(candidates, None).pick(None, Edge()) is candidates[-1]
+        assert policy.picker(candidates, None).pick(None, 0.0, Edge()) is candidates[-1]

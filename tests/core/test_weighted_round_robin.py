@@ -26,7 +26,7 @@ LARGE = st.lists(SPREAD, min_size=SMOOTH_LIMIT + 1, max_size=150)
 def picks(picker: SmoothPicker | DeadlinePicker, count: int, seed: int = 1) -> list[str]:
     """The ids of the next ``count`` picks."""
     rng = Random(seed)
-    return ids([picker.pick(None, rng) for _ in range(count)])
+    return ids([picker.pick(None, 0.0, rng) for _ in range(count)])
 
 
 def nginx(weights: Sequence[int], count: int) -> list[int]:
@@ -116,7 +116,7 @@ def test_beyond_64_the_start_is_not_bunched() -> None:
 
 def test_beyond_64_clients_begin_anywhere() -> None:
     """Many clients of many equal endpoints do not all begin with the same one."""
-    starts = {POLICY.picker(backends([1] * 100), None).pick(None, Random(seed)).endpoint.id for seed in range(200)}
+    starts = {POLICY.picker(backends([1] * 100), None).pick(None, 0.0, Random(seed)).endpoint.id for seed in range(200)}
     assert len(starts) > 60
 
 
@@ -189,7 +189,7 @@ def test_who_stays_gets_its_share_while_others_come_and_go(
         assert picker is not None
         for candidate in stay:
             due[candidate.endpoint.id] += Fraction(candidate.weight, total)
-        picked = picker.pick(None, rng).endpoint.id
+        picked = picker.pick(None, 0.0, rng).endpoint.id
         if picked in due:
             due[picked] -= 1
         assert abs(sum(picker.credits().values())) <= len(candidates)
@@ -268,7 +268,7 @@ def test_a_pick_is_logarithmic_in_every_single_case(weights: tuple[int, ...]) ->
         rng, worst = Random(1), 0
         for _ in range(30_000):
             Counted.compared = 0
-            picker.pick(None, rng)
+            picker.pick(None, 0.0, rng)
             worst = max(worst, Counted.compared)
         costs.append(worst)
         assert worst <= 10 * log2(size), size

@@ -106,7 +106,7 @@ class First:
         self._candidates = candidates
         return self
 
-    def pick(self, call: Any, rng: Any) -> Any:
+    def pick(self, call: Any, now: Any, rng: Any) -> Any:
         """The first."""
         self.picks += 1
         if self._then is not None:

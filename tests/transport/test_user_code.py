@@ -29,7 +29,7 @@ class Broken:
         """Itself."""
         return self
 
-    def pick(self, call: Any, rng: Any) -> Any:
+    def pick(self, call: Any, now: Any, rng: Any) -> Any:
         """Raises."""
         raise RuntimeError("the policy is broken")
 
@@ -96,7 +96,7 @@ class Fixed:
     def __init__(self, choice: Any) -> None:
         self.choice = choice
 
-    def pick(self, call: Any, rng: Any) -> Any:
+    def pick(self, call: Any, now: Any, rng: Any) -> Any:
         """It."""
         return self.choice
 

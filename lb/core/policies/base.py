@@ -18,7 +18,7 @@ The smallest policy of a user's own::
             def __init__(self, candidate):
                 self.candidate = candidate
 
-            def pick(self, call, rng):
+            def pick(self, call, now, rng):
                 return self.candidate
 """
 
@@ -58,7 +58,7 @@ class CallInfo(Protocol):
 class Picker(Protocol):
     """A snapshot that picks, in O(1) or O(log n)."""
 
-    def pick(self, call: CallInfo | None, rng: Random) -> Candidate:
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """One of the candidates the picker was made from."""
 
 

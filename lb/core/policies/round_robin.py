@@ -32,7 +32,7 @@ class RoundRobinPicker:
         self._candidates = tuple(candidates)
         self._next = start
 
-    def pick(self, call: CallInfo | None, rng: Random) -> Candidate:
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The next in turn. O(1)."""
         candidates = self._candidates
         at = self._next

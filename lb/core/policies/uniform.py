@@ -31,7 +31,7 @@ class RandomPicker:
         self._candidates = tuple(candidates)
         self._size = len(candidates)
 
-    def pick(self, call: CallInfo | None, rng: Rng) -> Candidate:
+    def pick(self, call: CallInfo | None, now: float, rng: Rng) -> Candidate:
         """Any of them. O(1); ``random() * size`` rounds below ``size`` and is three times faster than ``randrange``."""
         return self._candidates[int(rng.random() * self._size)]
 

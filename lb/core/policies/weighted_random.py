@@ -35,7 +35,7 @@ class WeightedRandomPicker:
         self._sums = [float(total) for total in accumulate(candidate.weight for candidate in candidates)]
         self._total = self._sums[-1]
 
-    def pick(self, call: CallInfo | None, rng: Random) -> Candidate:
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """Any of them, by weight. O(log n); ``random() * total`` rounds below ``total``."""
         return self._candidates[bisect_right(self._sums, rng.random() * self._total)]
 

@@ -101,7 +101,7 @@ class SmoothPicker:
         self._replaying = False
         self._at = 0
 
-    def pick(self, call: CallInfo | None, rng: Random) -> Candidate:
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The next of the sequence. O(1) once a short cycle was walked, else O(n)."""
         if self._replaying:
             at = self._at
@@ -179,7 +179,7 @@ class DeadlinePicker:
         for heap in self._waiting.values():
             heapify(heap)
 
-    def pick(self, call: CallInfo | None, rng: Random) -> Candidate:
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The next of the schedule. O(log n)."""
         if self.turn < 0:
             self._begin(rng.randrange(len(self._candidates)))
