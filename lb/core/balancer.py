@@ -10,10 +10,14 @@
 
 1. those the resolver names (Consul's health has already left out the critical ones);
 2. of these the READY ones: a call is only sent where a connection stands, so that "never
-   found a connection" is known and not guessed;
-3. of these the ones whose breaker admits. When it admits none of them, all READY ones are
-   used: the last endpoint is never refused (*panic*);
+   found a connection" is known and not guessed. With ``health=`` an endpoint that says
+   NOT_SERVING on gRPC's health watch is not READY (gRFC A17);
+3. of these the ones whose breaker admits, as far as the pool can do without the others
+   (`lb.core.ejection`): the last endpoint is never refused (*panic*);
 4. of these the ones with a weight above 0. When there are none, weights do not count.
+
+Among the admitted the policy chooses. An endpoint at its concurrency limit is passed over for
+one that has room; when none has, the call waits in a short line, or is refused.
 
 The picker is a snapshot over that list. It is rebuilt at the next pick after something
 changed, so a burst of changes costs one rebuild, and endpoints that stay keep their state.
@@ -21,15 +25,17 @@ changed, so a burst of changes costs one rebuild, and endpoints that stay keep t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from random import Random
 
 from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.concurrency import ConcurrencyLimit
+from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
-from lb.core.outcome import Outcome, Verdict
+from lb.core.outcome import Origin, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
 
 READY = Connectivity.READY
@@ -39,11 +45,15 @@ RESOLVER_GRACE_S = 1.0
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
 
+Ended = Callable[[Candidate, Outcome, float, float], object]
+"""A policy's optional hook: candidate, outcome, duration in seconds, now."""
+
 
 class Attempt:
     """One try of one call on one endpoint; also the permit that its outcome gives back."""
 
     __slots__ = (
+        "answered_at",
         "breaker_state",
         "candidate",
         "ended_at",
@@ -61,6 +71,8 @@ class Attempt:
         self.number = number
         self.why = why
         self.started_at = now
+        self.answered_at: float | None = None
+        """When a stream's first response came; its latency ends there."""
         self.ended_at: float | None = None
         self.outcome: Outcome | None = None
         self.breaker_state = candidate.breaker.state
@@ -94,10 +106,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Unpicked:
-    """There is nothing to pick. ``wait``: that may pass by itself; else calls should fail."""
+    """There is nothing to pick. ``wait``: that may pass by itself; else calls should fail.
+
+    ``full``: every admitted endpoint is at its concurrency limit.
+    """
 
     message: str
     wait: bool
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +128,11 @@ class Changes:
 class Admission:
     """Which endpoints may be picked at one moment.
 
-    ``panic``: every breaker is open, so all are used. ``recheck_at`` is the instant from which
-    an open breaker may admit again, ``inf`` when there is none.
+    ``panic``: too few can be used, so all connected ones are. ``recheck_at`` is the instant from
+    which an open breaker may admit again, ``inf`` when there is none.
     """
 
-    pool: list[Candidate]
+    pool: Sequence[Candidate]
     panic: bool
     recheck_at: float
 
@@ -138,10 +154,24 @@ class Admission:
 class Balancer:
     """Owns the candidates and the picker. Not thread-safe: the driver calls it from one place."""
 
-    def __init__(self, target: str, policy: Policy, breaker: Breaker, rng: Random) -> None:
+    def __init__(
+        self,
+        target: str,
+        policy: Policy,
+        breaker: Breaker,
+        rng: Random,
+        *,
+        ejection: Ejection | None = None,
+        limit: ConcurrencyLimit | None = None,
+    ) -> None:
         self.target = target
-        self.policy = policy
         self.rng = rng
+        self.waiting = 0
+        """How many calls wait in line for a place below the concurrency limit. The driver counts them."""
+        self.limit = limit
+        self._ejection = ejection or Ejection()
+        self._slow_s = breaker.slow_call_s
+        self._weights: dict[str, int] = {}
         self.resolution: Resolution | None = None
         self.resolver_error = ""
         self._resolver_failing_since: float | None = None
@@ -153,6 +183,7 @@ class Balancer:
         self._endpoints: list[Endpoint] = []
         self._dirty = True
         self._recheck_at = inf
+        self._take_policy(policy)
 
     # ---- what the resolver and the connections say ----
 
@@ -162,17 +193,20 @@ class Balancer:
         fresh: dict[tuple[str, str], Candidate] = {}
         added = []
         for endpoint in resolution.endpoints:
-            if endpoint.key in fresh:
+            key = endpoint.key
+            if key in fresh:
                 continue  # named twice
-            candidate = old.get(endpoint.key)
+            candidate = old.get(key)
+            if self._weights and endpoint.id in self._weights:
+                endpoint = replace(endpoint, weight=self._weights[endpoint.id])
             if candidate is None:
-                candidate = Candidate(endpoint, self._breaker.new_state())
+                limit = None if self.limit is None else self.limit.new_state()
+                candidate = Candidate(endpoint, self._breaker.new_state(), limit)
                 added.append(candidate)
-            else:
-                if candidate.endpoint != endpoint:
-                    candidate.endpoint = endpoint
-                    candidate.weight = max(1, endpoint.weight)
-            fresh[endpoint.key] = candidate
+            elif candidate.endpoint is not endpoint and candidate.endpoint != endpoint:
+                candidate.endpoint = endpoint
+                candidate.weight = max(1, endpoint.weight)
+            fresh[key] = candidate
         closable = []
         for key, candidate in old.items():
             if key not in fresh:
@@ -196,20 +230,45 @@ class Balancer:
         """A connection changed. ``trouble`` says why it failed, if it did."""
         candidate.connectivity = state
         if state is READY:
+            if candidate.ready_since is None:
+                candidate.ready_since = now
             candidate.failing_since = None
             candidate.trouble = ""
         elif state is Connectivity.TRANSIENT_FAILURE and candidate.failing_since is None:
             candidate.failing_since = now
+        if state is not READY and state is not Connectivity.IDLE:  # an idle one is as warm as it was
+            candidate.ready_since = None
         if trouble:
             candidate.trouble = trouble
         self._dirty = True
 
     def change_policy(self, policy: Policy) -> None:
         """Choose by another policy from the next pick on."""
-        self.policy = policy
+        self._take_policy(policy)
         self._previous = None
         self._pool = []
+        for candidate in self._candidates.values():
+            candidate.stats = None  # the old policy's
         self._dirty = True
+
+    def change_weights(self, weights: Mapping[str, int]) -> None:
+        """From the next pick on these weights hold, by endpoint id, whatever the resolver says.
+
+        The mapping replaces the one before; an empty one gives the resolver its word back.
+        """
+        self._weights = dict(weights)
+        if self.resolution is not None:
+            failing_since, error = self._resolver_failing_since, self.resolver_error
+            self.update(self.resolution)
+            self._resolver_failing_since, self.resolver_error = failing_since, error
+
+    def _take_policy(self, policy: Policy) -> None:
+        self.policy = policy
+        self.needs_metadata: bool = getattr(policy, "needs_metadata", False)
+        """Whether a pick must wait until the call's metadata is known."""
+        self._ended: Ended | None = getattr(policy, "ended", None)
+        self.report: Callable[[Candidate, bytes, float], object] | None = getattr(policy, "report", None)
+        """Takes a server's load report (the trailer ``endpoint-load-metrics-bin``); None: the policy reads none."""
 
     # ---- picking ----
 
@@ -240,6 +299,24 @@ class Balancer:
             raise LookupError(f"pick() returned {candidate.endpoint.id}, which is gone; expected one of the candidates")
         if tried and candidate in tried:
             candidate = self._elsewhere(candidate, tried)
+        limit = candidate.limit
+        if limit is not None and candidate.in_flight >= limit.limit:
+            roomy = self._with_room(tried)
+            if roomy is None:
+                return Unpicked(f"{self.target}: every endpoint is at its concurrency limit", wait=True, full=True)
+            candidate = roomy
+        return self._admit(candidate, now, number, why)
+
+    def pick_another(self, now: float, number: int, why: str, tried: Sequence[Candidate]) -> Attempt | None:
+        """An attempt beside those that run, on an endpoint that was not tried; None when there is none."""
+        if self._dirty or now >= self._recheck_at:
+            self._rebuild(now)
+        others = [c for c in self._pool if c not in tried and (c.limit is None or c.in_flight < c.limit.limit)]
+        if not others:
+            return None
+        return self._admit(self.rng.choices(others, [c.weight for c in others])[0], now, number, why)
+
+    def _admit(self, candidate: Candidate, now: float, number: int, why: str) -> Attempt:
         breaker = candidate.breaker
         generation = breaker.acquire(now)
         attempt = Attempt(candidate, generation, number, why, now)
@@ -259,10 +336,24 @@ class Balancer:
         attempt.ended_at = now
         candidate.in_flight -= 1
         verdict = outcome.verdict
+        answered_at = attempt.answered_at
+        took_s = (now if answered_at is None else answered_at) - attempt.started_at
         if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
-            candidate.load.observe(now - attempt.started_at, now)
-        if verdict is _FAILURE:
+            candidate.load.observe(took_s, now)
+        elif verdict is _FAILURE:
             candidate.last_error = outcome.reason()
+        if candidate.limit is not None:
+            if verdict is _SUCCESS:
+                candidate.limit.observe(took_s, candidate.in_flight + 1)
+            elif outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT:
+                candidate.limit.overloaded()
+        if self._ended is not None:
+            self._ended(candidate, outcome, took_s, now)
+        if self._slow_s is not None and verdict is not _FAILURE and took_s >= self._slow_s:
+            # Too slow is a failure of its own, whatever came of it: a hung endpoint shows in
+            # nothing but its callers' deadlines.
+            verdict = _FAILURE
+            candidate.last_error = f"slower than {self._slow_s:g} s"
         generation = attempt.generation
         move = candidate.breaker.release(generation, verdict, now, self.rng)
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
@@ -273,24 +364,17 @@ class Balancer:
     def admission(self, now: float) -> Admission:
         """Which endpoints are admitted, by the rule at the top of this file. Changes nothing."""
         ready = [c for c in self._candidates.values() if c.connectivity is READY]
-        admitted = []
-        recheck_at = inf
-        for candidate in ready:
-            if candidate.breaker.admits(now):
-                admitted.append(candidate)
-            else:
-                retry_at = candidate.breaker.retry_at
-                if retry_at is not None and retry_at < recheck_at:
-                    recheck_at = retry_at
-        pool = admitted or ready
+        refusing = [c for c in ready if c.breaker.state is not _CLOSED and not c.breaker.admits(now)]
+        recheck_at = min((c.breaker.retry_at or inf for c in refusing), default=inf)
+        pool, panic = self._ejection.pool(ready, refusing, len(self._candidates))
         pool = [c for c in pool if c.endpoint.weight > 0] or pool
-        return Admission(pool, bool(ready) and not admitted, recheck_at)
+        return Admission(pool, panic, recheck_at)
 
     def _rebuild(self, now: float) -> None:
         admission = self.admission(now)
         self._dirty = False
         self._recheck_at = admission.recheck_at
-        pool = admission.pool
+        pool = list(admission.pool)
         if not pool:
             self._picker = None
             self._pool = []
@@ -306,6 +390,18 @@ class Balancer:
             self._picker = self._previous = picker
             self._pool = pool
             self._endpoints = endpoints
+
+    def _with_room(self, tried: Sequence[Candidate]) -> Candidate | None:
+        """An admitted endpoint below its concurrency limit, untried if there is one; None when all are full."""
+        pool = self._pool
+        start = int(self.rng.random() * len(pool))
+        found = None
+        for candidate in (*pool[start:], *pool[:start]):
+            if candidate.limit is None or candidate.in_flight < candidate.limit.limit:
+                if candidate not in tried:
+                    return candidate
+                found = found or candidate
+        return found
 
     def _elsewhere(self, candidate: Candidate, tried: Sequence[Candidate]) -> Candidate:
         """An admitted endpoint that was not tried yet, by weight; else the one picked.

@@ -95,6 +95,9 @@ class Breaker:
         failure_ratio: opens at this share of failures in the window, > 0 and <= 1; None: never by this.
         minimum_calls: the share counts only from so many calls in the window on, >= 1.
         window_s: length of the window in seconds, > 0.
+        slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
+            the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
+            None. What counts of a stream of responses is the time to the first one.
         open_s: how long the first opening refuses, in seconds, > 0.
         max_open_s: the longest an opening refuses, >= ``open_s``.
         jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
@@ -116,6 +119,7 @@ class Breaker:
     max_open_s: float = 60.0
     jitter: float = 0.5
     probe_s: float = 30.0
+    slow_call_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.consecutive_failures is not None:
@@ -127,6 +131,9 @@ class Breaker:
         for name in ("window_s", "open_s", "probe_s"):
             value = getattr(self, name)
             _check(name, value, _number(value) and value > 0, "seconds > 0")
+        if self.slow_call_s is not None:
+            ok = _number(self.slow_call_s) and self.slow_call_s > 0
+            _check("slow_call_s", self.slow_call_s, ok, "seconds > 0, or None")
         ok = _number(self.max_open_s) and self.max_open_s >= self.open_s
         _check("max_open_s", self.max_open_s, ok, f"seconds >= open_s ({self.open_s!r})")
         _check("jitter", self.jitter, _number(self.jitter) and 0 <= self.jitter <= 1, "a number from 0 to 1")

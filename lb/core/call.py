@@ -4,13 +4,15 @@
 
     begin ──► Attempt ──ended──► Done                     the attempt's status is the call's
       │          ▲         ├───► Failed                   the call's own status
+      │          │         ├───► Others                   a hedge still runs: wait for it
       │          │         └───► Pause ──resume──► ...    try again after so long
       ▼          │
-    Queued ──────┘  resume, when the balancer changed
+    Queued ──────┘  resume, when the balancer changed, or a place is free (``line``)
       └─► expired ──► Failed
 
 A driver that gets an `Attempt` sends it and reports its `Outcome`; `Queued` makes it wait for
-a change of the balancer, `Pause` for a time; both end early at the deadline (`expired`).
+a change of the balancer, `Pause` for a time; both end early at the deadline (`expired`). While
+an attempt runs, a driver asks for a `hedge` each time `hedge_delay_s` has passed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from grpc import StatusCode
 
 from lb.core.balancer import Attempt, Balancer, Unpicked
 from lb.core.budget import BudgetState
-from lb.core.outcome import Origin, Outcome
+from lb.core.hedging import Hedging
+from lb.core.outcome import Origin, Outcome, Retryable
+from lb.core.quantile import Quantile
 from lb.core.retry import GiveUp, Retry, decide
 
 _UNSENT_PAUSE_S = 0.01
@@ -37,9 +41,14 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Wait until the balancer changed, then ``resume``. ``message`` says for what."""
+    """Wait until the balancer changed, then ``resume``. ``message`` says for what.
+
+    ``line_s``: wait in the channel's line for a place below the concurrency limit, at most for so
+    many seconds; then ``refused``.
+    """
 
     message: str
+    line_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,13 @@ class Done:
     """The call ends with the status of its last attempt."""
 
 
+class Others:
+    """Another attempt of this call still runs: what it brings decides."""
+
+
 DONE = Done()
-Action = Attempt | Pause | Queued | Failed | Done
+OTHERS = Others()
+Action = Attempt | Pause | Queued | Failed | Done | Others
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,8 @@ class Method:
     """What all calls of one method share.
 
     ``name`` is ``/package.Service/Method``; ``idempotent`` says that it may run twice without harm.
+    ``timeout_s`` bounds each call besides the caller's own timeout. ``hedging`` needs ``idempotent``,
+    and a ``latency`` unless it has a fixed delay.
     """
 
     name: str
@@ -70,6 +86,10 @@ class Method:
     balancer: Balancer
     retry: Retry
     budget: BudgetState
+    hedging: Hedging | None = None
+    latency: Quantile | None = None
+    timeout_s: float | None = None
+    wait_for_ready: bool | None = None
 
 
 class Call:
@@ -86,23 +106,27 @@ class Call:
     """What a user's retry strategy raised; the driver tells it in its log."""
     gave_up = ""
     """Why the last failed attempt was not followed by another."""
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    """What the caller sends, for policies that read it."""
 
     def __init__(self, method: Method, deadline: float | None, wait_for_ready: bool | None, now: float) -> None:
-        self._method = method
+        self.settings = method
         self._balancer = method.balancer
         self.attempts: list[Attempt] = []
         self.deadline = deadline
-        self.wait_for_ready = wait_for_ready
+        self.wait_for_ready = method.wait_for_ready if wait_for_ready is None else wait_for_ready
         self.started_at = now
 
     @property
     def method(self) -> str:
         """``/package.Service/Method``."""
-        return self._method.name
+        return self.settings.name
 
     def begin(self, now: float) -> Action:
         """The first action."""
-        self._method.budget.deposit(now)
+        self.settings.budget.deposit(now)
+        if self._balancer.waiting:  # nobody goes past the line
+            return self._line(f"{self._balancer.target}: every endpoint is at its concurrency limit")
         return self.resume(now)
 
     def resume(self, now: float) -> Action:
@@ -117,6 +141,8 @@ class Call:
             attempts.append(picked)
             return picked
         assert isinstance(picked, Unpicked)
+        if picked.full:
+            return self._line(picked.message)
         if picked.wait or self.wait_for_ready:
             self._queued = True
             return Queued(picked.message)
@@ -126,12 +152,76 @@ class Call:
             return DONE
         return Failed(StatusCode.UNAVAILABLE, picked.message)
 
-    def ended(self, outcome: Outcome, now: float, *, committed: bool, replayable: bool = True) -> Action:
+    def _line(self, message: str) -> Action:
+        limit = self._balancer.limit
+        assert limit is not None
+        if not self._queued and self._balancer.waiting >= limit.queue:
+            return self._refuse(f"{message} and {self._balancer.waiting} calls wait already")
+        self._queued = True
+        return Queued(message, limit.queue_s)
+
+    def refused(self) -> Action:
+        """It waited in line for as long as the limit lets a call wait."""
+        return self._refuse(f"{self._balancer.target}: no endpoint fell below its concurrency limit in time")
+
+    def _refuse(self, message: str) -> Action:
+        if self.attempts:
+            self.gave_up = message
+            return DONE
+        return Failed(StatusCode.UNAVAILABLE, message)
+
+    # ---- hedging ----
+
+    def hedge_delay_s(self) -> float | None:
+        """Seconds from an attempt to the next one beside it; None: no hedges for this call (now)."""
+        hedging = self.settings.hedging
+        if hedging is None or len(self.attempts) >= hedging.max_attempts:
+            return None
+        if hedging.delay_s is not None:
+            return hedging.delay_s
+        latency = self.settings.latency
+        if latency is None or latency.value_s is None:
+            return None
+        return max(latency.value_s, hedging.least_delay_s)
+
+    def hedge(self, now: float) -> Attempt | None:
+        """One more attempt beside those that run; None when there is no other endpoint, or no budget."""
+        hedging, attempts = self.settings.hedging, self.attempts
+        if hedging is None or len(attempts) >= hedging.max_attempts:
+            return None
+        if self.settings.budget.balance(now) < 1:
+            return None
+        attempt = self._balancer.pick_another(
+            now, len(attempts) + 1, "hedge: no answer yet", [a.candidate for a in attempts]
+        )
+        if attempt is not None:
+            self.settings.budget.withdraw(now)
+            attempts.append(attempt)
+        return attempt
+
+    def _may_lose(self, outcome: Outcome) -> bool:
+        """Whether a hedged call goes on with its other attempts after this outcome."""
+        hedging = self.settings.hedging
+        return (
+            outcome.retryable is Retryable.ALWAYS
+            or (outcome.retryable is Retryable.IF_IDEMPOTENT and self.settings.idempotent)
+            or (hedging is not None and outcome.code in hedging.non_fatal)
+        )
+
+    # ---- after an attempt ----
+
+    def ended(
+        self, outcome: Outcome, now: float, *, committed: bool, replayable: bool = True, running: int = 0
+    ) -> Action:
         """What follows a failed attempt (already given back to the balancer).
 
         ``committed``: the caller has seen response headers or a message (gRFC A6).
         ``replayable``: the whole request is still at hand.
+        ``running``: how many other attempts of this call have not ended.
         """
+        if running:
+            # A fatal status ends all of them (gRFC A6).
+            return OTHERS if self._may_lose(outcome) else self._give_up(f"{outcome.code.name} ends all attempts")
         if committed:
             return self._give_up("the response had begun")
         if not replayable:
@@ -142,12 +232,12 @@ class Call:
             self._why = f"wait for ready: {outcome.reason()}"
             return Pause(min(_UNSENT_PAUSE_S * len(attempts), _UNSENT_PAUSE_MOST_S))
         choice = decide(
-            self._method.retry,
+            self.settings.retry,
             outcome,
             attempts=len(attempts),
             started_at=self.started_at,
             slept_s=self._slept_s,
-            idempotent=self._method.idempotent,
+            idempotent=self.settings.idempotent,
             now=now,
             rng=self._balancer.rng,
         )
@@ -158,7 +248,7 @@ class Call:
         delay = choice.delay_s
         if self.deadline is not None and now + delay >= self.deadline:
             return self._give_up("the deadline is nearer than the next attempt")
-        if not self._method.budget.withdraw(now):
+        if not self.settings.budget.withdraw(now):
             return self._give_up("the retry budget is used up")
         self._why = f"retry: {outcome.reason()}"
         if delay <= 0.0:

@@ -6,6 +6,7 @@ import enum
 from typing import Any
 
 from lb.core.breaker import BreakerState
+from lb.core.concurrency import LimitState
 from lb.core.endpoint import Endpoint
 from lb.core.load import Load
 
@@ -31,16 +32,25 @@ class Candidate:
         "handle",
         "in_flight",
         "last_error",
+        "limit",
         "load",
         "picks",
+        "ready_since",
         "retired",
+        "stats",
         "trouble",
         "weight",
     )
 
-    def __init__(self, endpoint: Endpoint, breaker: BreakerState) -> None:
+    def __init__(self, endpoint: Endpoint, breaker: BreakerState, limit: LimitState | None = None) -> None:
         self.endpoint = endpoint
         self.breaker = breaker
+        self.limit = limit
+        """How many attempts may run on it at once; None: any number."""
+        self.stats: Any = None
+        """The policy's own record of this endpoint."""
+        self.ready_since: float | None = None
+        """Since when its connection stands; None while it does not."""
         self.weight = max(1, endpoint.weight)
         self.connectivity = Connectivity.IDLE
         self.in_flight = 0

@@ -1,0 +1,106 @@
+"""How many calls may run at once: a fixed number, or one that follows the latency.
+
+A limit turns a queue that grows without bound, somewhere behind the endpoint, into a short one
+here. Per endpoint of a channel it keeps the calls in flight below what the server takes
+(``MAX_CONCURRENT_STREAMS``: core queues silently above it); a server may use the same limit.
+
+The adaptive limit is Netflix's *Gradient2* (concurrency-limits, ``Gradient2Limit.java``): the
+ratio of the long-term latency to that of the newest call says whether a queue is building up.
+While it is below 1 the limit shrinks by that ratio, else it grows by its own square root; both
+smoothed. An overload refusal or a time-out takes a tenth off at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_SMOOTHING = 0.2
+_TOLERANCE = 1.5
+_LONG_WINDOW = 600
+_BACKOFF = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConcurrencyLimit:
+    """Settings of a limit on what runs at once. One object may serve many endpoints.
+
+    Args:
+        limit: calls in flight, >= 1: the fixed limit, or where the adaptive one begins.
+        adaptive: whether it follows the latency, between ``min_limit`` and ``max_limit``.
+        min_limit: >= 1.
+        max_limit: >= ``min_limit``.
+        queue: how many calls of a channel may wait for a place, >= 0. The next one is refused at once.
+        queue_s: the longest that one waits, in seconds > 0. Then it is refused, too.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    limit: int = 100
+    adaptive: bool = False
+    min_limit: int = 4
+    max_limit: int = 1000
+    queue: int = 64
+    queue_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.adaptive, bool):
+            raise ValueError(f"ConcurrencyLimit.adaptive is {self.adaptive!r}; expected True or False")
+        for name, least in (("limit", 1), ("min_limit", 1), ("max_limit", 1), ("queue", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"ConcurrencyLimit.{name} is {value!r}; expected a whole number >= {least}")
+        if self.adaptive and not self.min_limit <= self.limit <= self.max_limit:
+            raise ValueError(
+                f"ConcurrencyLimit.limit is {self.limit}; expected min_limit ({self.min_limit})"
+                f" <= limit <= max_limit ({self.max_limit})"
+            )
+        ok = isinstance(self.queue_s, (int, float)) and not isinstance(self.queue_s, bool)
+        if not ok or not math.isfinite(self.queue_s) or self.queue_s <= 0:
+            raise ValueError(f"ConcurrencyLimit.queue_s is {self.queue_s!r}; expected seconds > 0")
+
+    def new_state(self) -> LimitState:
+        """The limit of one endpoint (or server), at its beginning."""
+        return LimitState(self)
+
+
+class LimitState:
+    """One endpoint's limit. ``limit`` is how many may run at once now; whoever asks counts them."""
+
+    __slots__ = ("_exact", "_long_s", "_samples", "limit", "settings")
+
+    def __init__(self, settings: ConcurrencyLimit) -> None:
+        """Use ``ConcurrencyLimit.new_state``."""
+        self.settings = settings
+        self.limit = settings.limit
+        self._exact = float(settings.limit)
+        self._long_s = 0.0
+        self._samples = 0
+
+    def observe(self, duration_s: float, in_flight: int) -> None:
+        """A call ended well after ``duration_s``, with ``in_flight`` running (itself too). Adaptive only."""
+        if not self.settings.adaptive or duration_s <= 0:
+            return
+        self._samples = min(self._samples + 1, _LONG_WINDOW)
+        # The mean of the first samples, then an exponential one over about the last 600.
+        self._long_s += (duration_s - self._long_s) * 2 / (self._samples + 1)
+        if self._long_s > 2 * duration_s:  # the load is gone: forget its latency faster
+            self._long_s *= 0.95
+        if in_flight * 2 < self._exact:
+            return  # the limit is not what bounds it: nothing is learnt
+        gradient = max(0.5, min(1.0, _TOLERANCE * self._long_s / duration_s))
+        wanted = self._exact * gradient + math.sqrt(self._exact)
+        self._set(self._exact * (1 - _SMOOTHING) + wanted * _SMOOTHING)
+
+    def overloaded(self) -> None:
+        """A call was refused for overload, or timed out. Adaptive only."""
+        if self.settings.adaptive:
+            self._set(self._exact * _BACKOFF)
+
+    def _set(self, exact: float) -> None:
+        self._exact = min(float(self.settings.max_limit), max(float(self.settings.min_limit), exact))
+        self.limit = int(self._exact)
+
+    def __repr__(self) -> str:
+        return f"<LimitState {self.limit}{' adaptive' if self.settings.adaptive else ''}>"

@@ -1,0 +1,84 @@
+"""How the connection to each endpoint is kept: reconnecting, keepalive, idling.
+
+All of it becomes grpcio's channel options; an option that the user gives by its own name wins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """Settings of every endpoint's connection. Seconds throughout.
+
+    Args:
+        connect_timeout_s: how long one attempt to connect may take, > 0.
+        backoff_s: pause before connecting anew, doubling up to ``max_backoff_s``, > 0. Quick, since
+            other endpoints take the calls meanwhile and none should stay away for long after it
+            came back. grpcio's own 1 s to 120 s suit a client with one server.
+        max_backoff_s: the longest pause, >= ``backoff_s``.
+        keepalive_s: a ping after so long without data, >= 0.1; None: none. It finds a peer that is
+            gone without a word (a black hole, a stopped process). A server that does not allow it
+            (``grpc.http2.min_ping_interval_without_data_ms``) answers GOAWAY: set both sides.
+        keepalive_timeout_s: the connection is given up when a ping is not answered for so long, > 0.
+        keepalive_without_calls: ping idle connections as well.
+        idle_s: a channel without calls for so long closes its connections, and connects again at the
+            next call; None: they stay.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    connect_timeout_s: float = 1.0
+    backoff_s: float = 0.1
+    max_backoff_s: float = 0.5
+    keepalive_s: float | None = None
+    keepalive_timeout_s: float = 5.0
+    keepalive_without_calls: bool = False
+    idle_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connect_timeout_s", "backoff_s", "keepalive_timeout_s"):
+            _seconds(name, getattr(self, name), 0.0)
+        _seconds("max_backoff_s", self.max_backoff_s, 0.0)
+        if self.max_backoff_s < self.backoff_s:
+            raise ValueError(
+                f"Connection.max_backoff_s is {self.max_backoff_s!r}; expected >= backoff_s ({self.backoff_s!r})"
+            )
+        if self.keepalive_s is not None:
+            _seconds("keepalive_s", self.keepalive_s, 0.1)
+        if self.idle_s is not None:
+            _seconds("idle_s", self.idle_s, 0.0)
+        if not isinstance(self.keepalive_without_calls, bool):
+            raise ValueError(
+                f"Connection.keepalive_without_calls is {self.keepalive_without_calls!r}; expected True or False"
+            )
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """The same as grpcio's channel options."""
+        found = [
+            ("grpc.initial_reconnect_backoff_ms", _ms(self.backoff_s)),
+            ("grpc.min_reconnect_backoff_ms", _ms(self.connect_timeout_s)),  # also one attempt's time-out
+            ("grpc.max_reconnect_backoff_ms", _ms(self.max_backoff_s)),
+        ]
+        if self.keepalive_s is not None:
+            found += [
+                ("grpc.keepalive_time_ms", _ms(self.keepalive_s)),
+                ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
+                ("grpc.keepalive_permit_without_calls", int(self.keepalive_without_calls)),
+                ("grpc.http2.max_pings_without_data", 0),  # no bound: keepalive says how often
+            ]
+        return tuple(found)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _seconds(name: str, value: object, least: float) -> None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or value < least or value == 0:  # type: ignore[operator]
+        accepted = f"seconds >= {least}" if least else "seconds > 0"
+        raise ValueError(f"Connection.{name} is {value!r}; expected {accepted}")

@@ -1,0 +1,78 @@
+"""Which endpoints are left out together: the pool's word on what each breaker says.
+
+A breaker knows its own endpoint only. Left alone, breakers could empty the pool when all
+endpoints fail for a reason of their own (a bad request, a database that all share). So:
+
+- never the last one: when every breaker refuses, all are used (*panic*);
+- in a pool of at most ``small`` all but one may be ejected: with 2 to 5 replicas a share would
+  round down to none, or keep a broken one in use;
+- in a larger pool at most ``max_share`` of it is ejected; of those that are too many, the ones
+  that may be tried again soonest stay in use;
+- and when less than ``panic_share`` of a larger pool can be used at all (connected and
+  admitted), all that are connected are used: the few that are left would break under the
+  load of all (Envoy's panic threshold).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lb.core.candidate import Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ejection:
+    """How much of a pool breakers may take out of use. Envoy's defaults, but for small pools.
+
+    Args:
+        max_share: the largest share of the connected endpoints that is ejected, 0 to 1.
+        panic_share: below this share of usable endpoints all connected ones are used, 0 to 1; 0: never.
+        small: in pools up to this size all but one may be ejected, and ``panic_share`` does not count; >= 0.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    max_share: float = 0.5
+    panic_share: float = 0.5
+    small: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("max_share", "panic_share"):
+            value = getattr(self, name)
+            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not ok or not 0 <= value <= 1:
+                raise ValueError(f"Ejection.{name} is {value!r}; expected a number from 0 to 1")
+        if isinstance(self.small, bool) or not isinstance(self.small, int) or self.small < 0:
+            raise ValueError(f"Ejection.small is {self.small!r}; expected a whole number >= 0")
+
+    def pool(
+        self, ready: Sequence[Candidate], refusing: Sequence[Candidate], known: int
+    ) -> tuple[Sequence[Candidate], bool]:
+        """Who may be picked, in the order of ``ready``, and whether this is panic.
+
+        ``ready`` are the connected candidates, ``refusing`` those of them whose breaker refuses,
+        ``known`` is the number of all candidates, connected or not.
+        """
+        if not refusing:
+            return ready, False
+        size, out = len(ready), len(refusing)
+        if out == size:
+            return ready, True
+        if size > self.small:
+            most = int(size * self.max_share)
+            if out > most:
+                kept = sorted(refusing, key=_retry_at)[: out - most]
+                refusing = [c for c in refusing if c not in kept]
+                out = most
+            if size - out < self.panic_share * known:
+                return ready, True
+        left_out = set(refusing)
+        return [c for c in ready if c not in left_out], False
+
+
+def _retry_at(candidate: Candidate) -> float:
+    retry_at = candidate.breaker.retry_at
+    return 0.0 if retry_at is None else retry_at
