@@ -1,0 +1,139 @@
+"""``python -m tests.chaos [ROW ...]``: the faults against the channel, as a table. See ``make chaos``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before grpcio is imported: each server that dies would be worth a line to it.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from tests.chaos.load import IN_FLIGHT, TIMEOUT_S
+from tests.chaos.rig import LATENCY_S, RETRY, ROOT, Rig
+from tests.chaos.rows import ROWS, Line, Row
+
+RESULTS = ROOT / "bench" / "results" / "chaos.json"
+PACKAGES = ("grpcio", "lb-mesh", "tenacity", "py-consul")
+HEAD = ("row", "fault", "p50 ms", "p99 ms", "calls", "failed", "retries", "hedges", "last s", "probes", "goals")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """A line of the table."""
+    load = line.load
+    figures = load.figures
+    last = "-" if load.last_bad_s is None else f"{load.last_bad_s:.2f}"
+    wrong = line.broken + line.missed
+    return (
+        line.row,
+        line.name,
+        f"{figures.percentile_ms(50):.1f}",
+        f"{figures.percentile_ms(99):.1f}",
+        str(figures.calls),
+        str(figures.failed),
+        str(figures.extra["retry"]),
+        str(figures.extra["hedge"]),
+        last,
+        str(load.probes),
+        "; ".join((("MISSED: " + ", ".join(wrong)) if wrong else "met", *line.notes)),
+    )
+
+
+WIDTHS = (4, 34, 7, 7, 6, 6, 7, 6, 6, 6, 0)
+
+
+def show(columns: tuple[str, ...]) -> None:
+    """One line, as soon as it is known."""
+    texts = (text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(columns, WIDTHS)))
+    print("  ".join(texts).rstrip(), flush=True)
+
+
+def as_dict(line: Line) -> dict[str, Any]:
+    """A line for the results."""
+    figures = line.load.figures
+    return {
+        "row": line.row,
+        "fault": line.name,
+        "p50_ms": round(figures.percentile_ms(50), 3),
+        "p99_ms": round(figures.percentile_ms(99), 3),
+        "calls": figures.calls,
+        "failed": figures.failed,
+        "errors": figures.errors,
+        "retries": figures.extra["retry"],
+        "hedges": figures.extra["hedge"],
+        "last_bad_s": line.load.last_bad_s,
+        "probes": line.load.probes,
+        "notes": line.notes,
+        "broken": line.broken,
+        "missed": line.missed,
+    }
+
+
+def report(lines: list[Line]) -> str:
+    """The last line: how many promises and goals were kept."""
+    wanted = sum(line.promises + line.goals for line in lines)
+    wrong = [f"{line.row} {what}" for line in lines for what in (*line.broken, *line.missed)]
+    return f"goals: {wanted - len(wrong)} of {wanted} met" + (f"; missed: {'; '.join(wrong)}" if wrong else "")
+
+
+async def run(rows: list[Row], shorter: float) -> list[Line]:
+    """Row after row; each has processes of its own."""
+    lines: list[Line] = []
+    for row in rows:
+        async with Rig() as rig:
+            found = await row.run(rig, row, row.full_s * shorter)
+        for line in found:
+            show(cells(line))
+            for error in line.load.figures.errors:
+                print(f"      {error}")
+        lines += found
+    return lines
+
+
+def chosen(names: list[str]) -> list[Row]:
+    """The rows of these numbers; all when there are none. Ends the program on a number that is none."""
+    known = {row.number: row for row in ROWS}
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"chaos: row {unknown[0]!r} is unknown; expected some of {', '.join(known)}")
+    return [known[name] for name in names] or list(ROWS)
+
+
+def main() -> int:
+    """Exit status 1 when a promise broke; for goals of speed only with STRICT=1."""
+    parser = argparse.ArgumentParser(prog="tests.chaos", description="faults against the channel, as a table")
+    parser.add_argument("rows", nargs="*", help="numbers of rows, all by default")
+    parser.add_argument("--shorter", type=float, default=1.0, help="multiplies how long each fault lasts")
+    arguments = parser.parse_args()
+    rows = chosen([name for word in arguments.rows for name in word.split(",")])
+    print(
+        f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"
+        f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times).\n"
+        f"Every channel: attempt_timeout {RETRY.attempt_timeout:g} s, else the defaults.\n"
+        "last s: from the fault to the last attempt on a bad endpoint that was no probe of its breaker.\n"
+    )
+    show(HEAD)
+    lines = asyncio.run(run(rows, arguments.shorter))
+    line = report(lines)
+    results = {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "rows": [as_dict(each) for each in lines],
+        "goals": line,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\n{line}")
+    broken = any(each.broken for each in lines)
+    missed = any(each.missed for each in lines)
+    return 1 if broken or (missed and os.environ.get("STRICT") == "1") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
