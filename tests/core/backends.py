@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lb.core.endpoint import Endpoint
 from lb.core.policies import Candidate, Picker
@@ -12,11 +13,13 @@ from lb.core.policies import Candidate, Picker
 
 @dataclass(slots=True, eq=False)
 class Backend:
-    """The three things a policy may read."""
+    """What a policy may read."""
 
     endpoint: Endpoint
     weight: int
     in_flight: int = 0
+    stats: Any = None
+    ready_since: float | None = None
 
 
 def backends(weights: Sequence[int]) -> list[Backend]:

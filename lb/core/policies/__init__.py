@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
+from lb.core.policies.base import CallInfo, Candidate, Hooks, Picker, Policy
+from lb.core.policies.names import by_name, resolve
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.policies.uniform import Random
 from lb.core.policies.weighted_random import WeightedRandom
@@ -11,6 +12,7 @@ from lb.core.policies.weighted_round_robin import WeightedRoundRobin
 __all__ = [
     "CallInfo",
     "Candidate",
+    "Hooks",
     "Picker",
     "Policy",
     "Random",
@@ -20,40 +22,3 @@ __all__ = [
     "by_name",
     "resolve",
 ]
-
-_BY_NAME: dict[str, Policy] = {
-    policy.name: policy for policy in (WeightedRoundRobin(), RoundRobin(), WeightedRandom(), Random())
-}
-
-
-def by_name(name: str) -> Policy:
-    """The policy of that name with its default settings.
-
-    Raises:
-        ValueError: there is none; the message lists the names that are accepted.
-    """
-    try:
-        return _BY_NAME[name]
-    except KeyError:
-        raise ValueError(f"policy is {name!r}; expected one of {', '.join(sorted(_BY_NAME))}") from None
-
-
-def resolve(policy: Policy | str | None) -> Policy:
-    """The policy that a user means by an object, a name, or nothing (``WeightedRoundRobin``).
-
-    Raises:
-        ValueError: a name that is not known.
-        TypeError: an object that is no policy; the message says what it lacks.
-    """
-    if policy is None:
-        return _BY_NAME[WeightedRoundRobin.name]
-    if isinstance(policy, str):
-        return by_name(policy)
-    if isinstance(policy, type):
-        raise TypeError(f"policy is the class {policy.__name__}; expected an object, for example {policy.__name__}()")
-    if not callable(getattr(policy, "picker", None)):
-        raise TypeError(f"policy is {policy!r}; expected a name, or an object with picker(candidates, previous)")
-    name = getattr(policy, "name", None)
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"policy {policy!r} has the name {name!r}; expected a text that is not empty")
-    return policy

@@ -4,7 +4,10 @@ A policy is a frozen bag of settings: one object may serve many channels. Its on
 makes a *picker*: a snapshot over the candidates that are admitted right now. The balancer
 asks for a new picker when that set (or a weight) changed, and hands over the previous one,
 so that a policy can go on where it was. A picker is used by one channel, never by two
-threads at once, so it needs no lock.
+threads at once, so it needs no lock; once it was handed over as ``previous`` it picks no more.
+
+A candidate is the same object as long as its endpoint stays in the set, so policies compare
+candidates by identity.
 
 The smallest policy of a user's own::
 
@@ -20,19 +23,25 @@ The smallest policy of a user's own::
 
             def pick(self, call, now, rng):
                 return self.candidate
+
+What a policy may have beyond that stands in `Hooks`; what it lacks costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from lb.core.endpoint import Endpoint
+from lb.core.outcome import Outcome
 
 
 class Candidate(Protocol):
-    """What a policy may read of an endpoint. The balancer owns and changes it."""
+    """What a policy may read of an endpoint. The balancer owns and changes it, all but ``stats``."""
+
+    stats: Any
+    """The policy's own record of the endpoint; None at first, and again after a change of policy."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -46,6 +55,10 @@ class Candidate(Protocol):
     def in_flight(self) -> int:
         """Attempts on it that have not ended."""
 
+    @property
+    def ready_since(self) -> float | None:
+        """The instant since which its connection stands; None when that is not known."""
+
 
 class CallInfo(Protocol):
     """What a policy may read of the call it picks for."""
@@ -54,12 +67,19 @@ class CallInfo(Protocol):
     def method(self) -> str:
         """``/package.Service/Method``."""
 
+    @property
+    def metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """The call's metadata, keys in lower case; empty unless the policy ``needs_metadata``."""
+
 
 class Picker(Protocol):
-    """A snapshot that picks, in O(1) or O(log n)."""
+    """A snapshot that picks, in O(1) or O(log n).
+
+    It may also have ``explain() -> str``: its rule in words, for spans and snapshots.
+    """
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
-        """One of the candidates the picker was made from."""
+        """One of the candidates the picker was made from. ``now`` is in monotonic seconds."""
 
 
 class Policy(Protocol):
@@ -71,3 +91,20 @@ class Policy(Protocol):
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> Picker:
         """A picker over ``candidates`` (never empty). ``previous`` is this channel's last one."""
+
+
+class Hooks(Protocol):
+    """What a policy may have beyond `Policy`, each by itself. What is not there is not called.
+
+    The hooks belong to the policy, which serves many channels: what they learn of an endpoint
+    goes into ``candidate.stats``.
+    """
+
+    needs_metadata: ClassVar[bool]
+    """True: the pick waits until the call's metadata is known, and ``call.metadata`` has it."""
+
+    def ended(self, candidate: Candidate, outcome: Outcome, duration_s: float, now: float) -> None:
+        """An attempt on ``candidate`` ended, after so many seconds. Called once for each attempt."""
+
+    def report(self, candidate: Candidate, report: bytes, now: float) -> None:
+        """An attempt's trailing metadata had ``endpoint-load-metrics-bin`` (gRFC A51), with these bytes."""

@@ -1,0 +1,56 @@
+"""Which policy a user means by an object, a name or nothing."""
+
+from __future__ import annotations
+
+from lb.core.policies.base import Policy
+from lb.core.policies.round_robin import RoundRobin
+from lb.core.policies.uniform import Random
+from lb.core.policies.weighted_random import WeightedRandom
+from lb.core.policies.weighted_round_robin import WeightedRoundRobin
+
+_BY_NAME: dict[str, Policy] = {
+    policy.name: policy for policy in (WeightedRoundRobin(), RoundRobin(), WeightedRandom(), Random())
+}
+
+_OBJECTS_ONLY = {
+    "ring_hash": 'lb.RingHash(key="user-id")',
+    "slow_start": 'lb.SlowStart("p2c")',
+    "subset": "lb.Subset(20, client=3)",
+    "zone_aware": 'lb.ZoneAware("eu-west-1a")',
+}
+"""Those that need to be told something."""
+
+
+def by_name(name: str) -> Policy:
+    """The policy of that name with its default settings.
+
+    Raises:
+        ValueError: there is none, or it does not work without settings; the message says what is accepted.
+    """
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        if name in _OBJECTS_ONLY:
+            raise ValueError(f"policy {name!r} needs settings; expected an object, {_OBJECTS_ONLY[name]}") from None
+        raise ValueError(f"policy is {name!r}; expected one of {', '.join(sorted(_BY_NAME))}") from None
+
+
+def resolve(policy: Policy | str | None) -> Policy:
+    """The policy that a user means by an object, a name, or nothing (``WeightedRoundRobin``).
+
+    Raises:
+        ValueError: a name that is not known.
+        TypeError: an object that is no policy; the message says what it lacks.
+    """
+    if policy is None:
+        return _BY_NAME[WeightedRoundRobin.name]
+    if isinstance(policy, str):
+        return by_name(policy)
+    if isinstance(policy, type):
+        raise TypeError(f"policy is the class {policy.__name__}; expected an object, for example {policy.__name__}()")
+    if not callable(getattr(policy, "picker", None)):
+        raise TypeError(f"policy is {policy!r}; expected a name, or an object with picker(candidates, previous)")
+    name = getattr(policy, "name", None)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"policy {policy!r} has the name {name!r}; expected a text that is not empty")
+    return policy

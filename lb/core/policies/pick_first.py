@@ -1,0 +1,53 @@
+"""Pick first: one endpoint takes all calls, until it is out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar
+
+from lb.core.policies.base import CallInfo, Candidate, Picker
+
+
+@dataclass(frozen=True, slots=True)
+class PickFirst:
+    """The first endpoint in the resolver's order, for as long as it is admitted; then the first of the others.
+
+    It does not go back by itself when the former one returns. ``shuffle`` begins with a random
+    endpoint, so that many clients do not begin alike (gRFC A62). Unlike gRPC's ``pick_first`` the
+    connections to the others stand, too: a failover costs no connecting.
+    """
+
+    name: ClassVar[str] = "pick_first"
+    shuffle: bool = False
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> PickFirstPicker:
+        """A picker that stays with the endpoint of ``previous``."""
+        if isinstance(previous, PickFirstPicker) and previous.chosen is not None:
+            key = previous.chosen.endpoint.key
+            for candidate in candidates:
+                if candidate.endpoint.key == key:
+                    return PickFirstPicker(candidates, candidate)
+        return PickFirstPicker(candidates, None if self.shuffle else candidates[0])
+
+
+class PickFirstPicker:
+    """The chosen one."""
+
+    __slots__ = ("_candidates", "chosen")
+
+    def __init__(self, candidates: Sequence[Candidate], chosen: Candidate | None) -> None:
+        """``chosen`` is None when chance shall choose at the first pick."""
+        self._candidates = tuple(candidates)
+        self.chosen = chosen
+
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
+        """Always the same. O(1)."""
+        if self.chosen is None:
+            self.chosen = rng.choice(self._candidates)
+        return self.chosen
+
+    def explain(self) -> str:
+        """The rule in words."""
+        return f"one of {len(self._candidates)} takes all calls while it is admitted"
