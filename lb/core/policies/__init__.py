@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lb.core.policies.base import CallInfo, Candidate, Hooks, Picker, Policy
-from lb.core.policies.names import by_name, resolve
+from lb.core.policies.pick_first import PickFirst
+from lb.core.policies.registry import by_name, names, resolve
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.policies.uniform import Random
 from lb.core.policies.weighted_random import WeightedRandom
@@ -13,6 +14,7 @@ __all__ = [
     "CallInfo",
     "Candidate",
     "Hooks",
+    "PickFirst",
     "Picker",
     "Policy",
     "Random",
@@ -20,5 +22,6 @@ __all__ = [
     "WeightedRandom",
     "WeightedRoundRobin",
     "by_name",
+    "names",
     "resolve",
 ]

@@ -1,4 +1,4 @@
-"""Checks of a policy's settings. Each raises ``ValueError`` with the policy, the field, the value and what is accepted."""
+"""Checks of a policy's settings. Each raises ``ValueError``: the policy, the field, the value, what is accepted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import math
 
 def number(policy: str, name: str, value: object, *, least: float, most: float = math.inf, above: bool = False) -> None:
     """A finite number from ``least`` (or above it) to ``most``."""
-    if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
-        if (value > least or (value == least and not above)) and value <= most:
-            return
+    if (
+        not isinstance(value, bool)
+        and isinstance(value, (int, float))
+        and math.isfinite(value)
+        and (value > least if above else value >= least)
+        and value <= most
+    ):
+        return
     limits = f"{'>' if above else '>='} {least:g}" + ("" if most == math.inf else f" and <= {most:g}")
     raise ValueError(f"{policy}: {name} is {value!r}; expected a number {limits}")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lb.core.policies.base import Policy
+from lb.core.policies.pick_first import PickFirst
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.policies.uniform import Random
 from lb.core.policies.weighted_random import WeightedRandom
 from lb.core.policies.weighted_round_robin import WeightedRoundRobin
 
 _BY_NAME: dict[str, Policy] = {
-    policy.name: policy for policy in (WeightedRoundRobin(), RoundRobin(), WeightedRandom(), Random())
+    policy.name: policy for policy in (WeightedRoundRobin(), RoundRobin(), WeightedRandom(), Random(), PickFirst())
 }
 
 _OBJECTS_ONLY = {
@@ -19,6 +22,11 @@ _OBJECTS_ONLY = {
     "zone_aware": 'lb.ZoneAware("eu-west-1a")',
 }
 """Those that need to be told something."""
+
+
+def names() -> Sequence[str]:
+    """The names that `by_name` accepts, sorted."""
+    return sorted(_BY_NAME)
 
 
 def by_name(name: str) -> Policy:
@@ -32,7 +40,7 @@ def by_name(name: str) -> Policy:
     except KeyError:
         if name in _OBJECTS_ONLY:
             raise ValueError(f"policy {name!r} needs settings; expected an object, {_OBJECTS_ONLY[name]}") from None
-        raise ValueError(f"policy is {name!r}; expected one of {', '.join(sorted(_BY_NAME))}") from None
+        raise ValueError(f"policy is {name!r}; expected one of {', '.join(names())}") from None
 
 
 def resolve(policy: Policy | str | None) -> Policy:
