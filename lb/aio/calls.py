@@ -27,7 +27,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grpc
 
@@ -83,6 +83,9 @@ class Owner(Protocol):
 class LogicalCall:
     """What `grpc.aio` calls hold as their ``_cython_call``. Lives in one event loop."""
 
+    call_type: ClassVar[type[Call]] = Call
+    """The core's record of it (`lb.sync` puts one with a lock here)."""
+
     # What most calls never set stands here once, not in each of them.
     _attempt: Attempt | None = None
     _real: Any = None
@@ -113,7 +116,7 @@ class LogicalCall:
         self._registered = registered
         now = time.monotonic()
         until = None if deadline is None else now + deadline - time.time()
-        self.call = Call(channel.method(method), until, wait_for_ready, now)
+        self.call = self.call_type(channel.method(method), until, wait_for_ready, now)
         # The first attempt's endpoint is chosen and its lower call made here, in the caller's own step,
         # as grpcio makes its own. Made in the task that follows, calls that start together would be
         # written to their connections one by one: that costs a tenth of a call.
@@ -123,11 +126,15 @@ class LogicalCall:
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
             self._action = self._policy_raised(error)
         if type(self._action) is Attempt:
-            try:
-                self._open_real(self._action)
-            except BaseException as error:
-                self._abandon(error)
-                raise
+            self._open_first(self._action)
+
+    def _open_first(self, attempt: Attempt) -> None:
+        """Make the first attempt's lower call (`lb.sync` does that elsewhere)."""
+        try:
+            self._open_real(attempt)
+        except BaseException as error:
+            self._abandon(error)
+            raise
 
     # ---- what grpcio's upper layer asks ----
 
@@ -390,17 +397,22 @@ class LogicalCall:
             return self._real
         self._attempt = attempt
         self._real = None
-        deadline = self._deadline
-        limit = self._channel.retry.attempt_timeout
-        if limit is not None:
-            limit += time.time()
-            deadline = limit if deadline is None else min(limit, deadline)
+        deadline = self._attempt_deadline()
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
         real = attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
         self._real = real
         if self._initial_metadata_waiters is not None:
             _wake(self._initial_metadata_waiters)
         return real
+
+    def _attempt_deadline(self) -> float | None:
+        """The instant (wall clock) at which an attempt that begins now is given up."""
+        deadline = self._deadline
+        limit = self._channel.retry.attempt_timeout
+        if limit is not None:
+            limit += time.time()
+            deadline = limit if deadline is None else min(limit, deadline)
+        return deadline
 
     def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """The metadata that this attempt sends."""

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 
@@ -129,6 +129,10 @@ class LogicalChannel:
     Nothing starts before the first use; that also decides the event loop it belongs to.
     """
 
+    # `lb.sync` puts its own here.
+    balancer_type: ClassVar[type[Balancer]] = Balancer
+    subchannel_type: ClassVar[type[Subchannel]] = Subchannel
+
     def __init__(
         self,
         target: str | Resolver,
@@ -155,7 +159,7 @@ class LogicalChannel:
         _grpcio.check_arguments(self.target, options, credentials, compression)
         self.retry = retry
         rng = Random()
-        self.balancer = Balancer(self.target, policy, breaker, rng)
+        self.balancer = self.balancer_type(self.target, policy, breaker, rng)
         self.tracer = Spans(self.target, self.balancer)
         self._budget = retry.budget.new_state()
         self._idempotent = frozenset(retry.idempotent)
@@ -284,7 +288,7 @@ class LogicalChannel:
         changes = self.balancer.update(resolution)
         for candidate in changes.added:
             try:
-                candidate.handle = Subchannel(
+                candidate.handle = self.subchannel_type(
                     candidate, self._options, self._credentials, self._compression, self._connectivity
                 )
             except (ValueError, TypeError, _grpcio.UsageError) as error:

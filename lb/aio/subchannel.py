@@ -63,16 +63,23 @@ class Subchannel:
         self._report = report
         self._closed = False
         self._handles: dict[bytes, int] = {}
-        address = candidate.endpoint.address
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(address, options, compression)
-        else:
-            self._channel = grpc.aio.secure_channel(address, credentials, options, compression)
+        self._channel = self._connect(candidate.endpoint.address, options, credentials, compression)
         self._lower = _grpcio.lower(self._channel)
         # In a context of its own: the caller that made the channel start may be in the middle of a trace.
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name=f"lb: watch {candidate.endpoint.id}", context=contextvars.Context()
         )
+
+    def _connect(
+        self,
+        address: str,
+        options: tuple[tuple[str, Any], ...],
+        credentials: grpc.ChannelCredentials | None,
+        compression: grpc.Compression | None,
+    ) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(address, options, compression)
+        return grpc.aio.secure_channel(address, credentials, options, compression)
 
     def call(
         self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
