@@ -25,6 +25,7 @@ ALLOWED = {
     "heapq",
     "ipaddress",
     "itertools",
+    "json",
     "math",
     "operator",
     "re",

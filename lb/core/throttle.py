@@ -1,0 +1,85 @@
+"""Retry throttling as gRPC's service config has it (gRFC A6), in the place of `lb.core.budget`.
+
+A counter begins full, with ``max_tokens``. An attempt that failed in a way that could be retried
+(or whose server said by push-back not to) takes one token; one that succeeded brings
+``token_ratio``. While no more than half is left, nothing is retried and nothing hedged; first
+attempts always go out. So retries stop when more than about ``token_ratio`` of the attempts fail.
+
+Where a budget counts calls and retries, this counts successes and failures. It is asked in the
+same words (`deposit`, `withdraw`, `balance`) and wants to be told two things more:
+`succeeded` and `failed`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Tokens are counted in thousandths, as in grpcio's core: A6 has three decimal places, and no sum drifts.
+_MILLI = 1000
+# 0.57 * 1000 is a little less than 570.
+_ROUNDING = 1e-6
+LEAST_RATIO = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """Settings of a retry throttle. One object may serve many channels.
+
+    Args:
+        max_tokens: the counter's start and upper bound, a whole number >= 1.
+        token_ratio: what a success brings, >= 0.001; digits after the third are ignored.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    max_tokens: int
+    token_ratio: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_tokens, int) or isinstance(self.max_tokens, bool) or self.max_tokens < 1:
+            raise ValueError(f"throttle: max_tokens is {self.max_tokens!r}; expected a whole number >= 1")
+        ratio = self.token_ratio
+        number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and math.isfinite(ratio)
+        if not number or ratio < LEAST_RATIO:
+            raise ValueError(f"throttle: token_ratio is {ratio!r}; expected a number >= {LEAST_RATIO}")
+
+    def new_state(self) -> ThrottleState:
+        """A channel's own state, full."""
+        return ThrottleState(self)
+
+
+class ThrottleState:
+    """What is left of one channel's tokens. It knows no time: ``now`` is there for the common words."""
+
+    __slots__ = ("_gain", "_half", "_most", "_tokens", "settings")
+
+    def __init__(self, settings: Throttle) -> None:
+        """Use ``Throttle.new_state``."""
+        self.settings = settings
+        self._gain = int(settings.token_ratio * _MILLI + _ROUNDING)
+        self._most = self._tokens = settings.max_tokens * _MILLI
+        self._half = self._most // 2
+
+    def deposit(self, now: float) -> None:
+        """A call began: that says nothing yet."""
+
+    def succeeded(self) -> None:
+        """An attempt ended OK."""
+        self._tokens = min(self._most, self._tokens + self._gain)
+
+    def failed(self) -> None:
+        """An attempt ended with a status that may be retried, or its server said not to retry."""
+        self._tokens = max(0, self._tokens - _MILLI)
+
+    def withdraw(self, now: float) -> bool:
+        """Whether a retry or a hedge may go out. Its price was taken by `failed`."""
+        return self._tokens > self._half
+
+    def balance(self, now: float) -> float:
+        """How many failures it takes until nothing is retried, >= 0. Changes nothing."""
+        return float(max(0, -((self._half - self._tokens) // _MILLI)))
+
+    def __repr__(self) -> str:
+        return f"<ThrottleState {self._tokens / _MILLI:g} of {self.settings.max_tokens}>"
