@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 # Before grpcio is imported: each server that dies would be worth a line to it.
@@ -24,11 +23,10 @@ PACKAGES = ("grpcio", "lb-mesh", "tenacity", "py-consul")
 HEAD = ("row", "fault", "p50 ms", "p99 ms", "calls", "failed", "retries", "hedges", "last s", "probes", "goals")
 
 
-def cells(line: Line) -> tuple[str, ...]:
+def columns(line: Line) -> tuple[str, ...]:
     """A line of the table."""
-    load = line.load
-    figures = load.figures
-    last = "-" if load.last_bad_s is None else f"{load.last_bad_s:.2f}"
+    figures = line.figures
+    last = "-" if figures.last_bad_s is None else f"{figures.last_bad_s:.2f}"
     wrong = line.broken + line.missed
     return (
         line.row,
@@ -40,7 +38,7 @@ def cells(line: Line) -> tuple[str, ...]:
         str(figures.extra["retry"]),
         str(figures.extra["hedge"]),
         last,
-        str(load.probes),
+        str(figures.probes),
         "; ".join((("MISSED: " + ", ".join(wrong)) if wrong else "met", *line.notes)),
     )
 
@@ -48,15 +46,16 @@ def cells(line: Line) -> tuple[str, ...]:
 WIDTHS = (4, 34, 7, 7, 6, 6, 7, 6, 6, 6, 0)
 
 
-def show(columns: tuple[str, ...]) -> None:
+def show(texts: tuple[str, ...]) -> None:
     """One line, as soon as it is known."""
-    texts = (text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(columns, WIDTHS)))
-    print("  ".join(texts).rstrip(), flush=True)
+    pairs = enumerate(zip(texts, WIDTHS, strict=True))
+    padded = (text.ljust(width) if i in (0, 1, 10) else text.rjust(width) for i, (text, width) in pairs)
+    print("  ".join(padded).rstrip(), flush=True)
 
 
 def as_dict(line: Line) -> dict[str, Any]:
     """A line for the results."""
-    figures = line.load.figures
+    figures = line.figures
     return {
         "row": line.row,
         "fault": line.name,
@@ -67,8 +66,8 @@ def as_dict(line: Line) -> dict[str, Any]:
         "errors": figures.errors,
         "retries": figures.extra["retry"],
         "hedges": figures.extra["hedge"],
-        "last_bad_s": line.load.last_bad_s,
-        "probes": line.load.probes,
+        "last_bad_s": figures.last_bad_s,
+        "probes": figures.probes,
         "notes": line.notes,
         "broken": line.broken,
         "missed": line.missed,
@@ -77,7 +76,7 @@ def as_dict(line: Line) -> dict[str, Any]:
 
 def report(lines: list[Line]) -> str:
     """The last line: how many promises and goals were kept."""
-    wanted = sum(line.promises + line.goals for line in lines)
+    wanted = sum(line.wanted for line in lines)
     wrong = [f"{line.row} {what}" for line in lines for what in (*line.broken, *line.missed)]
     return f"goals: {wanted - len(wrong)} of {wanted} met" + (f"; missed: {'; '.join(wrong)}" if wrong else "")
 
@@ -89,8 +88,8 @@ async def run(rows: list[Row], shorter: float) -> list[Line]:
         async with Rig() as rig:
             found = await row.run(rig, row, row.full_s * shorter)
         for line in found:
-            show(cells(line))
-            for error in line.load.figures.errors:
+            show(columns(line))
+            for error in line.figures.errors:
                 print(f"      {error}")
         lines += found
     return lines

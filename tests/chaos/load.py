@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ BODY = b"x" * 100
 _WARM_CALLS = 200
 _WARM_S = 30.0
 _KEPT_ERRORS = 3
+_AFTER_FAILURE_S = 0.02
 
 
 @dataclass
@@ -31,11 +33,16 @@ class Figures:
 
     latencies_s: list[float] = field(default_factory=list)
     failed: int = 0
-    errors: list[str] = field(default_factory=list)
-    extra: Counter[str] = field(default_factory=Counter)
-    """Attempts beyond the first: ``retry``, ``hedge``."""
     codes: Counter[str] = field(default_factory=Counter)
     """Of the calls that failed."""
+    errors: list[str] = field(default_factory=list)
+    slowest_failure_s: float = 0.0
+    extra: Counter[str] = field(default_factory=Counter)
+    """Attempts beyond the first: ``retry``, ``hedge``."""
+    last_bad_s: float | None = None
+    """From the fault to the last attempt on the endpoint it hit that was no probe of its breaker."""
+    probes: int = 0
+    """Attempts on such an endpoint that its breaker let through as probes."""
 
     @property
     def calls(self) -> int:
@@ -52,100 +59,107 @@ class Figures:
 class Load:
     """64 workers that call, each again as soon as it has its answer. A context manager: they run while it lasts.
 
-    `fault` begins the stretch that counts; ``figures`` holds what ended since.
+    ``figures`` holds what ended since `fault` (or `measure`) was called.
     """
 
-    def __init__(self, channel: Channel, *, in_flight: int = IN_FLIGHT, timeout_s: float = TIMEOUT_S) -> None:
-        self._call = channel.unary_unary(UNARY)
+    def __init__(self, channel: Channel, *, in_flight: int = IN_FLIGHT) -> None:
+        self._call: Any = channel.unary_unary(UNARY)
         self._in_flight = in_flight
-        self._timeout_s = timeout_s
         self._workers: list[asyncio.Task[None]] = []
         self._stop = False
         self._answered: Counter[str] = Counter()
         self._news = asyncio.Event()
+        self._hit: dict[str, float] = {}
         self.figures = Figures()
-        self.fault_at = time.monotonic()
-        self.bad: frozenset[str] = frozenset()
-        self.last_bad_at: float | None = None
-        self.probes = 0
-        """Attempts on a bad endpoint that its breaker let through as probes."""
-        self.first_success_at: float | None = None
+        self.answered_at = 0.0
+        """When the last call went well (``time.monotonic``)."""
 
     async def __aenter__(self) -> Self:
         self._workers = [asyncio.create_task(self._work(), name="chaos load") for _ in range(self._in_flight)]
+        for worker in self._workers:
+            worker.add_done_callback(lambda _: self._news.set())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._stop = True
-        await asyncio.wait(self._workers)
-        for worker in self._workers:
-            worker.result()
+        await asyncio.gather(*self._workers)
 
     async def warm(self, *ids: str, calls: int = _WARM_CALLS) -> None:
-        """Wait until so many calls went well, and each of these endpoints answered one."""
+        """Wait until so many calls went well, and each of these endpoints answered one. Raises ``TimeoutError``."""
         async with asyncio.timeout(_WARM_S):
             while self._answered.total() < calls or not all(self._answered[each] for each in ids):
                 await self._change()
 
-    async def answered(self, id: str, within_s: float) -> float:
-        """Wait for the next answer of this endpoint; how many seconds it took. Raises ``TimeoutError``."""
-        before, since = self._answered[id], time.monotonic()
+    async def answer(self, *ids: str, within_s: float) -> float:
+        """Wait until each of these endpoints (or any, when none is named) answered once more.
+
+        Returns how many seconds that took. Raises ``TimeoutError``.
+        """
+        before, since = self._answered.copy(), time.monotonic()
         async with asyncio.timeout(within_s):
-            while self._answered[id] == before:
+            while (
+                any(self._answered[each] == before[each] for each in ids)
+                if ids
+                else self._answered.total() == before.total()
+            ):
                 await self._change()
         return time.monotonic() - since
 
     async def _change(self) -> None:
         self._news.clear()
         await self._news.wait()
+        for worker in self._workers:
+            if worker.done():
+                worker.result()  # what it raised; it ends for nothing else
 
-    def fault(self, *bad: str) -> None:
-        """The fault begins now, at these endpoints; calls that end from here on count."""
+    def measure(self) -> None:
+        """Calls that end from here on count."""
         self.figures = Figures()
-        self.bad = frozenset(bad)
-        self.last_bad_at = None
-        self.probes = 0
-        self.fault_at = time.monotonic()
 
-    @property
-    def last_bad_s(self) -> float | None:
-        """From the fault to the last attempt on a bad endpoint that was no probe; None when there was none."""
-        return None if self.last_bad_at is None else self.last_bad_at - self.fault_at
+    def fault(self, *ids: str) -> None:
+        """The fault begins now, at these endpoints; calls that end from here on count."""
+        self.measure()
+        self.hit(*ids)
+
+    def hit(self, *ids: str) -> None:
+        """These endpoints are bad from now on."""
+        now = time.monotonic()
+        self._hit |= dict.fromkeys(ids, now)
 
     async def _work(self) -> None:
         while not self._stop:
             began = time.perf_counter()
-            call = self._call(BODY, timeout=self._timeout_s)
+            call = self._call(BODY, timeout=TIMEOUT_S)
+            error = None
             try:
                 await call
-            except grpc.aio.AioRpcError as error:
-                self._failed(error, time.perf_counter() - began)
+            except grpc.aio.AioRpcError as raised:
+                error = raised
             took = time.perf_counter() - began
-            self._ended(lb.attempts(call), took)
+            self._count(lb.attempts(call), took, error)
+            if error is not None:
+                await asyncio.sleep(_AFTER_FAILURE_S)  # who is refused at once does not ask again at once
 
-    def _failed(self, error: grpc.aio.AioRpcError, took: float) -> None:
-        figures = self.figures
-        figures.failed += 1
-        figures.codes[error.code().name] += 1
-        if len(figures.errors) < _KEPT_ERRORS:
-            tried = error.debug_error_string() or ""
-            figures.errors.append(f"after {took:.3f} s {error.code().name}: {error.details()} {tried}")
-
-    def _ended(self, attempts: list[Any], took: float) -> None:
+    def _count(self, attempts: Sequence[lb.Attempt], took: float, error: grpc.aio.AioRpcError | None) -> None:
         figures = self.figures
         figures.latencies_s.append(took)
         for attempt in attempts:
             if attempt.number > 1:
                 figures.extra["hedge" if attempt.why.startswith("hedg") else "retry"] += 1
-            if attempt.endpoint_id in self.bad and attempt.started_at >= self.fault_at:
+            since = self._hit.get(attempt.endpoint_id)
+            if since is not None and attempt.started_at >= since:
                 if attempt.breaker_state is State.HALF_OPEN:
-                    self.probes += 1
-                elif self.last_bad_at is None or attempt.started_at > self.last_bad_at:
-                    self.last_bad_at = attempt.started_at
-        answered = attempts[-1] if attempts else None
-        for attempt in attempts:
+                    figures.probes += 1
+                else:
+                    figures.last_bad_s = max(attempt.started_at - since, figures.last_bad_s or 0.0)
             if attempt.outcome is not None and attempt.outcome.code is grpc.StatusCode.OK:
-                answered = attempt
-        if answered is not None and answered.outcome is not None and answered.outcome.code is grpc.StatusCode.OK:
-            self._answered[answered.endpoint_id] += 1
-            self._news.set()
+                self._answered[attempt.endpoint_id] += 1
+                self.answered_at = time.monotonic()
+                self._news.set()
+        if error is not None:
+            figures.failed += 1
+            figures.codes[error.code().name] += 1
+            figures.slowest_failure_s = max(figures.slowest_failure_s, took)
+            if len(figures.errors) < _KEPT_ERRORS:
+                tried = "; ".join(map(repr, attempts))
+                figures.errors.append(f"after {took:.3f} s {error.code().name}: {error.details()} [{tried}]")

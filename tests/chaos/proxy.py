@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import sys
 from typing import Any
 
 from tests.chaos.child import commands, say
@@ -132,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,12 +15,13 @@ from typing import Any, Self
 import lb
 from lb.aio.channel import Channel
 from tests.chaos.server import METHODS
+from tests.support import consul, servers
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENCY_S = 0.02
 """What an answer takes in a healthy server, on average."""
 RETRY = lb.Retry(idempotent=METHODS, attempt_timeout=0.5)
-"""The settings of every row, beside the defaults: these methods may run twice, and one attempt may take half a second."""
+"""What every row sets, beside the defaults: the methods may run twice, and an attempt may take half a second."""
 
 _START_S = 20.0
 _OBEY_S = 10.0
@@ -132,8 +133,47 @@ class Told:
             self._listener.update(self._known)
 
 
+class Registry:
+    """A Consul that can go away and come back: a real one where there is one, else the embedded agent.
+
+    The embedded agent remembers across `leave`, as a Consul with a disk does; the real one runs with ``-dev`` and
+    comes back empty.
+    """
+
+    def __init__(self, server: consul.Consul | consul.Embedded) -> None:
+        self._server = server
+        self.kind = f"{server.kind} Consul"
+
+    @property
+    def address(self) -> str:
+        """``host:port``."""
+        return self._server.address
+
+    async def leave(self) -> None:
+        """It is gone, as after a crash."""
+        await self._server.kill()
+
+    async def come_back(self) -> None:
+        """It listens again."""
+        if isinstance(self._server, consul.Embedded):
+            await self._server.agent.start()
+        else:
+            await self._server.start()
+
+    async def forget(self) -> None:
+        """It restarts empty."""
+        await self._server.forget()
+
+    async def instances(self) -> set[str]:
+        """The ids of all that are registered."""
+        return await self._server.instances()
+
+
 class Rig(AsyncExitStack):
     """Starts processes and channels, and ends them all at the block's end."""
+
+    real_consul = True
+    """Take a real Consul where there is one."""
 
     async def _started(self, processes: list[Process]) -> None:
         for process in processes:
@@ -153,6 +193,12 @@ class Rig(AsyncExitStack):
         proxy = Process(to.id, "tests.chaos.proxy", "--to", to.address)
         await self._started([proxy])
         return proxy
+
+    async def registry(self) -> Registry:
+        """A registry without anybody in it."""
+        real = self.real_consul and servers.find("consul") is not None
+        opened = consul.running() if real else consul.embedded()
+        return Registry(await self.enter_async_context(opened))
 
     async def channel(self, target: Any, **settings: Any) -> Channel:
         """A channel with the settings of every row, unless others are given."""

@@ -1,20 +1,30 @@
-"""The faults, one function each: what is broken while 64 calls are in flight, and what that must cost.
+"""The faults, one function each: what is broken while 64 calls are in flight, and what that may cost.
 
-A row gets a rig and the seconds its fault lasts, and returns lines of the table (most one).
+A row gets a rig and the seconds its fault lasts, and returns lines of the table, most one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.load import Load
-from tests.chaos.rig import LATENCY_S, Rig, Told
+import grpc
+
+from tests.chaos.load import BODY, TIMEOUT_S, Figures, Load
+from tests.chaos.rig import Process, Rig, Told
+from tests.chaos.server import UNARY
+from tests.support.wait import until
 
 _RESETS_S = 0.1
+_CHANGES_S = 0.2
+_NOTICE_S = 0.5
+_BACK_S = 1.0
+_HEARD_S = 5.0
+_AT_ONCE_S = 0.1
 
 
 @dataclass
@@ -23,24 +33,23 @@ class Line:
 
     row: str
     name: str
-    load: Load
+    figures: Figures
     notes: list[str] = field(default_factory=list)
-    promises: int = 1
+    wanted: int = 0
     broken: list[str] = field(default_factory=list)
-    goals: int = 0
     missed: list[str] = field(default_factory=list)
 
-    def promise(self, kept: bool, what: str) -> None:
-        """One more promise."""
-        self.promises += 1
+    def promise(self, kept: bool, otherwise: str) -> None:
+        """One more promise; when it is not kept, what happened ``otherwise``."""
+        self.wanted += 1
         if not kept:
-            self.broken.append(what)
+            self.broken.append(otherwise)
 
-    def goal(self, met: bool, what: str) -> None:
+    def goal(self, met: bool, otherwise: str) -> None:
         """One more goal of speed."""
-        self.goals += 1
+        self.wanted += 1
         if not met:
-            self.missed.append(what)
+            self.missed.append(otherwise)
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,10 @@ class Row:
     short_s: float = 1.0
 
 
-def _line(row: Row, load: Load, name: str = "") -> Line:
-    """A line with the promise of every row: no call failed."""
-    line = Line(row.number, name or row.name, load)
-    if load.figures.failed:
-        line.broken.append(f"{load.figures.failed} of {load.figures.calls} calls failed")
+def _line(row: Row, figures: Figures, name: str = "") -> Line:
+    """A line with the promise of nearly every row: no call failed."""
+    line = Line(row.number, name or row.name, figures)
+    line.promise(figures.failed == 0, f"{figures.failed} of {figures.calls} calls failed")
     return line
 
 
@@ -69,7 +77,7 @@ async def healthy(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         await load.warm("a", "b", "c")
         load.fault()
         await asyncio.sleep(lasts_s)
-    return [_line(row, load)]
+    return [_line(row, load.figures)]
 
 
 async def _signalled(rig: Rig, row: Row, lasts_s: float, number: signal.Signals, names: str, hit: str) -> list[Line]:
@@ -81,7 +89,7 @@ async def _signalled(rig: Rig, row: Row, lasts_s: float, number: signal.Signals,
             if server.id in hit:
                 server.signal(number)
         await asyncio.sleep(lasts_s)
-    return [_line(row, load)]
+    return [_line(row, load.figures)]
 
 
 async def killed(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
@@ -106,13 +114,13 @@ async def _proxied(rig: Rig, row: Row, lasts_s: float, mode: str, every_s: float
         await load.warm("a", "b", "c")
         load.fault("a")
         loop = asyncio.get_running_loop()
-        until = loop.time() + lasts_s
+        end = loop.time() + lasts_s
         await proxy.tell(mode=mode)
-        while every_s and loop.time() < until:
+        while every_s and loop.time() < end:
             await asyncio.sleep(every_s)
             await proxy.tell(mode=mode)
-        await asyncio.sleep(until - loop.time())
-    return [_line(row, load)]
+        await asyncio.sleep(end - loop.time())
+    return [_line(row, load.figures)]
 
 
 async def refusing(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
@@ -138,7 +146,168 @@ async def half_failing(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         load.fault("a")
         await servers[0].tell(failing=0.5)
         await asyncio.sleep(lasts_s)
-    return [_line(row, load)]
+    return [_line(row, load.figures)]
+
+
+async def rolling_restart(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Every instance leaves in order and is followed by another. That must not cost a retry, either."""
+    registry = await rig.registry()
+    arguments = ("--consul", registry.address, "--notice", _NOTICE_S)
+    servers = await rig.servers("abc", *arguments)
+    async with Load(await rig.channel(f"consul://{registry.address}/echo")) as load:
+        await load.warm("a", "b", "c")
+        load.measure()
+        for server in servers:
+            load.hit(server.id)
+            server.signal(signal.SIGTERM)
+            await server.ended()
+            (successor,) = await rig.servers(server.id.upper(), *arguments)
+            await load.answer(successor.id, within_s=_HEARD_S)
+    line = _line(row, load.figures)
+    retries = load.figures.extra["retry"]
+    line.goal(retries == 0, f"{retries} retries")
+    line.notes.append(registry.kind)
+    return [line]
+
+
+async def consul_gone(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Consul is gone while one instance dies and another is replaced; both are known once it is back."""
+    registry = await rig.registry()
+    arguments = ("--consul", registry.address, "--notice", 0)
+    _dies, leaves, *_ = await rig.servers("abcd", *arguments)
+    async with Load(await rig.channel(f"consul://{registry.address}/echo")) as load:
+        await load.warm("a", "b", "c", "d")
+        load.measure()
+        await registry.leave()
+        await asyncio.sleep(lasts_s / 3)
+        load.hit("a")
+        await _dies.kill()
+        await asyncio.sleep(lasts_s / 3)
+        leaves.signal(signal.SIGTERM)
+        await leaves.ended()
+        await rig.servers("B", *arguments)
+        await asyncio.sleep(lasts_s / 3)
+        await registry.come_back()
+        heard_s = await load.answer("B", within_s=30)
+    line = _line(row, load.figures)
+    line.notes.append(f"{registry.kind}, gone for {lasts_s:g} s; B had a call {heard_s:.1f} s after its return")
+    line.goal(heard_s <= _HEARD_S, f"B had no call for {heard_s:.1f} s")
+    return [line]
+
+
+async def consul_empty(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Consul comes back and knows nobody; all register again."""
+    registry = await rig.registry()
+    await rig.servers("abc", "--consul", registry.address)
+    async with Load(await rig.channel(f"consul://{registry.address}/echo")) as load:
+        await load.warm("a", "b", "c")
+        load.measure()
+        await registry.forget()
+        since = time.monotonic()
+
+        async def all_back() -> bool:
+            return await registry.instances() >= {"a", "b", "c"}
+
+        await until(all_back, within_s=30, what="all are registered again")
+        again_s = time.monotonic() - since
+        await asyncio.sleep(lasts_s)
+        await load.answer("a", "b", "c", within_s=_HEARD_S)
+    line = _line(row, load.figures)
+    line.notes.append(f"{registry.kind}; all registered again after {again_s:.1f} s")
+    line.goal(again_s <= _HEARD_S, f"registered again only after {again_s:.1f} s")
+    return [line]
+
+
+async def goaways(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Every server ends each connection after a second (maximum connection age)."""
+    servers = await rig.servers("abc", "--max-age-ms", 1000)
+    async with Load(await rig.channel(Told(*servers))) as load:
+        await load.warm("a", "b", "c")
+        load.measure()
+        await asyncio.sleep(lasts_s)
+    return [_line(row, load.figures)]
+
+
+async def new_sets(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Five times a second the set is wholly another one; the servers that left go on serving what they have."""
+    one, other = await asyncio.gather(rig.servers("abc"), rig.servers("def"))
+    resolver = Told(*one)
+    changes = round(lasts_s / _CHANGES_S)
+    async with Load(await rig.channel(resolver)) as load:
+        await load.warm("a", "b", "c")
+        load.measure()
+        sets: Sequence[Sequence[Process]] = (other, one)
+        for change in range(changes):
+            load.hit(*(server.id for server in sets[1 - change % 2]))
+            resolver.say(*sets[change % 2])
+            await asyncio.sleep(_CHANGES_S)
+    line = _line(row, load.figures)
+    line.notes.append(f"{changes} changes")
+    return [line]
+
+
+async def none_alive(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """All die, later one comes back: calls say so at once, and go through at once."""
+    servers = await rig.servers("abc")
+    channel = await rig.channel(Told(*servers))
+    async with Load(channel) as load:
+        await load.warm("a", "b", "c")
+        load.measure()
+        await asyncio.gather(*(server.kill() for server in servers))
+        await asyncio.sleep(lasts_s)
+        call: Any = channel.unary_unary(UNARY)
+        began = time.monotonic()
+        words = ""
+        try:
+            await call(BODY, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            words = f"{error.code().name}: {error.details()}"
+        took = time.monotonic() - began
+        patient = asyncio.ensure_future(call(BODY, timeout=2 * TIMEOUT_S, wait_for_ready=True))
+        await servers[0].start()
+        listens_at = time.monotonic()
+        figures = load.figures
+        if load.answered_at < listens_at:
+            await load.answer(within_s=30)
+        back_s = max(0.0, load.answered_at - listens_at)
+        waited = await patient
+    line = Line(row.number, row.name, figures)
+    _refusals(line, figures, f"{took:.3f} s: {words}")
+    line.promise("no endpoint can be reached" in words, f"unclear: {words}")
+    line.promise(waited == BODY, "a call that waits for ready failed")
+    line.goal(took <= _AT_ONCE_S, f"said only after {took:.3f} s")
+    line.goal(back_s <= _BACK_S, f"back only after {back_s:.2f} s")
+    line.notes.append(f"refused within {took * 1000:.0f} ms; back {back_s:.2f} s after the first listens")
+    return [line]
+
+
+async def all_hang(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """All hang with their connections open, later one goes on."""
+    servers = await rig.servers("abc")
+    async with Load(await rig.channel(Told(*servers))) as load:
+        await load.warm("a", "b", "c")
+        load.measure()
+        for server in servers:
+            server.signal(signal.SIGSTOP)
+        await asyncio.sleep(max(lasts_s, TIMEOUT_S / 2))
+        figures = load.figures
+        continued_at = time.monotonic()
+        servers[0].signal(signal.SIGCONT)
+        await load.answer(within_s=30)
+        back_s = load.answered_at - continued_at
+    line = Line(row.number, row.name, figures)
+    _refusals(line, figures, "")
+    line.goal(back_s <= _BACK_S, f"back only after {back_s:.2f} s")
+    line.notes.append(f"said within {figures.slowest_failure_s:.2f} s; back after {back_s:.2f} s")
+    return [line]
+
+
+def _refusals(line: Line, figures: Figures, words: str) -> None:
+    """With none alive calls fail, but in order."""
+    others = {code: count for code, count in figures.codes.items() if code != "UNAVAILABLE"}
+    line.promise(not others and figures.failed > 0, f"ended {dict(figures.codes)}, not UNAVAILABLE {words}")
+    slowest = figures.slowest_failure_s
+    line.promise(slowest < TIMEOUT_S, f"took until the deadline ({slowest:.2f} s)")
 
 
 ROWS = (
@@ -149,5 +318,12 @@ ROWS = (
     Row("4", "black hole", black_hole, short_s=1.5),
     Row("5", "resets in mid-call", resets),
     Row("6", "one fails half its calls", half_failing),
+    Row("8", "rolling restart of all", rolling_restart),
     Row("9", "all but one of five die", all_but_one),
+    Row("10", "Consul gone, one dies, one replaced", consul_gone, full_s=60.0, short_s=1.5),
+    Row("11", "Consul restarted empty", consul_empty),
+    Row("12", "GOAWAY every second", goaways, short_s=2.2),
+    Row("13", "wholly new sets", new_sets, full_s=10.0, short_s=2.0),
+    Row("14", "none alive", none_alive, full_s=4.0),
+    Row("15", "none answers", all_hang, full_s=4.0),
 )
