@@ -1,0 +1,495 @@
+"""Calls in the place of grpcio's ``cygrpc.SegregatedCall`` and ``IntegratedCall``.
+
+grpcio's upper layer (see `_grpcio`) hands over batches of operations and waits for an event for
+each. There are two kinds of call here, and both are a `LogicalCall` of `lb.aio` underneath, so
+retries, hedges, commitment and spans are written once:
+
+- `BlockingCall`: one request, one response, and the caller waits. The endpoint is picked and
+  the first attempt is sent and awaited in the caller's own thread. When that attempt succeeds,
+  or fails for good, no other thread takes part. Anything else (nothing is READY, a retry, a
+  hedge) goes on in the loop, and the caller waits for that.
+- `LoopCall`: futures and streams. The call lives in the loop; the batches' events travel back
+  through a queue, to the thread that grpcio keeps per channel for them (or to the caller).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine, Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
+from lb.aio.calls import LogicalCall
+from lb.core.balancer import Attempt
+from lb.core.call import Queued
+from lb.core.outcome import OK
+from lb.sync import _grpcio
+from lb.sync.locked import LockedCall
+
+if TYPE_CHECKING:
+    from lb.sync.channel import LogicalChannel
+
+_NO_METADATA: tuple[tuple[str, Any], ...] = ()
+_INSECURE = "Established channel does not have a sufficient security level to transfer call credential."
+_UNAUTHENTICATED: int = grpc.StatusCode.UNAUTHENTICATED.value[0]
+
+Batch = tuple[Sequence[Any], Any]
+"""Operations of grpcio's, and the tag that their event carries."""
+
+
+class Told(str):
+    """The debug string of a failed call, with its attempts: all of ours that grpcio's errors keep."""
+
+    __slots__ = ("attempts",)
+    attempts: list[Attempt]
+
+    def __copy__(self) -> Told:
+        return self
+
+
+class _Done:
+    """A completed operation, as the upper layer reads it."""
+
+    __slots__ = ("_type", "_value")
+
+    def __init__(self, kind: int, value: Any = None) -> None:
+        self._type = kind
+        self._value = value
+
+    def type(self) -> int:
+        return self._type
+
+    def message(self) -> bytes | None:
+        message: bytes | None = self._value
+        return message
+
+    def initial_metadata(self) -> Any:
+        return self._value
+
+
+class _Status(_Done):
+    """A completed ``ReceiveStatusOnClientOperation``. Its value is (code, details, trailing metadata, debug string)."""
+
+    __slots__ = ()
+
+    def code(self) -> int:
+        code: int = self._value[0]
+        return code
+
+    def details(self) -> str:
+        details: str = self._value[1]
+        return details
+
+    def trailing_metadata(self) -> Any:
+        return self._value[2]
+
+    def error_string(self) -> str:
+        words: str = self._value[3]
+        return words
+
+
+class _Event:
+    """What completes a batch."""
+
+    __slots__ = ("batch_operations", "tag")
+    completion_type = _grpcio.OPERATION_COMPLETE
+    success = True
+
+    def __init__(self, tag: Any, operations: list[_Done]) -> None:
+        self.tag = tag
+        self.batch_operations = operations
+
+
+class _Answer:
+    """A finished attempt of the synchronous layer, as a `LogicalCall` reads those of ``grpc.aio``."""
+
+    __slots__ = ("_initial_metadata", "_status")
+
+    def __init__(self, initial_metadata: Any, status: Any) -> None:
+        self._initial_metadata = initial_metadata
+        self._status = status
+
+    def done(self) -> bool:
+        return True
+
+
+def _completed(
+    operations: Sequence[Any], call: LogicalCall | None, status: Any, message: bytes | None, headers: Any
+) -> list[_Done]:
+    """The operations of a batch, with what the call brought."""
+    done: list[_Done] = []
+    for operation in operations:
+        kind = operation.type()
+        if kind == _grpcio.RECEIVE_STATUS:
+            words = Told(status.debug_error_string() or "")
+            words.attempts = [] if call is None else call.call.attempts
+            done.append(_Status(kind, (status.code(), status.details(), status.trailing_metadata() or (), words)))
+        elif kind == _grpcio.RECEIVE_MESSAGE:
+            done.append(_Done(kind, message))
+        else:
+            done.append(_Done(kind, headers))
+    return done
+
+
+class BlockingCall(LogicalCall):
+    """One request, one response, in the caller's thread for as long as that is enough."""
+
+    call_type = LockedCall
+    _task: asyncio.Task[bytes | None] | None = None
+    _cancelled_with: tuple[int, str] | None = None
+
+    def __init__(
+        self,
+        channel: LogicalChannel,
+        arguments: tuple[Any, ...],
+        deadline: float | None,
+        credentials: Any,
+        batch: Batch,
+        registered: bool,
+    ) -> None:
+        operations, _ = batch
+        self._owner = channel
+        self._call_arguments = arguments
+        self._operations = operations
+        method: bytes = arguments[1]
+        wait_for_ready = _grpcio.wait_for_ready(operations[0])
+        super().__init__(channel.inner, method, deadline, credentials, wait_for_ready, registered)
+
+    def _open_first(self, attempt: Attempt) -> None:
+        """Nothing yet: `next_event` sends it."""
+
+    def next_event(self) -> Any:
+        """The event of the call's only batch, which holds everything."""
+        attempt = self._action
+        if type(attempt) is Attempt:
+            self._action = None
+            self._attempt = attempt
+            try:
+                event = self._send(attempt)
+            except BaseException as error:
+                self._abandon(error)
+                raise
+            done = event.batch_operations
+            status = done[5]
+            if status.code() == 0:
+                self._give_back(OK)
+                self._settle(status, _NO_METADATA)
+                return event
+            self._real = _Answer(
+                done[3].initial_metadata(),
+                AioRpcStatus(status.code(), status.details(), status.trailing_metadata(), status.error_string()),
+            )
+            self._action = self._answered(self._real)
+        response = None
+        if self._action is not None:
+            response = self._in_loop()
+        headers = self._initial_metadata
+        return _Event(None, _completed(self._operations, self, self._status, response, headers))
+
+    def _send(self, attempt: Attempt) -> Any:
+        """The attempt from beginning to end, in this thread."""
+        subchannel = attempt.candidate.handle
+        lower = subchannel.blocking()
+        operations = self._operations
+        first = operations[0]
+        if self._span is not None or first._flags:
+            metadata = self._headers(attempt, _grpcio.metadata_of(first))
+            operations = (_grpcio.send_metadata(metadata), *operations[1:])
+        flags, method, host, metadata, context = self._call_arguments
+        return lower.segregated_call(
+            flags,
+            method,
+            host,
+            self._attempt_deadline(),
+            metadata,
+            self._credentials,
+            ((operations, None),),
+            context,
+            subchannel.registered(method) if self._registered else None,
+        ).next_event()
+
+    # ---- what the loop takes over ----
+
+    def _in_loop(self) -> bytes | None:
+        answers: SimpleQueue[bytes | None] = SimpleQueue()
+        context = contextvars.copy_context()
+        if not self._owner.begin(self, self._start_in_loop, answers, context):
+            raise ValueError(_grpcio.CLOSED)
+        try:
+            return answers.get()
+        except BaseException:  # Ctrl-C
+            self.end(_grpcio.CANCELLED, "Locally cancelled by application!")
+            raise
+
+    def _start_in_loop(self, answers: SimpleQueue[bytes | None], context: contextvars.Context) -> None:
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._go_on(), context=context)
+
+        def ended(task: asyncio.Task[bytes | None]) -> None:
+            self._owner.ended(self)
+            if self._status is None:
+                code, details = self._cancelled_with or (_grpcio.CANCELLED, "Locally cancelled by application!")
+                self._abandon(asyncio.CancelledError())
+                self._settle(AioRpcStatus(code, details, (), ""), _NO_METADATA)
+            failed = task.cancelled() or task.exception() is not None
+            answers.put(None if failed else task.result())
+
+        self._task.add_done_callback(ended)
+
+    async def _go_on(self) -> bytes | None:
+        if self._credentials is not None and not self._owner.secure:
+            self._settle(AioRpcStatus(_UNAUTHENTICATED, _INSECURE, (), ""), _NO_METADATA)
+            return None
+        if type(self._action) is Queued:
+            # What it waited for may have come while the loop was on its way.
+            self._action = self._ask(self.call.resume, self._owner.now())
+        operations = self._operations
+        metadata = _grpcio.metadata_of(operations[0])
+        message = _grpcio.message_of(operations[1])
+        return await self.unary_unary(message, metadata, self._call_arguments[-1])
+
+    def end(self, code: int, details: str) -> None:
+        """End it from any thread; the caller sees this status."""
+        self._cancelled_with = (code, details)
+        task = self._task
+        if task is not None:
+            self._owner.in_loop(task.cancel)
+
+    def cancel(self, code: Any, details: str = "") -> None:
+        """As the upper layer calls it: after the end, where it does nothing. (`LogicalCall` has one, too.)"""
+        if isinstance(code, str):
+            super().cancel(code)
+
+
+class StreamCall(LogicalCall):
+    """A call that the loop makes from its beginning."""
+
+    call_type = LockedCall
+
+
+class LoopCall:
+    """A future or a stream."""
+
+    def __init__(
+        self,
+        channel: LogicalChannel,
+        arguments: tuple[Any, ...],
+        deadline: float | None,
+        credentials: Any,
+        batches: Sequence[Batch],
+        registered: bool,
+        events: SimpleQueue[Any],
+    ) -> None:
+        self._channel = channel
+        self._arguments = arguments
+        self._deadline = deadline
+        self._credentials = credentials
+        self._registered = registered
+        self._events = events
+        self._due = list(batches)
+        self._over = False
+        self._ended_with: Any = None
+        self._logical: StreamCall | None = None
+        self._message: bytes | None = None
+        self._opened: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._metadata: tuple[Any, ...] = ()
+        self._request: bytes | None = None
+        self._one_response = False
+        self._wait_for_ready: bool | None = None
+        for operations, _ in batches:
+            for operation in operations:
+                kind = operation.type()
+                if kind == _grpcio.SEND_INITIAL_METADATA:
+                    self._metadata = _grpcio.metadata_of(operation)
+                    self._wait_for_ready = _grpcio.wait_for_ready(operation)
+                elif kind == _grpcio.SEND_MESSAGE:
+                    self._request = _grpcio.message_of(operation)
+                elif kind == _grpcio.RECEIVE_MESSAGE:
+                    self._one_response = True
+        _check_metadata(self._metadata)
+        if not channel.begin(self, self._start, contextvars.copy_context()):
+            raise ValueError(f"Cannot invoke RPC: {channel.closed_reason}")
+
+    @property
+    def call(self) -> LockedCall | None:
+        """The core's record, once the loop has made it."""
+        logical = self._logical
+        return None if logical is None else logical.call  # type: ignore[return-value]  # it is a LockedCall
+
+    # ---- what the upper layer asks, from any thread ----
+
+    def operate(self, operations: Sequence[Any], tag: Any) -> bool:
+        """Carry out another operation; False when the call is over."""
+        if self._over:
+            return False
+        return self._channel.in_loop(self._operate, operations, tag)
+
+    def cancel(self, code: int, details: str) -> None:
+        """End it with this status."""
+        self._channel.in_loop(self._end, code, details)
+
+    end = cancel
+
+    def next_event(self) -> Any:
+        """The next event, for calls whose caller waits for them."""
+        try:
+            return self._events.get()
+        except BaseException:  # Ctrl-C
+            self.cancel(_grpcio.CANCELLED, "Locally cancelled by application!")
+            raise
+
+    # ---- in the loop ----
+
+    def _start(self, context: contextvars.Context) -> None:
+        if self._over or self._ended_with is not None:
+            return
+        self._task(self._run(), context)
+
+    def _task(self, coroutine: Coroutine[Any, Any, None], context: contextvars.Context | None = None) -> Any:
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(self) -> None:
+        flags, method, host, metadata, context = self._arguments
+        try:
+            if self._credentials is not None and not self._channel.secure:
+                self._ended_with = AioRpcStatus(_UNAUTHENTICATED, _INSECURE, (), "")
+                return
+            logical = self._logical = StreamCall(
+                self._channel.inner,
+                method,
+                self._deadline,
+                self._credentials,
+                self._wait_for_ready,
+                self._registered,
+            )
+            if self._one_response:
+                await self._run_unary(logical, context)
+            else:
+                await self._run_stream(logical, context)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  # grpcio's own errors, and bad metadata
+            if self._logical is None or self._logical._status is None:
+                self._ended_with = AioRpcStatus(_grpcio.INTERNAL, f"{type(error).__name__}: {error}", (), repr(error))
+        finally:
+            self._finish()
+
+    async def _run_unary(self, logical: StreamCall, context: Any) -> None:
+        if self._request is None:
+            self._task(self._headers(logical))
+            answered = logical.stream_unary(self._metadata, self._metadata_sent, context)
+        else:
+            answered = logical.unary_unary(self._request, self._metadata, context)
+        self._message = await answered
+
+    async def _run_stream(self, logical: StreamCall, context: Any) -> None:
+        if self._request is None:
+            opening = logical.initiate_stream_stream(self._metadata, self._metadata_sent, context)
+        else:
+            opening = logical.initiate_unary_stream(self._request, self._metadata, context)
+        self._opened = self._task(opening)
+        await asyncio.wait((self._opened,))
+        if not self._told_headers(logical):
+            self._task(self._headers(logical))
+        await logical.status()
+
+    def _metadata_sent(self) -> None:
+        """The outbox asks for somebody to tell; `operate` waits by itself."""
+
+    async def _headers(self, logical: StreamCall) -> None:
+        await logical.initial_metadata()
+        self._told_headers(logical)
+
+    def _told_headers(self, logical: StreamCall) -> bool:
+        """Complete the batches that wait for the response headers, if these are here."""
+        headers = logical._initial_metadata
+        if headers is None:
+            return False
+        for batch in [batch for batch in self._due if not _waits_for_end(batch)]:
+            self._complete(batch, headers)
+        return True
+
+    def _operate(self, operations: Sequence[Any], tag: Any) -> None:
+        self._task(self._carry_out(operations, tag))
+
+    async def _carry_out(self, operations: Sequence[Any], tag: Any) -> None:
+        kind = operations[0].type()
+        message: bytes | None = None
+        logical = self._logical
+        try:
+            if logical is None or self._over:
+                return
+            if kind == _grpcio.RECEIVE_MESSAGE:
+                while self._opened is None and not self._over:
+                    await asyncio.sleep(0)
+                if self._opened is not None and not self._opened.done():
+                    await asyncio.wait((self._opened,))
+                received = await logical.receive_serialized_message()
+                message = None if received is EOF else received
+                self._told_headers(logical)
+            elif kind == _grpcio.SEND_MESSAGE:
+                await logical.send_serialized_message(_grpcio.message_of(operations[0]))
+            else:
+                await logical.send_receive_close()
+        except (InternalError, asyncio.CancelledError):
+            pass  # the call is over: its status tells
+        finally:
+            self._events.put(_Event(tag, [_Done(kind, message)]))
+
+    def _end(self, code: int, details: str) -> None:
+        if self._over:
+            return
+        if self._ended_with is None:
+            self._ended_with = AioRpcStatus(code, details, (), None)
+        if self._logical is not None:
+            self._logical.cancel(details)
+        for task in list(self._tasks):
+            task.cancel()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Complete every batch that is still due."""
+        if self._over:
+            return
+        self._over = True
+        logical = self._logical
+        status = self._ended_with or (None if logical is None else logical._status)
+        if status is None:
+            status = AioRpcStatus(_grpcio.CANCELLED, "Locally cancelled by application!", (), None)
+        headers = None if logical is None else logical._initial_metadata
+        for batch in list(self._due):
+            self._complete(batch, headers or _NO_METADATA, status)
+        self._channel.ended(self)
+
+    def _complete(self, batch: Batch, headers: Any, status: Any = None) -> None:
+        self._due.remove(batch)
+        operations, tag = batch
+        self._events.put(_Event(tag, _completed(operations, self._logical, status, self._message, headers)))
+
+
+def _waits_for_end(batch: Batch) -> bool:
+    return any(op.type() in (_grpcio.RECEIVE_STATUS, _grpcio.RECEIVE_MESSAGE) for op in batch[0])
+
+
+def _check_metadata(metadata: Sequence[Any]) -> None:
+    """Raise what grpcio raises for metadata of wrong types, where it raises it: in the caller's thread."""
+    for entry in metadata:
+        if len(entry) < 2:
+            raise ValueError("need more than 1 value to unpack")
+        key, value = entry[0], entry[1]
+        name = key.encode() if isinstance(key, str) else key
+        if not isinstance(name, bytes):
+            raise TypeError(f"Expected str, not {type(key)}")
+        if name[-4:] == b"-bin":
+            if not isinstance(value, bytes):
+                raise TypeError(f'Binary metadata key="{name.decode()}" expected bytes, got {type(value)}')
+        elif not isinstance(value, (str, bytes)):
+            raise TypeError(f"Expected str, not {type(value)}")

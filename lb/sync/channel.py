@@ -1,0 +1,317 @@
+"""`channel`: a ``grpc.Channel`` that chooses among a service's instances itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+
+from lb.aio.channel import LogicalChannel as AioLogicalChannel
+from lb.core.balancer import Attempt
+from lb.core.breaker import Breaker
+from lb.core.endpoint import Resolver
+from lb.core.hedging import Hedging
+from lb.core.outcome import Outcome
+from lb.core.policies import Policy, resolve
+from lb.core.retry import Retry
+from lb.core.settings import settings
+from lb.core.snapshot import Snapshot
+from lb.sync import _grpcio, loop
+from lb.sync.calls import Batch, BlockingCall, LoopCall
+from lb.sync.locked import LockedBalancer
+from lb.sync.subchannel import Subchannel
+
+
+def channel(
+    target: str | Resolver,
+    *,
+    policy: Policy | str | None = None,
+    retry: Retry | None = None,
+    breaker: Breaker | None = None,
+    hedging: Hedging | None = None,
+    limit: ConcurrencyLimit | None = None,
+    ejection: Ejection | None = None,
+    connection: Connection | None = None,
+    health: str | None = None,
+    service_config: str | Mapping[str, Any] | None = None,
+    propagate: bool = True,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[tuple[str, Any]] | None = None,
+    compression: grpc.Compression | None = None,
+    interceptors: Sequence[Any] | None = None,
+) -> Channel:
+    """A channel to a service, for all four kinds of call, for threads. It connects at its first use.
+
+    Args:
+        target: as of `lb.aio.channel`, and so are all arguments up to ``propagate``. A resolver of
+            the user's own is started and closed in the library's background thread, in which an event
+            loop runs; a policy is asked under the channel's lock, in whichever thread calls.
+        policy: see `lb.aio.channel`.
+        retry: see there.
+        breaker: see there.
+        hedging: see there.
+        limit: see there.
+        ejection: see there.
+        connection: see there.
+        health: see there.
+        service_config: see there.
+        propagate: see there.
+        credentials: as of ``grpc.secure_channel``; None for plain text.
+        options: channel options as in ``grpc.insecure_channel``, for the connection to each endpoint.
+        compression: as there; also for the connection to each endpoint.
+        interceptors: as of ``grpc.intercept_channel``. They see a call once, however many attempts it takes.
+
+    Raises:
+        ValueError: a bad target, policy name, setting or service config.
+        TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
+    """
+    python_options, core_options = _grpcio.separate_options(tuple(options or ()))
+    inner = InLoop(
+        target,
+        settings=settings(
+            policy=policy,
+            retry=retry,
+            breaker=breaker,
+            hedging=hedging,
+            limit=limit,
+            ejection=ejection,
+            connection=connection,
+            health=health,
+            service_config=service_config,
+            propagate=propagate,
+            options=tuple(core_options),
+        ),
+        credentials=credentials,
+        options=tuple(core_options),
+        compression=compression,
+    )
+    return Channel(LogicalChannel(inner, secure=credentials is not None), python_options, interceptors or ())
+
+
+class Channel(grpc.Channel):
+    """What `channel` returns: a ``grpc.Channel``, with a look inside."""
+
+    def __init__(
+        self, logical: LogicalChannel, options: Sequence[tuple[str, Any]], interceptors: Sequence[Any]
+    ) -> None:
+        self._logical = logical
+        upper = _grpcio.UpperChannel(logical, logical.inner.target, options)  # type: ignore[abstract]
+        self._upper = grpc.intercept_channel(upper, *interceptors)
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``grpc.Channel``."""
+        return self._upper.unary_unary(*args, **kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``grpc.Channel``."""
+        return self._upper.unary_stream(*args, **kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``grpc.Channel``."""
+        return self._upper.stream_unary(*args, **kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``grpc.Channel``."""
+        return self._upper.stream_stream(*args, **kwargs)
+
+    def subscribe(
+        self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
+    ) -> None:
+        """See ``grpc.Channel``: the whole set's connectivity, by gRPC's aggregation rule."""
+        self._upper.subscribe(callback, try_to_connect)
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        """See ``grpc.Channel``."""
+        self._upper.unsubscribe(callback)
+
+    def close(self) -> None:
+        """End running calls with CANCELLED, and close all connections. Idempotent."""
+        self._upper.close()
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def snapshot(self) -> Snapshot:
+        """The endpoints as the channel sees them now, and why each is or is not picked.
+
+        ``str()`` of it is a table; ``as_dict()`` is ready for JSON.
+        """
+        return self._logical.inner.snapshot()
+
+    def change_policy(self, policy: Policy | str) -> None:
+        """Choose by another policy from the next call on; running calls are not touched."""
+        self._logical.inner.balancer.change_policy(resolve(policy))
+
+    def __repr__(self) -> str:
+        return f"<lb.sync.Channel {self._logical.inner.target}>"
+
+
+class InLoop(AioLogicalChannel):
+    """The asyncio channel that lives in the background loop, with a lock around its balancer."""
+
+    balancer_type = LockedBalancer
+    subchannel_type = Subchannel
+    balancer: LockedBalancer
+
+    def start(self) -> None:
+        """Begin to resolve and connect. In the loop."""
+        self._start()
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """Give an attempt back; from any thread."""
+        closable = self.balancer.ended(attempt, outcome, now)
+        if closable is not None:
+            self._in_loop(self._close_subchannel, closable)
+
+    def snapshot(self) -> Snapshot:
+        """See `Channel.snapshot`."""
+        with self.balancer.lock:
+            return super().snapshot()
+
+
+class LogicalChannel:
+    """In the place of grpcio's ``cygrpc.Channel``: hands calls out to threads and the loop.
+
+    It belongs to the process that used it first.
+    """
+
+    def __init__(self, inner: InLoop, *, secure: bool) -> None:
+        self.inner = inner
+        self.secure = secure
+        self.closed_reason = ""
+        self.now = time.monotonic
+        self._events: SimpleQueue[Any] = SimpleQueue()
+        self._lock = threading.RLock()
+        self._loop: loop.LoopThread | None = None
+        self._pid: int | None = None
+        self._running: set[Any] = set()
+
+    # ---- calls ----
+
+    def segregated_call(
+        self,
+        flags: int,
+        method: bytes,
+        host: Any,
+        deadline: float | None,
+        metadata: Any,
+        credentials: Any,
+        batches: Sequence[Batch],
+        context: Any = None,
+        registered_call_handle: int | None = None,
+    ) -> Any:
+        """A call whose caller waits for its events."""
+        if self.closed_reason:
+            raise ValueError(_grpcio.CLOSED)
+        registered = bool(registered_call_handle)
+        arguments = (flags, method, host, metadata, context)
+        if len(batches) == 1:
+            return BlockingCall(self, arguments, deadline, credentials, batches[0], registered)
+        return LoopCall(self, arguments, deadline, credentials, batches, registered, SimpleQueue())
+
+    def integrated_call(
+        self,
+        flags: int,
+        method: bytes,
+        host: Any,
+        deadline: float | None,
+        metadata: Any,
+        credentials: Any,
+        batches: Sequence[Batch],
+        context: Any = None,
+        registered_call_handle: int | None = None,
+    ) -> LoopCall:
+        """A call whose events go to `next_call_event`."""
+        if self.closed_reason:
+            raise ValueError(f"Cannot invoke RPC: {self.closed_reason}")
+        arguments = (flags, method, host, metadata, context)
+        return LoopCall(self, arguments, deadline, credentials, batches, bool(registered_call_handle), self._events)
+
+    def next_call_event(self) -> Any:
+        """The next event of any integrated call; waits for it."""
+        return self._events.get()
+
+    def get_registered_call_handle(self, method: bytes) -> int:
+        """Not a handle (those belong to one connection), only "it is registered"."""
+        return 1
+
+    # ---- the loop ----
+
+    def begin(self, call: Any, function: Callable[..., object], *arguments: Any) -> bool:
+        """Call it in the loop, on behalf of a call that runs from now on; False when the channel is closed."""
+        return self._used().soon(self._begin, call, function, arguments)
+
+    def _begin(self, call: Any, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self._running.add(call)
+        self.inner.start()
+        function(*arguments)
+        if self.closed_reason:
+            call.end(_grpcio.CANCELLED, self.closed_reason)
+
+    def ended(self, call: Any) -> None:
+        """A call is over. In the loop."""
+        self._running.discard(call)
+
+    def in_loop(self, function: Callable[..., object], *arguments: Any) -> bool:
+        """Call it in the loop, if there is one. From any thread, also from a finalizer."""
+        used = self._loop
+        return used is not None and self._pid == os.getpid() and used.soon(function, *arguments)
+
+    def _used(self) -> loop.LoopThread:
+        """The loop, from the first use on."""
+        used = self._loop
+        if used is None:
+            with self._lock:
+                if self.closed_reason:
+                    raise ValueError(f"Cannot invoke RPC: {self.closed_reason}")
+                used = self._loop
+                if used is None:
+                    used = self._loop = loop.acquire()
+                    self._pid = os.getpid()
+        return used
+
+    # ---- connectivity ----
+
+    def check_connectivity_state(self, try_to_connect: bool) -> int:
+        """The whole set's state, as grpcio numbers it."""
+        if self.closed_reason:
+            raise ValueError(f"Cannot invoke RPC: {self.closed_reason}")
+        if try_to_connect:
+            self._used().soon(self.inner.start)
+        return self.inner.check_connectivity_state(False)
+
+    def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> Any:
+        """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
+        if self.closed_reason:
+            raise ValueError(f"Cannot monitor channel state: {self.closed_reason}")
+        raise NotImplementedError
+
+    # ---- life ----
+
+    def close(self, code: int, details: str) -> None:
+        """End running calls with this status and close everything. Idempotent; from any thread."""
+        if self.closed_reason:
+            return
+        self.closed_reason = details
+        used = self._loop
+        if used is None or self._pid != os.getpid():
+            return
+        used.soon(self._close, code, details)
+
+    def _close(self, code: int, details: str) -> None:
+        for call in list(self._running):
+            call.end(code, details)
+        self.inner.close()
+        task = self._loop.loop.create_task(self._closed())
+
+    async def _closed(self) -> None:
+        await self.inner.wait_closed()
+        loop.release(self._loop)

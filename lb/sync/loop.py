@@ -1,0 +1,104 @@
+"""The one background thread: an asyncio event loop in which the resolvers and connections of all channels live.
+
+It starts at the first use of a channel and ends when the last one is closed or forgotten. A
+forked child has none of its parent's threads, so it starts its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_log = logging.getLogger("lb.sync")
+
+_JOIN_S = 2.0
+
+
+class LoopThread:
+    """A running loop, and how many channels use it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(_on_exception)
+        self.users = 0
+        self.thread = threading.Thread(target=self._run, name="lb: loop", daemon=True)
+        self.thread.start()
+
+    def soon(self, function: Callable[..., object], *arguments: Any) -> bool:
+        """Call it in the loop; False when the loop is gone. From any thread, also from a finalizer."""
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def _run(self) -> None:
+        loop = self.loop
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+# A plain lock would do, were it not for finalizers: they may run while this thread holds it.
+_lock = threading.RLock()
+_current: LoopThread | None = None
+
+
+def acquire() -> LoopThread:
+    """The process's loop, started if there is none. Each user gives it back by `release`."""
+    global _current
+    with _lock:
+        if _current is None:
+            _current = LoopThread()
+        _current.users += 1
+        return _current
+
+
+def release(used: LoopThread) -> None:
+    """One user less; the last one ends the thread."""
+    global _current
+    with _lock:
+        used.users -= 1
+        if used.users:
+            return
+        if _current is used:
+            _current = None
+    used.soon(used.loop.stop)
+
+
+def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say nothing of grpcio's own race: all loops of a process read one socket, and one of them comes first."""
+    if isinstance(context.get("exception"), BlockingIOError) and "_handle_events" in repr(context.get("handle")):
+        return
+    loop.default_exception_handler(context)
+
+
+def _forked() -> None:
+    global _current, _lock
+    _lock = threading.RLock()
+    _current = None
+
+
+def _at_exit() -> None:
+    used = _current
+    if used is not None and used.soon(used.loop.stop):
+        used.thread.join(_JOIN_S)
+
+
+os.register_at_fork(after_in_child=_forked)
+atexit.register(_at_exit)

@@ -1,0 +1,70 @@
+"""The connection to one endpoint, seen from two sides: the loop watches it, calling threads use it.
+
+Each side has a grpcio channel of its own kind. Both have the same target and arguments, so core
+gives them one connection.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import grpc
+
+from lb.aio.subchannel import Subchannel as AioSubchannel
+from lb.sync import _grpcio
+
+
+class Subchannel(AioSubchannel):
+    """One endpoint's connection. Made and closed in the loop; `blocking` is for any thread."""
+
+    _blocking: Any = None
+
+    def _connect(
+        self,
+        address: str,
+        options: tuple[tuple[str, Any], ...],
+        credentials: grpc.ChannelCredentials | None,
+        compression: grpc.Compression | None,
+    ) -> grpc.aio.Channel:
+        self._arguments = (address, options, credentials, compression)
+        self._lock = threading.Lock()
+        self._registered: dict[bytes, int] = {}
+        return _grpcio.watching_channel(*self._arguments)
+
+    def blocking(self) -> Any:
+        """A ``cygrpc.Channel`` for calls that wait in their own thread, made at the first of them.
+
+        Raises ``ValueError`` when the connection is closed, as grpcio does.
+        """
+        channel = self._blocking
+        if channel is None:
+            with self._lock:
+                if self._closed:
+                    raise ValueError(_grpcio.CLOSED)
+                channel = self._blocking
+                if channel is None:
+                    channel = self._blocking = _grpcio.blocking_channel(*self._arguments)
+        return channel
+
+    def registered(self, method: bytes) -> int:
+        """The handle of a registered method on `blocking`."""
+        handle = self._registered.get(method)
+        if handle is None:
+            with self._lock:
+                handle = self._registered[method] = self.blocking_handle(method)
+        return handle
+
+    def blocking_handle(self, method: bytes) -> int:
+        """As core gives it; not for two threads at once."""
+        handle: int = self._blocking.get_registered_call_handle(method)
+        return handle
+
+    def close(self) -> Any:
+        """Close both sides; calls that run in threads end with CANCELLED."""
+        task = super().close()
+        with self._lock:
+            channel, self._blocking = self._blocking, None
+        if channel is not None:
+            channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
+        return task
