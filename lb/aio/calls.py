@@ -33,11 +33,11 @@ import grpc
 
 from lb.aio import _grpcio
 from lb.aio._grpcio import EOF, AioRpcStatus
+from lb.aio.hedge import Race
 from lb.aio.outbox import Outbox
 from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
-from lb.core.outcome import OK, PUSHBACK_KEY, Origin, Outcome, Retryable, Verdict, classify
-from lb.core.retry import Retry
+from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
 from lb.telemetry.spans import Spans
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
@@ -63,10 +63,6 @@ class Owner(Protocol):
         """Chooses the endpoints."""
 
     @property
-    def retry(self) -> Retry:
-        """The retry settings."""
-
-    @property
     def tracer(self) -> Spans:
         """Makes the spans."""
 
@@ -78,6 +74,12 @@ class Owner(Protocol):
 
     async def changed(self, deadline: float | None) -> bool:
         """Wait for a change of endpoints or connections; False when the deadline came first."""
+
+    async def place(self, until: float, *, again: bool) -> bool:
+        """Wait in line for a place below the concurrency limit; False when ``until`` came first."""
+
+    def next_in_line(self) -> None:
+        """Wake the first call in that line."""
 
 
 class LogicalCall:
@@ -98,6 +100,12 @@ class LogicalCall:
     _committed = False
     _retrying: asyncio.Task[None] | None = None
     _outbox: Outbox | None = None
+    _race: Race | None = None
+    _deferred = False
+    _bounded = True
+    _timer: asyncio.TimerHandle | None = None
+    _timed_out: Any = None
+    _last: tuple[Any, Any] = (None, None)
     _arguments: tuple[Any, ...] = ()
 
     def __init__(
@@ -111,18 +119,26 @@ class LogicalCall:
     ) -> None:
         self._channel = channel
         self._method = method
+        settings = channel.method(method)
+        if settings.timeout_s is not None:
+            latest = time.time() + settings.timeout_s
+            deadline = latest if deadline is None else min(latest, deadline)
         self._deadline = deadline
         self._credentials = credentials
         self._registered = registered
         now = time.monotonic()
         until = None if deadline is None else now + deadline - time.time()
-        self.call = self.call_type(channel.method(method), until, wait_for_ready, now)
+        self.call = self.call_type(settings, until, wait_for_ready, now)
         # The first attempt's endpoint is chosen and its lower call made here, in the caller's own step,
         # as grpcio makes its own. Made in the task that follows, calls that start together would be
         # written to their connections one by one: that costs a tenth of a call.
         self._span = channel.tracer.call_started(self.call, now)
+        self._action: Action | None = None
+        if channel.balancer.needs_metadata:  # which comes with that task
+            self._deferred = True
+            return
         try:
-            self._action: Action | None = self.call.begin(now)
+            self._action = self.call.begin(now)
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
             self._action = self._policy_raised(error)
         if type(self._action) is Attempt:
@@ -212,6 +228,12 @@ class LogicalCall:
         if self._retrying is not None:
             self._retrying.cancel()
 
+    def won(self, lost: Outcome, status: Any, real: Any) -> None:
+        """A hedge has decided the call; the attempt of the call's own task, if it runs, ends as ``lost``."""
+        self._give_back(lost)
+        self._settle(status, real._initial_metadata)
+        self._drop_real("another attempt was faster")
+
     def set_internal_error(self, error: str) -> None:
         """The upper layer could not go on."""
         if self._status is not None:
@@ -230,7 +252,10 @@ class LogicalCall:
 
     async def unary_unary(self, request: bytes, metadata: tuple[Any, ...], *context: Any) -> bytes | None:
         """The whole call; None when it did not end OK."""
-        action = self._take()
+        action = self._take(metadata)
+        if self.call.settings.hedging is not None:
+            self._race = Race(self, request, metadata, context)
+            return await self._race.run(action)
         while action is not None:
             if type(action) is Attempt:
                 try:
@@ -252,7 +277,8 @@ class LogicalCall:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
         outbox = self._requests()
         outbox.observe(metadata_sent)
-        action = self._take()
+        action = self._take(metadata)
+        self._lift_attempt_timeout()
         while action is not None:
             if type(action) is Attempt:
                 try:
@@ -287,7 +313,9 @@ class LogicalCall:
         await self._initiate()
 
     async def _initiate(self) -> None:
-        await self._open(self._take())
+        action = self._take(self._arguments[1])
+        self._lift_attempt_timeout()
+        await self._open(action)
         while self._retrying is not None and not self._retrying.done():
             await asyncio.wait((self._retrying,))
 
@@ -303,6 +331,9 @@ class LogicalCall:
             real = self._open_real(action)
             headers = self._headers(action, metadata)
             real.add_done_callback(_StatusArrived(self, real))
+            limit = self.call.settings.retry.attempt_timeout
+            if limit is not None and self._outbox is None:
+                self._timer = asyncio.get_running_loop().call_later(limit, self._attempt_timed_out, real)
             if self._outbox is None:
                 await real.initiate_unary_stream(request, headers, *context)
             else:
@@ -370,8 +401,12 @@ class LogicalCall:
 
     # ---- attempts ----
 
-    def _take(self) -> Action | None:
+    def _take(self, metadata: tuple[Any, ...]) -> Action | None:
         """The first action, to be carried out by the call's task; None when the call has ended already."""
+        if self._deferred and self._status is None:
+            self._deferred = False
+            self.call.metadata = metadata
+            return self._ask(self.call.begin, time.monotonic())
         action, self._action = self._action, None
         return action if self._status is None else None
 
@@ -393,26 +428,42 @@ class LogicalCall:
 
     def _open_real(self, attempt: Attempt) -> Any:
         """The attempt's call on its connection, made now unless it was before."""
-        if self._attempt is attempt:
+        if self._attempt is attempt and self._real is not None:
             return self._real
         self._attempt = attempt
         self._real = None
-        deadline = self._attempt_deadline()
-        # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
-        real = attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
-        self._real = real
+        self._real = real = self.lower_call(attempt)
         if self._initial_metadata_waiters is not None:
             _wake(self._initial_metadata_waiters)
         return real
 
+    def lower_call(self, attempt: Attempt) -> Any:
+        """A new call of grpcio's lower layer for this attempt."""
+        # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
+        return attempt.candidate.handle.call(
+            self._method, self._attempt_deadline(), self._credentials, False, self._registered
+        )
+
     def _attempt_deadline(self) -> float | None:
         """The instant (wall clock) at which an attempt that begins now is given up."""
         deadline = self._deadline
-        limit = self._channel.retry.attempt_timeout
-        if limit is not None:
+        limit = self.call.settings.retry.attempt_timeout
+        if limit is not None and self._bounded:
             limit += time.time()
             deadline = limit if deadline is None else min(limit, deadline)
         return deadline
+
+    def _lift_attempt_timeout(self) -> None:
+        """This call streams: its attempts are not bounded as a whole, at most until the first response."""
+        self._bounded = False
+        if self.call.settings.retry.attempt_timeout is not None and self._real is not None:
+            self._real = None  # made before this was known; it was not started, and none will be made of it
+
+    def _attempt_timed_out(self, real: Any) -> None:
+        """No response came within the attempt's own time-out."""
+        if real is self._real and not self._committed and not real.done():
+            self._timed_out = real
+            real.cancel("attempt timeout")
 
     def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """The metadata that this attempt sends."""
@@ -427,12 +478,21 @@ class LogicalCall:
         if self._status is not None:  # cancelled while the answer was on its way
             return None
         status = real._status
+        if self._timer is not None:
+            self._timer.cancel()
+            if real is self._timed_out:
+                limit = self.call.settings.retry.attempt_timeout
+                details = f"no response within the attempt's timeout of {limit:g} s"
+                status = AioRpcStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], details, (), None)
+        if self._channel.balancer.report is not None and self._attempt is not None:
+            self.report(self._attempt, status)
         if status.code() == 0:
             self._give_back(OK)
             self._settle(status, real._initial_metadata)
             return None
         now = time.monotonic()
-        outcome = self._outcome(real, status, now)
+        attempt = self._attempt
+        outcome = self.outcome(attempt, real, status, now)
         self._give_back(outcome, now)
         replayable = True
         if self._outbox is not None:
@@ -440,7 +500,9 @@ class LogicalCall:
             self._outbox.detach()
         # Core gives empty headers for a status without headers too; only filled ones prove a response.
         committed = self._committed or bool(real._initial_metadata)
-        action = self._ask(self.call.ended, outcome, now, committed=committed, replayable=replayable)
+        running = 0 if self._race is None else self._race.running
+        action = self._ask(self.call.ended, outcome, now, committed=committed, replayable=replayable, running=running)
+        self._last = (status, real._initial_metadata)
         if type(action) is Done:
             if self.call.error is not None:
                 _log.error("%s: %s", self._channel.target, self.call.gave_up, exc_info=self.call.error)
@@ -448,26 +510,28 @@ class LogicalCall:
             return None
         return action
 
-    def _outcome(self, real: Any, status: Any, now: float) -> Outcome:
+    def outcome(self, attempt: Attempt | None, real: Any, status: Any, now: float) -> Outcome:
+        """What came of an attempt that did not end OK."""
         code = _grpcio.STATUS_CODES[status.code()]
         details = status.details() or ""
         origin = Origin.PEER
-        attempt = self._attempt
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             remaining = self.time_remaining()
-            limit = self._channel.retry.attempt_timeout
-            if remaining is not None and remaining <= _DEADLINE_SLACK_S:
+            limit = self.call.settings.retry.attempt_timeout
+            if real is self._timed_out:
+                origin = Origin.ATTEMPT_TIMEOUT
+            elif remaining is not None and remaining <= _DEADLINE_SLACK_S:
                 origin = Origin.CALLER
             elif limit is not None and attempt is not None and now - attempt.started_at >= limit - _DEADLINE_SLACK_S:
                 origin = Origin.ATTEMPT_TIMEOUT
-        elif (
-            code is grpc.StatusCode.UNAVAILABLE
-            and _grpcio.never_connected(real)
+        elif code is grpc.StatusCode.UNAVAILABLE and attempt is not None:
             # A server may pass on such words of its own client: believe them of a dead connection only.
-            and attempt is not None
-            and not attempt.candidate.handle.connected()
-        ):
-            origin = Origin.UNSENT
+            handle = attempt.candidate.handle
+            if _grpcio.never_connected(real):
+                if not handle.connected():
+                    origin = Origin.UNSENT
+            elif _grpcio.never_processed(real) and (handle.lost_at >= attempt.started_at or not handle.connected()):
+                origin = Origin.UNPROCESSED
         pushback = None
         for key, value in status.trailing_metadata() or ():
             if key == PUSHBACK_KEY:
@@ -480,9 +544,26 @@ class LogicalCall:
         if attempt is None:
             return
         self._attempt = None
-        self._channel.attempt_ended(attempt, outcome, time.monotonic() if now is None else now)
+        self.hand_back(attempt, outcome, time.monotonic() if now is None else now)
+
+    def hand_back(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """Return an attempt to the balancer, with what came of it."""
+        try:
+            self._channel.attempt_ended(attempt, outcome, now)
+        except Exception:  # noqa: BLE001  # the hook of a user's policy may raise anything
+            _log.exception("%s: the policy %s failed", self._channel.target, self._channel.balancer.policy.name)
         if attempt.span is not None:
             self._channel.tracer.attempt_ended(attempt)
+
+    def report(self, attempt: Attempt, status: Any) -> None:
+        """Hand a server's load report to the policy that reads them."""
+        take = self._channel.balancer.report
+        for key, value in status.trailing_metadata() or ():
+            if key == REPORT_KEY and take is not None:
+                try:
+                    take(attempt.candidate, value, time.monotonic())
+                except Exception:  # noqa: BLE001  # what a server sends may be anything
+                    _log.exception("%s: the load report of %s", self._channel.target, attempt.endpoint_id)
 
     def _abandon(self, error: BaseException) -> None:
         """A running attempt was cancelled, or grpcio could not carry it out."""
@@ -511,6 +592,8 @@ class LogicalCall:
         if type(action) is Pause:
             await asyncio.sleep(action.delay_s)
             return self._ask(self.call.resume, time.monotonic())
+        if type(action) is Queued and action.line_s is not None:
+            return await self._in_line(action.line_s)
         if type(action) is Queued:
             if await self._channel.changed(self.call.deadline):
                 return self._ask(self.call.resume, time.monotonic())
@@ -521,13 +604,35 @@ class LogicalCall:
             self._settle(status, _NO_METADATA)
             return None
         # Done, from `resume` after a failed attempt: nothing is left to try.
-        self._settle(self._real._status, self._real._initial_metadata)
+        self._settle(*self._last)
         return None
+
+    async def _in_line(self, line_s: float) -> Action | None:
+        """Wait for a place below the concurrency limit; what follows."""
+        deadline = self.call.deadline
+        until = time.monotonic() + line_s
+        if deadline is not None and deadline < until:
+            until = deadline
+        again = False
+        while await self._channel.place(until, again=again):
+            action = self._ask(self.call.resume, time.monotonic())
+            if type(action) is not Queued or action.line_s is None:
+                self._channel.next_in_line()  # there may be room for more than one
+                return action
+            again = True
+        now = time.monotonic()
+        if deadline is not None and now >= deadline:
+            return self.call.expired(now)
+        return self.call.refused()
 
     def _commit(self, real: Any) -> None:
         """The caller sees this attempt's answer: there will be no other."""
         self._committed = True
         self._arguments = ()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._attempt is not None:
+            self._attempt.answered_at = time.monotonic()
         if self._outbox is not None:
             self._outbox.forget()
         self._set_initial_metadata(real._initial_metadata or _NO_METADATA)
@@ -542,6 +647,10 @@ class LogicalCall:
         if self._status is not None:
             return
         self._status = status
+        if self._race is not None:
+            self._race.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         self._set_initial_metadata(initial_metadata or _NO_METADATA)
         if self._status_waiters is not None:
             _wake(self._status_waiters)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextvars
 import inspect
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, ClassVar
 
@@ -21,12 +22,19 @@ from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
 from lb.core.breaker import Breaker
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.concurrency import ConcurrencyLimit
+from lb.core.connection import Connection
+from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution, Resolver
+from lb.core.hedging import Hedging
 from lb.core.outcome import Outcome
 from lb.core.policies import Policy, resolve
+from lb.core.quantile import Quantile
 from lb.core.retry import Retry
+from lb.core.settings import Settings, settings
 from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import parse_target
+from lb.core.throttle import ThrottleState
 from lb.methods import is_idempotent
 from lb.telemetry.spans import Spans
 
@@ -44,6 +52,13 @@ def channel(
     policy: Policy | str | None = None,
     retry: Retry | None = None,
     breaker: Breaker | None = None,
+    hedging: Hedging | None = None,
+    limit: ConcurrencyLimit | None = None,
+    ejection: Ejection | None = None,
+    connection: Connection | None = None,
+    health: str | None = None,
+    service_config: str | Mapping[str, Any] | None = None,
+    propagate: bool = True,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] | None = None,
     compression: grpc.Compression | None = None,
@@ -55,10 +70,21 @@ def channel(
         target: ``consul:///catalog?dc=&tag=&near=``, ``static:///host:port,host:port?weights=1,3``,
             ``dns:///host:port``, what grpcio takes, or a resolver: an object with
             ``start(listener)`` and ``close()`` (see `lb.Resolver`).
-        policy: how to choose, an object or a name (``round_robin``, ``random``,
-            ``weighted_round_robin``, ``weighted_random``). Default: ``weighted_round_robin``.
+        policy: how to choose, an object or a name (``round_robin``, ``weighted_round_robin``,
+            ``least_request``, ``p2c``, ...; see docs/policies.md). Default: ``weighted_round_robin``.
         retry: when failed attempts are tried again. Default: ``lb.Retry()``.
         breaker: when an endpoint is left out for a while. Default: ``lb.Breaker()``.
+        hedging: a second attempt while the first has not answered, for unary calls of methods that
+            are idempotent. Default: none.
+        limit: how many calls may run at once on each endpoint. Default: any number.
+        ejection: how much of the pool breakers may take out. Default: ``lb.Ejection()``.
+        connection: reconnecting, keepalive, idling. Default: ``lb.Connection()``.
+        health: watch gRPC's health service of each endpoint under this service name (``""``: the whole
+            server), and send nothing to those that are NOT_SERVING. Default: no watch.
+        service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
+            also accepted among the ``options``.
+        propagate: whether a call made while an incoming call is handled inherits its deadline and
+            cancellation (see `lb.incoming`).
         credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
             must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
             option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
@@ -67,30 +93,33 @@ def channel(
         interceptors: as there. They see a call once, however many attempts it takes.
 
     Raises:
-        ValueError: a bad target, policy name, breaker or retry setting, or interceptor.
+        ValueError: a bad target, policy name, setting, service config or interceptor.
         TypeError: an object that is no policy, or bad channel options (as grpcio raises it).
     """
+    given = tuple(options or ())
     return Channel(  # type: ignore[abstract]  # grpcio's upper layer, unknown to the stubs, implements them
         LogicalChannel(
             target,
-            policy=resolve(policy),
-            retry=_instance("retry", retry, Retry),
-            breaker=_instance("breaker", breaker, Breaker),
+            settings=settings(
+                policy=policy,
+                retry=retry,
+                breaker=breaker,
+                hedging=hedging,
+                limit=limit,
+                ejection=ejection,
+                connection=connection,
+                health=health,
+                service_config=service_config,
+                propagate=propagate,
+                options=given,
+            ),
             credentials=credentials,
-            options=tuple(options or ()),
+            options=given,
             compression=compression,
             intercepted=bool(interceptors),
         ),
         interceptors,
     )
-
-
-def _instance(name: str, value: Any, kind: type[Any]) -> Any:
-    if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}; expected an lb.{kind.__name__} or None")
-    return value
 
 
 class Channel(_grpcio.UpperChannel):
@@ -108,6 +137,17 @@ class Channel(_grpcio.UpperChannel):
     def change_policy(self, policy: Policy | str) -> None:
         """Choose by another policy from the next call on; running calls are not touched."""
         self._channel.balancer.change_policy(resolve(policy))
+
+    def change_weights(self, weights: Mapping[str, int]) -> None:
+        """From the next call on these weights hold, by endpoint id, whatever the resolver says of them.
+
+        The mapping replaces the one before; ``{}`` gives the resolver its word back. Raises
+        ``ValueError`` for a weight that is no whole number >= 0.
+        """
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
+                raise ValueError(f"weights[{name!r}] is {weight!r}; expected a whole number >= 0")
+        self._channel.balancer.change_weights(weights)
 
     def __repr__(self) -> str:
         return f"<lb.aio.Channel {self._channel.target}>"
@@ -137,9 +177,7 @@ class LogicalChannel:
         self,
         target: str | Resolver,
         *,
-        policy: Policy,
-        retry: Retry,
-        breaker: Breaker,
+        settings: Settings,
         credentials: grpc.ChannelCredentials | None,
         options: tuple[tuple[str, Any], ...],
         compression: grpc.Compression | None,
@@ -157,15 +195,21 @@ class LogicalChannel:
             authority = str(getattr(target, "authority", ""))
             self._resolver = target
         _grpcio.check_arguments(self.target, options, credentials, compression)
-        self.retry = retry
-        rng = Random()
-        self.balancer = self.balancer_type(self.target, policy, breaker, rng)
+        self.settings = settings
+        self._budget = settings.budget.new_state()
+        self.balancer = self.balancer_type(
+            self.target,
+            settings.policy,
+            settings.breaker,
+            Random(),
+            ejection=settings.ejection,
+            limit=settings.limit,
+            throttle=self._budget if isinstance(self._budget, ThrottleState) else None,
+        )
         self.tracer = Spans(self.target, self.balancer)
-        self._budget = retry.budget.new_state()
-        self._idempotent = frozenset(retry.idempotent)
         self._methods: dict[bytes, Method] = {}
         self._credentials = credentials
-        self._options = subchannel_options(options, authority)
+        self._options = subchannel_options(options, authority, settings)
         self._compression = compression
         self._intercepted = intercepted
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -175,6 +219,7 @@ class LogicalChannel:
         self._older: list[LogicalCall] = []
         self._sweeping = False
         self._waiters: set[asyncio.Future[bool]] = set()
+        self._line: collections.deque[asyncio.Future[bool]] = collections.deque()
         self._ending: set[asyncio.Task[None]] = set()
 
     # ---- calls ----
@@ -224,8 +269,19 @@ class LogicalChannel:
             if len(self._methods) >= _MOST_METHODS:  # a proxy may meet any number of them
                 self._methods.clear()
             name = method.decode()
-            idempotent = name in self._idempotent or is_idempotent(name)
-            known = self._methods[method] = Method(name, idempotent, self.balancer, self.retry, self._budget)
+            found = self.settings.method(name, declared_idempotent=is_idempotent(name))
+            measured = found.hedging is not None and found.hedging.delay_s is None
+            known = self._methods[method] = Method(
+                name,
+                found.idempotent,
+                self.balancer,
+                found.retry,
+                self._budget,
+                found.hedging,
+                Quantile() if measured else None,
+                found.timeout_s,
+                found.wait_for_ready,
+            )
         return known
 
     def get_registered_call_handle(self, method: bytes) -> int:
@@ -237,6 +293,39 @@ class LogicalChannel:
         closable = self.balancer.ended(attempt, outcome, now)
         if closable is not None:
             self._close_subchannel(closable)
+        if self._line:
+            self.next_in_line()
+
+    def next_in_line(self) -> None:
+        """A place below the concurrency limit may be free: wake the first call that waits for one."""
+        for waiter in self._line:
+            if not waiter.done():
+                waiter.set_result(True)
+                return
+
+    async def place(self, until: float, *, again: bool) -> bool:
+        """Wait in line for a place; False when ``until`` (monotonic) came first.
+
+        ``again``: it was first in line, but the place was gone; it goes back to the front.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(max(0.0, until - time.monotonic()), _resolve, waiter, False)
+        if again:
+            self._line.appendleft(waiter)
+        else:
+            self._line.append(waiter)
+        self.balancer.waiting = len(self._line)
+        free = False
+        try:
+            free = await waiter
+        finally:
+            timer.cancel()
+            self._line.remove(waiter)
+            self.balancer.waiting = len(self._line)
+            if not free and waiter.done() and not waiter.cancelled() and waiter.result():
+                self.next_in_line()  # woken, and cancelled before it could go on
+        return free
 
     async def changed(self, deadline: float | None) -> bool:
         """Wait until endpoints or connections changed; False when the deadline came first."""
@@ -317,6 +406,8 @@ class LogicalChannel:
     def _wake(self) -> None:
         for waiter in self._waiters:
             _resolve(waiter, True)
+        if self._line:
+            self.next_in_line()
 
     # ---- life ----
 

@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
+import time
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import grpc
 
 from lb.aio import _grpcio
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.settings import SERVICE_CONFIG_OPTION, Settings
 
 Report = Callable[[Candidate, Connectivity, str], None]
 
-# Reconnecting is quick, since other endpoints take the calls meanwhile and none must stay away
-# for long after it came back. grpcio's own 1 s to 120 s suit a client with one server.
-# "min" is also the time-out of one attempt to connect. DNS must not bring a retryPolicy of its own.
-_DEFAULTS = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.service_config_disable_resolution", 1),
-)
+# DNS must not bring a retryPolicy of its own.
+# Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
+# (GOAWAY races) is told from the status, see `_grpcio.never_processed`.
+_DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retries", 0))
 
 _WHY_S = 0.5
 _ADDRESS = re.compile(r"^(?:UNKNOWN|UNAVAILABLE): (?:ipv[46]:\S+: )?")
@@ -37,11 +35,22 @@ STATES = {
 }
 
 
-def subchannel_options(options: Sequence[tuple[str, Any]], authority: str) -> tuple[tuple[str, Any], ...]:
-    """The user's channel options, with our defaults where the user said nothing."""
-    given = {name for name, _ in options}
-    defaults = _DEFAULTS + ((("grpc.default_authority", authority),) if authority else ())
-    return tuple(options) + tuple((name, value) for name, value in defaults if name not in given)
+def subchannel_options(
+    options: Sequence[tuple[str, Any]], authority: str, settings: Settings
+) -> tuple[tuple[str, Any], ...]:
+    """The user's channel options, with ours where the user said nothing.
+
+    A service config among them is ours to follow: core gets the part that only it can do.
+    """
+    kept = [(name, value) for name, value in options if name != SERVICE_CONFIG_OPTION or not isinstance(value, str)]
+    given = {name for name, _ in kept}
+    ours = [*_DEFAULTS, *settings.connection.options()]
+    if authority:
+        ours.append(("grpc.default_authority", authority))
+    config = settings.core_config()
+    if config is not None:
+        ours.append((SERVICE_CONFIG_OPTION, config))
+    return (*kept, *((name, value) for name, value in ours if name not in given))
 
 
 class Subchannel:
@@ -62,6 +71,8 @@ class Subchannel:
         self._candidate = candidate
         self._report = report
         self._closed = False
+        self.lost_at = -inf
+        """When the connection was lost last (monotonic)."""
         self._handles: dict[bytes, int] = {}
         self._channel = self._connect(candidate.endpoint.address, options, credentials, compression)
         self._lower = _grpcio.lower(self._channel)
@@ -124,6 +135,8 @@ class Subchannel:
                     continue
             self._report(self._candidate, STATES[state], trouble)
             await channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self.lost_at = time.monotonic()
             # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
             state = channel.get_state(try_to_connect=True)
 

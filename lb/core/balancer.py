@@ -37,6 +37,7 @@ from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import Origin, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
+from lb.core.throttle import ThrottleState
 
 READY = Connectivity.READY
 RESOLVER_GRACE_S = 1.0
@@ -163,12 +164,14 @@ class Balancer:
         *,
         ejection: Ejection | None = None,
         limit: ConcurrencyLimit | None = None,
+        throttle: ThrottleState | None = None,
     ) -> None:
         self.target = target
         self.rng = rng
         self.waiting = 0
         """How many calls wait in line for a place below the concurrency limit. The driver counts them."""
         self.limit = limit
+        self.throttle = throttle
         self._ejection = ejection or Ejection()
         self._slow_s = breaker.slow_call_s
         self._weights: dict[str, int] = {}
@@ -340,6 +343,8 @@ class Balancer:
         took_s = (now if answered_at is None else answered_at) - attempt.started_at
         if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
             candidate.load.observe(took_s, now)
+            if self.throttle is not None:
+                self.throttle.succeeded()
         elif verdict is _FAILURE:
             candidate.last_error = outcome.reason()
         if candidate.limit is not None:

@@ -27,9 +27,12 @@ from lb.core.hedging import Hedging
 from lb.core.outcome import Origin, Outcome, Retryable
 from lb.core.quantile import Quantile
 from lb.core.retry import GiveUp, Retry, decide
+from lb.core.throttle import ThrottleState
 
 _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
+_MOST_UNPROCESSED = 3
+"""Transparent retries of one call; after these a retry is as any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class Method:
     idempotent: bool
     balancer: Balancer
     retry: Retry
-    budget: BudgetState
+    budget: BudgetState | ThrottleState
     hedging: Hedging | None = None
     latency: Quantile | None = None
     timeout_s: float | None = None
@@ -101,6 +104,7 @@ class Call:
     # What a call that succeeds at once never sets stands here once, not in each of them.
     _why = ""
     _slept_s = 0.0
+    _unprocessed = 0
     _queued = False
     error: Exception | None = None
     """What a user's retry strategy raised; the driver tells it in its log."""
@@ -231,20 +235,30 @@ class Call:
             # It asked to wait for a connection, and this one was gone before anything was sent.
             self._why = f"wait for ready: {outcome.reason()}"
             return Pause(min(_UNSENT_PAUSE_S * len(attempts), _UNSENT_PAUSE_MOST_S))
+        if outcome.origin is Origin.UNPROCESSED and self._unprocessed < _MOST_UNPROCESSED:
+            # No server has looked at it: gRFC A6's transparent retry, outside of count and budget.
+            self._unprocessed += 1
+            self._why = f"transparent: {outcome.reason()}"
+            return self.resume(now)
         choice = decide(
             self.settings.retry,
             outcome,
-            attempts=len(attempts),
+            attempts=len(attempts) - self._unprocessed,
             started_at=self.started_at,
             slept_s=self._slept_s,
             idempotent=self.settings.idempotent,
             now=now,
             rng=self._balancer.rng,
         )
+        throttle = self._balancer.throttle
         if type(choice) is GiveUp:
+            if choice.counts and throttle is not None:
+                throttle.failed()
             self.error = choice.error
             return self._give_up(choice.why)
         assert not isinstance(choice, GiveUp)
+        if throttle is not None:
+            throttle.failed()
         delay = choice.delay_s
         if self.deadline is not None and now + delay >= self.deadline:
             return self._give_up("the deadline is nearer than the next attempt")

@@ -10,6 +10,8 @@ OK                                    SUCCESS  never
 the caller cancelled, or its own      IGNORED  never
 deadline passed
 never found a connection              FAILURE  always
+sent on a connection that was closing IGNORED  always, and
+(GOAWAY), never processed                      for nothing
 the attempt's own time-out            FAILURE  if idempotent
 UNAVAILABLE or RESOURCE_EXHAUSTED     IGNORED  always
 with push-back >= 0 (refused before
@@ -35,6 +37,8 @@ from dataclasses import dataclass
 from grpc import StatusCode
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+REPORT_KEY = "endpoint-load-metrics-bin"
+"""The trailer with a server's load (gRFC A51)."""
 
 
 class Verdict(enum.Enum):
@@ -60,6 +64,8 @@ class Origin(enum.Enum):
     """The server answered, or the connection was lost: from here the two look alike."""
     UNSENT = "unsent"
     """No connection was found; the server has seen nothing."""
+    UNPROCESSED = "unprocessed"
+    """The connection was closing (GOAWAY), and the server says that it has not looked at the call."""
     ATTEMPT_TIMEOUT = "attempt timeout"
     """The attempt's own time-out passed, while the call had time left."""
     CALLER = "caller"
@@ -117,6 +123,8 @@ def classify(
         verdict, retryable = Verdict.IGNORED, Retryable.NEVER
     elif origin is Origin.UNSENT:
         verdict, retryable = Verdict.FAILURE, Retryable.ALWAYS
+    elif origin is Origin.UNPROCESSED:
+        verdict, retryable = Verdict.IGNORED, Retryable.ALWAYS
     elif origin is Origin.ATTEMPT_TIMEOUT:
         verdict, retryable = Verdict.FAILURE, Retryable.IF_IDEMPOTENT
     elif pushback is not None and code in _REFUSALS:

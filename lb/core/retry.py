@@ -54,8 +54,9 @@ class Retry:
             for which it says yes is tried again although the table would not. Who gives one
             answers for idempotence. Committed calls are never retried, whatever it says.
         jitter: share of the wait that is drawn at random around it, 0 to 1.
-        attempt_timeout: seconds one attempt may take, or None. The call's own timeout is
-            separate and always holds.
+        attempt_timeout: seconds until the first response of an attempt, or None; then it is cancelled
+            and counts as a failure. For calls with one request; one that streams its requests decides
+            itself how long it writes. The call's own timeout is separate and always holds.
         budget: what retries may cost, per channel.
         idempotent: full method names (``/package.Service/Method``) that may run twice without
             harm, besides those whose proto declares an ``idempotency_level``.
@@ -107,10 +108,14 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Do not try again; ``why`` in words. ``error`` is what a user's strategy raised, if one did."""
+    """Do not try again; ``why`` in words. ``error`` is what a user's strategy raised, if one did.
+
+    ``counts``: the failure is one that gRFC A6's throttle counts (it may be retried, or the server said not to).
+    """
 
     why: str
     error: Exception | None = field(default=None, compare=False)
+    counts: bool = field(default=False, compare=False)
 
 
 def decide(
@@ -137,7 +142,7 @@ def decide(
     never = outcome.pushback_s is not None and outcome.pushback_s < 0
     if not allowed and (settings.retry is None or never):
         if never:
-            return GiveUp("the server said not to retry")
+            return GiveUp("the server said not to retry", counts=True)
         if outcome.retryable is Retryable.IF_IDEMPOTENT:
             return GiveUp("the method is not declared idempotent")
         return GiveUp(f"{outcome.code.name} is not retried")
@@ -154,7 +159,7 @@ def decide(
             delay *= 1.0 + settings.jitter * (2.0 * rng.random() - 1.0)
         state.upcoming_sleep = delay
         if _ask(settings, "stop", state):
-            return GiveUp(f"stopped after {attempts} attempt{'s' if attempts > 1 else ''}")
+            return GiveUp(f"stopped after {attempts} attempt{'s' if attempts > 1 else ''}", counts=True)
     except _BrokenStrategyError as broken:
         return GiveUp(str(broken), broken)
     return Again(max(0.0, delay))

@@ -1,0 +1,186 @@
+"""A hedged call: its attempts run beside each other, and the first answer wins.
+
+The call's own task carries out the first attempt, as in a call without hedging. A timer begins
+the others, each in a task of its own; when one of these wins, the first is cancelled, which
+ends the wait of the call's task. Which attempt may begin, and what a failure means while others
+run, is ruled by `lb.core.call`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from lb.core.balancer import Attempt
+from lb.core.call import Action, Done, Others
+from lb.core.outcome import OK, Origin, Outcome, Retryable, Verdict, classify
+
+if TYPE_CHECKING:
+    from lb.aio.calls import LogicalCall
+
+_LOST = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER, details="another attempt was faster")
+
+
+class Race:
+    """The attempts of one call with one request and one response. Lives as long as the call runs."""
+
+    __slots__ = ("_call", "_context", "_hedges", "_metadata", "_next", "_request", "_response", "_tasks", "_timer")
+
+    def __init__(self, call: LogicalCall, request: bytes, metadata: tuple[Any, ...], context: tuple[Any, ...]) -> None:
+        self._call: LogicalCall | None = call
+        self._request = request
+        self._metadata = metadata
+        self._context = context
+        self._hedges: dict[Attempt, Any] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._next: asyncio.Future[Action | None] | None = None
+        self._response: bytes | None = None
+
+    @property
+    def running(self) -> int:
+        """How many hedges run, beside the attempt of the call's own task."""
+        return len(self._hedges)
+
+    async def run(self, action: Action | None) -> bytes | None:
+        """The whole call; None when it did not end OK."""
+        call = self._call
+        assert call is not None
+        while action is not None:
+            if type(action) is Attempt:
+                try:
+                    real = call._open_real(action)
+                    self._arm()
+                    response: bytes | None = await real.unary_unary(
+                        self._request, call._headers(action, self._metadata), *self._context
+                    )
+                except BaseException as error:
+                    call._abandon(error)
+                    self._disarm()
+                    raise
+                if call._status is None and real._status.code() == 0:
+                    self._response = response
+                    self._measure(action)
+                action = call._answered(real)
+                if type(action) is Others:  # this attempt failed: what runs beside it need not wait for its turn
+                    self._disarm()
+                    self._begin()
+            elif type(action) is Others:
+                self._next = asyncio.get_running_loop().create_future()
+                action = await self._next
+                self._next = None
+                if type(action) is Attempt:
+                    call._attempt = None  # taken over: opened above
+            else:
+                self._disarm()
+                action = await call._pass_time(action)
+        return self._response if call.is_ok() else None
+
+    def stop(self) -> None:
+        """The call has its status: nothing else is wanted."""
+        call, self._call = self._call, None
+        if call is None:
+            return
+        self._disarm()
+        hedges, self._hedges = self._hedges, {}
+        now = time.monotonic()
+        for attempt, real in hedges.items():
+            call.hand_back(attempt, _LOST, now)
+            if not real.done():
+                real.cancel("another attempt was faster")
+        self._wake(None)
+
+    def _arm(self) -> None:
+        call = self._call
+        if call is None:
+            return
+        delay = call.call.hedge_delay_s()
+        if delay is not None:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin(self) -> None:
+        """One more attempt, if there is an endpoint and budget for it."""
+        call = self._call
+        if call is None:
+            return
+        self._timer = None
+        attempt = call._ask(call.call.hedge, time.monotonic())
+        if type(attempt) is not Attempt:
+            return
+        try:
+            self._hedges[attempt] = call.lower_call(attempt)
+        except Exception as error:  # noqa: BLE001  # the connection was closed under us
+            call.hand_back(attempt, _internal(error), time.monotonic())
+            return
+        task = asyncio.get_running_loop().create_task(self._hedge(call, attempt), name="lb: hedge")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._arm()
+
+    async def _hedge(self, call: LogicalCall, attempt: Attempt) -> None:
+        real = self._hedges.get(attempt)
+        if real is None:
+            return
+        try:
+            response: bytes | None = await real.unary_unary(
+                self._request, call._headers(attempt, self._metadata), *self._context
+            )
+        except Exception as error:  # noqa: BLE001  # what grpcio raises says nothing of the endpoint
+            if self._hedges.pop(attempt, None) is not None:
+                call.hand_back(attempt, _internal(error), time.monotonic())
+                self._failed(call, Done())
+            return
+        if self._hedges.pop(attempt, None) is None:
+            return  # lost: handed back already
+        now = time.monotonic()
+        status = real._status
+        if call._channel.balancer.report is not None:
+            call.report(attempt, status)
+        if status.code() == 0:
+            self._response = response
+            call.hand_back(attempt, OK, now)
+            self._measure(attempt)
+            call.won(_LOST, status, real)
+            return
+        outcome = call.outcome(attempt, real, status, now)
+        call.hand_back(attempt, outcome, now)
+        running = len(self._hedges) + (call._attempt is not None)
+        action = call._ask(call.call.ended, outcome, now, committed=bool(real._initial_metadata), running=running)
+        call._last = (status, real._initial_metadata)
+        if type(action) is Others:
+            self._disarm()
+            self._begin()
+        elif type(action) is Done:
+            call.won(_LOST, status, real)
+        else:
+            self._failed(call, action)
+
+    def _failed(self, call: LogicalCall, action: Action) -> None:
+        """The last hedge failed. If the call's own task waits for it, that goes on; else its attempt still runs."""
+        if type(action) is Attempt:
+            call._attempt = action  # whoever cancels before the task goes on gives it back
+            call._real = None
+        self._wake(action)
+
+    def _wake(self, action: Action | None) -> None:
+        if self._next is not None and not self._next.done():
+            self._next.set_result(action)
+
+    def _measure(self, attempt: Attempt) -> None:
+        """The winner's latency: that of the losers is not known."""
+        call = self._call
+        latency = None if call is None else call.call.settings.latency
+        if latency is not None:
+            latency.observe(time.monotonic() - attempt.started_at)
+
+
+def _internal(error: Exception) -> Outcome:
+    return Outcome(grpc.StatusCode.INTERNAL, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, repr(error))
