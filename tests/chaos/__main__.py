@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import sys
@@ -14,8 +15,8 @@ from typing import Any
 # Before grpcio is imported: each server that dies would be worth a line to it.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from tests.chaos.load import IN_FLIGHT, TIMEOUT_S
-from tests.chaos.rig import LATENCY_S, RETRY, ROOT, Rig
+from tests.chaos.load import TIMEOUT_S
+from tests.chaos.rig import IN_FLIGHT, LATENCY_S, RETRY, ROOT, Rig
 from tests.chaos.rows import ROWS, Line, Row
 
 RESULTS = ROOT / "bench" / "results" / "chaos.json"
@@ -66,6 +67,7 @@ def as_dict(line: Line) -> dict[str, Any]:
         "errors": figures.errors,
         "retries": figures.extra["retry"],
         "hedges": figures.extra["hedge"],
+        "why": dict(figures.why.most_common(5)),
         "last_bad_s": figures.last_bad_s,
         "probes": figures.probes,
         "notes": line.notes,
@@ -109,6 +111,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", help="numbers of rows, all by default")
     parser.add_argument("--shorter", type=float, default=1.0, help="multiplies how long each fault lasts")
     arguments = parser.parse_args()
+    logging.getLogger("lb").setLevel(logging.CRITICAL)  # what it would tell is done on purpose here
     rows = chosen([name for word in arguments.rows for name in word.split(",")])
     print(
         f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"

@@ -17,7 +17,6 @@ from lb.aio.channel import Channel
 from lb.core.breaker import State
 from tests.chaos.server import UNARY
 
-IN_FLIGHT = 64
 TIMEOUT_S = 5.0
 BODY = b"x" * 100
 
@@ -39,6 +38,8 @@ class Figures:
     slowest_failure_s: float = 0.0
     extra: Counter[str] = field(default_factory=Counter)
     """Attempts beyond the first: ``retry``, ``hedge``."""
+    why: Counter[str] = field(default_factory=Counter)
+    """Why there were more attempts."""
     last_bad_s: float | None = None
     """From the fault to the last attempt on the endpoint it hit that was no probe of its breaker."""
     probes: int = 0
@@ -57,12 +58,12 @@ class Figures:
 
 
 class Load:
-    """64 workers that call, each again as soon as it has its answer. A context manager: they run while it lasts.
+    """So many workers that call, each again as soon as it has its answer. A context manager: they run while it lasts.
 
     ``figures`` holds what ended since `fault` (or `measure`) was called.
     """
 
-    def __init__(self, channel: Channel, *, in_flight: int = IN_FLIGHT) -> None:
+    def __init__(self, channel: Channel, in_flight: int) -> None:
         self._call: Any = channel.unary_unary(UNARY)
         self._in_flight = in_flight
         self._workers: list[asyncio.Task[None]] = []
@@ -146,6 +147,7 @@ class Load:
         for attempt in attempts:
             if attempt.number > 1:
                 figures.extra["hedge" if attempt.why.startswith("hedg") else "retry"] += 1
+                figures.why[attempt.why] += 1
             since = self._hit.get(attempt.endpoint_id)
             if since is not None and attempt.started_at >= since:
                 if attempt.breaker_state is State.HALF_OPEN:

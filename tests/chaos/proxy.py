@@ -62,7 +62,7 @@ class Proxy:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    def obey(self, wishes: dict[str, Any]) -> int:
+    def obey(self, wishes: dict[str, Any]) -> dict[str, int]:
         """Change the mode; returns how many connections stood."""
         mode = wishes["mode"]
         stood = len(self._pipes)
@@ -80,7 +80,7 @@ class Proxy:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self._mode = "pass" if mode == "reset" else mode
-        return stood
+        return {"stood": stood}
 
     def _close_pipes(self, *, reset: bool, lossy_only: bool = False) -> None:
         for pipe in tuple(self._pipes):

@@ -14,10 +14,12 @@ from typing import Any, Self
 
 import lb
 from lb.aio.channel import Channel
+from tests.chaos.load import Load
 from tests.chaos.server import METHODS
 from tests.support import consul, servers
 
 ROOT = Path(__file__).resolve().parents[2]
+IN_FLIGHT = 64
 LATENCY_S = 0.02
 """What an answer takes in a healthy server, on average."""
 RETRY = lb.Retry(idempotent=METHODS, attempt_timeout=0.5)
@@ -63,13 +65,14 @@ class Process:
             raise RuntimeError(f"{self.id} did not start: {' '.join(self._command)}") from error
         return self
 
-    async def tell(self, **wishes: Any) -> int:
+    async def tell(self, **wishes: Any) -> dict[str, int]:
         """Change how it behaves from the next call on; returns its answer."""
         assert self._process is not None
         assert self._process.stdin is not None
         async with self._turn:
             self._process.stdin.write(json.dumps(wishes).encode() + b"\n")
-            return int(await self._line(_OBEY_S))
+            answer: dict[str, int] = json.loads(await self._line(_OBEY_S))
+            return answer
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -172,8 +175,11 @@ class Registry:
 class Rig(AsyncExitStack):
     """Starts processes and channels, and ends them all at the block's end."""
 
-    real_consul = True
-    """Take a real Consul where there is one."""
+    def __init__(self, *, in_flight: int = IN_FLIGHT, real_consul: bool = True) -> None:
+        """``real_consul`` takes a real Consul where there is one."""
+        super().__init__()
+        self._in_flight = in_flight
+        self._real_consul = real_consul
 
     async def _started(self, processes: list[Process]) -> None:
         for process in processes:
@@ -196,10 +202,14 @@ class Rig(AsyncExitStack):
 
     async def registry(self) -> Registry:
         """A registry without anybody in it."""
-        real = self.real_consul and servers.find("consul") is not None
+        real = self._real_consul and servers.find("consul") is not None
         opened = consul.running() if real else consul.embedded()
         return Registry(await self.enter_async_context(opened))
 
     async def channel(self, target: Any, **settings: Any) -> Channel:
         """A channel with the settings of every row, unless others are given."""
         return await self.enter_async_context(lb.aio.channel(target, **({"retry": RETRY} | settings)))
+
+    def load(self, channel: Channel) -> Load:
+        """Calls on a channel, as many in flight as this rig has them."""
+        return Load(channel, self._in_flight)

@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc
 
-from tests.chaos.load import BODY, TIMEOUT_S, Figures, Load
+from tests.chaos import cancellations
+from tests.chaos.load import BODY, TIMEOUT_S, Figures
 from tests.chaos.rig import Process, Rig, Told
 from tests.chaos.server import UNARY
 from tests.support.wait import until
@@ -73,7 +74,7 @@ def _line(row: Row, figures: Figures, name: str = "") -> Line:
 async def healthy(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """Nothing is broken: what the other rows are compared with."""
     servers = await rig.servers("abc")
-    async with Load(await rig.channel(Told(*servers))) as load:
+    async with rig.load(await rig.channel(Told(*servers))) as load:
         await load.warm("a", "b", "c")
         load.fault()
         await asyncio.sleep(lasts_s)
@@ -82,7 +83,7 @@ async def healthy(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 
 async def _signalled(rig: Rig, row: Row, lasts_s: float, number: signal.Signals, names: str, hit: str) -> list[Line]:
     servers = await rig.servers(names)
-    async with Load(await rig.channel(Told(*servers))) as load:
+    async with rig.load(await rig.channel(Told(*servers))) as load:
         await load.warm(*names)
         load.fault(*hit)
         for server in servers:
@@ -110,7 +111,7 @@ async def all_but_one(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 async def _proxied(rig: Rig, row: Row, lasts_s: float, mode: str, every_s: float = 0.0) -> list[Line]:
     servers = await rig.servers("abc")
     proxy = await rig.proxy(servers[0])
-    async with Load(await rig.channel(Told(proxy, *servers[1:]))) as load:
+    async with rig.load(await rig.channel(Told(proxy, *servers[1:]))) as load:
         await load.warm("a", "b", "c")
         load.fault("a")
         loop = asyncio.get_running_loop()
@@ -141,7 +142,7 @@ async def resets(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 async def half_failing(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """One of three answers UNAVAILABLE to half its calls."""
     servers = await rig.servers("abc")
-    async with Load(await rig.channel(Told(*servers))) as load:
+    async with rig.load(await rig.channel(Told(*servers))) as load:
         await load.warm("a", "b", "c")
         load.fault("a")
         await servers[0].tell(failing=0.5)
@@ -154,7 +155,7 @@ async def rolling_restart(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     registry = await rig.registry()
     arguments = ("--consul", registry.address, "--notice", _NOTICE_S)
     servers = await rig.servers("abc", *arguments)
-    async with Load(await rig.channel(f"consul://{registry.address}/echo")) as load:
+    async with rig.load(await rig.channel(f"consul://{registry.address}/echo")) as load:
         await load.warm("a", "b", "c")
         load.measure()
         for server in servers:
@@ -175,7 +176,7 @@ async def consul_gone(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     registry = await rig.registry()
     arguments = ("--consul", registry.address, "--notice", 0)
     _dies, leaves, *_ = await rig.servers("abcd", *arguments)
-    async with Load(await rig.channel(f"consul://{registry.address}/echo")) as load:
+    async with rig.load(await rig.channel(f"consul://{registry.address}/echo")) as load:
         await load.warm("a", "b", "c", "d")
         load.measure()
         await registry.leave()
@@ -199,7 +200,7 @@ async def consul_empty(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """Consul comes back and knows nobody; all register again."""
     registry = await rig.registry()
     await rig.servers("abc", "--consul", registry.address)
-    async with Load(await rig.channel(f"consul://{registry.address}/echo")) as load:
+    async with rig.load(await rig.channel(f"consul://{registry.address}/echo")) as load:
         await load.warm("a", "b", "c")
         load.measure()
         await registry.forget()
@@ -221,7 +222,7 @@ async def consul_empty(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 async def goaways(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """Every server ends each connection after a second (maximum connection age)."""
     servers = await rig.servers("abc", "--max-age-ms", 1000)
-    async with Load(await rig.channel(Told(*servers))) as load:
+    async with rig.load(await rig.channel(Told(*servers))) as load:
         await load.warm("a", "b", "c")
         load.measure()
         await asyncio.sleep(lasts_s)
@@ -233,7 +234,7 @@ async def new_sets(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     one, other = await asyncio.gather(rig.servers("abc"), rig.servers("def"))
     resolver = Told(*one)
     changes = round(lasts_s / _CHANGES_S)
-    async with Load(await rig.channel(resolver)) as load:
+    async with rig.load(await rig.channel(resolver)) as load:
         await load.warm("a", "b", "c")
         load.measure()
         sets: Sequence[Sequence[Process]] = (other, one)
@@ -250,7 +251,7 @@ async def none_alive(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """All die, later one comes back: calls say so at once, and go through at once."""
     servers = await rig.servers("abc")
     channel = await rig.channel(Told(*servers))
-    async with Load(channel) as load:
+    async with rig.load(channel) as load:
         await load.warm("a", "b", "c")
         load.measure()
         await asyncio.gather(*(server.kill() for server in servers))
@@ -284,7 +285,7 @@ async def none_alive(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 async def all_hang(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """All hang with their connections open, later one goes on."""
     servers = await rig.servers("abc")
-    async with Load(await rig.channel(Told(*servers))) as load:
+    async with rig.load(await rig.channel(Told(*servers))) as load:
         await load.warm("a", "b", "c")
         load.measure()
         for server in servers:
@@ -310,6 +311,19 @@ def _refusals(line: Line, figures: Figures, words: str) -> None:
     line.promise(slowest < TIMEOUT_S, f"took until the deadline ({slowest:.2f} s)")
 
 
+async def cancelled(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Calls of all kinds are given up at random moments. ``lasts_s`` stands for thousands of calls."""
+    servers = await rig.servers("abc", latency_s=cancellations.LATENCY_S)
+    await servers[1].tell(failing=0.5)
+    channel = await rig.channel(Told(*servers), **cancellations.SETTINGS)
+    given_up = cancellations.Cancellations(channel, servers, seed=1)
+    left = await given_up.run(round(lasts_s * 1000))
+    line = Line(row.number, row.name, Figures(latencies_s=given_up.lives_s, extra=given_up.attempts))
+    line.promise(not left, "left behind: " + ", ".join(left))
+    line.notes += [f"{what} {count}" for what, count in given_up.moments.most_common()]
+    return [line]
+
+
 ROWS = (
     Row("0", "all healthy", healthy),
     Row("1", "SIGKILL one of three", killed),
@@ -326,4 +340,5 @@ ROWS = (
     Row("13", "wholly new sets", new_sets, full_s=10.0, short_s=2.0),
     Row("14", "none alive", none_alive, full_s=4.0),
     Row("15", "none answers", all_hang, full_s=4.0),
+    Row("16", "calls cancelled at random", cancelled, full_s=100.0, short_s=3.0),
 )

@@ -1,18 +1,20 @@
 """A gRPC server that echoes, in a process of its own: ``python -m tests.chaos.server``.
 
 It prints its port. Each line of standard input, a JSON object, changes how it answers: ``latency_s``
-(around which each answer takes 0.75 to 1.25 times that) and ``failing`` (the share of calls that end
-UNAVAILABLE); the line that it prints in return says how many calls it has had. It ends with its
-standard input, or on SIGTERM as a service of the mesh does: the registry is told first, for
-``--notice`` seconds it serves whoever has not heard, then the port closes and what is in flight ends.
+(each answer takes 0.75 to 1.25 times that) and ``failing`` (the share of calls that end UNAVAILABLE);
+the line that it prints in return says how many calls it has had and has. It ends with its standard
+input, or on SIGTERM as a service of the mesh does: the registry is told first, for ``--notice``
+seconds it serves whoever has not heard, then the port closes and what is in flight ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -44,16 +46,25 @@ class Echo:
         self._latency_s = latency_s
         self._failing = failing
         self._calls = 0
+        self._running = 0
         self._rng = Random()
 
-    def obey(self, wishes: dict[str, Any]) -> int:
-        """Take over new settings; returns the number of calls so far."""
+    def obey(self, wishes: dict[str, Any]) -> dict[str, int]:
+        """Take over new settings; returns how many calls there were so far, and how many are running."""
         self._latency_s = wishes.get("latency_s", self._latency_s)
         self._failing = wishes.get("failing", self._failing)
-        return self._calls
+        return {"calls": self._calls, "running": self._running}
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._calls += 1
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
 
     async def _work(self, context: Context) -> None:
-        self._calls += 1
         if self._latency_s:
             await asyncio.sleep(self._latency_s * self._rng.uniform(0.75, 1.25))
         if self._failing and self._rng.random() < self._failing:
@@ -61,26 +72,30 @@ class Echo:
 
     async def unary(self, request: bytes, context: Context) -> bytes:
         """The request."""
-        await self._work(context)
-        return request
+        with self._counted():
+            await self._work(context)
+            return request
 
     async def unary_stream(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """The request a few times, each after as long as a unary call takes."""
-        for _ in range(_COPIES):
-            await self._work(context)
-            yield request
+        with self._counted():
+            for _ in range(_COPIES):
+                await self._work(context)
+                yield request
 
     async def stream_unary(self, requests: AsyncIterator[bytes], context: Context) -> bytes:
         """All requests joined."""
-        answer = b"".join([request async for request in requests])
-        await self._work(context)
-        return answer
+        with self._counted():
+            answer = b"".join([request async for request in requests])
+            await self._work(context)
+            return answer
 
     async def stream_stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Each request."""
-        async for request in requests:
-            await self._work(context)
-            yield request
+        with self._counted():
+            async for request in requests:
+                await self._work(context)
+                yield request
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """As grpcio wants them."""
@@ -163,6 +178,7 @@ def main() -> None:
     parser.add_argument("--consul", default="", help="host:port of the agent to register at")
     parser.add_argument("--service", default="echo")
     parser.add_argument("--id", default="")
+    logging.getLogger("lb").setLevel(logging.CRITICAL)  # Consul is gone on purpose
     asyncio.run(serve(parser.parse_args()))
 
 

@@ -1,0 +1,36 @@
+"""The faults of ``make chaos`` in their short forms: what they promise, not how fast it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.rig import Rig
+from tests.chaos.rows import ROWS, Row
+
+IN_FLIGHT = 16
+"""A quarter of the full form's: a machine that is busy with other things must not make calls time out in masses."""
+WITH_CONSUL = ("8", "10", "11")
+
+
+async def _kept(rig: Rig, row: Row) -> None:
+    async with rig:
+        lines = await row.run(rig, row, row.short_s)
+    assert lines
+    for line in lines:
+        assert line.figures.calls > 0, f"{line.name}: no call ended"
+        assert not line.broken, f"{line.name}: {line.broken} {line.figures.errors}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.number} {row.name}")
+async def test_the_promises_of_each_fault_are_kept(row: Row) -> None:
+    """No idempotent call fails while an endpoint lives; with none calls say so; what is cancelled leaves nothing."""
+    await _kept(Rig(in_flight=IN_FLIGHT, real_consul=False), row)
+
+
+@pytest.mark.consul
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.number in WITH_CONSUL], ids=lambda row: f"{row.number} {row.name}"
+)
+async def test_the_same_with_a_real_consul(row: Row) -> None:
+    """What holds with the embedded agent holds with Consul itself."""
+    await _kept(Rig(in_flight=IN_FLIGHT), row)
