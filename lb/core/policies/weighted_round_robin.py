@@ -1,35 +1,37 @@
 """Weighted round robin, smooth: shares by weight, spread evenly in time.
 
 Two schedules with one kind of state. Each candidate has a *credit*: the picks that are due to
-it minus those it got, in units of 1/total of a pick (``total`` is the sum of weights). Every
-pick adds its weight to each credit and takes ``total`` from the one picked.
+it minus those it got.
 
-Up to 64 candidates: **nginx's sequence** (``ngx_http_upstream_round_robin.c``): pick the
-highest credit, the first of equals. Weights 5, 1, 1 give ``a a b a c a a``. It is O(n), but it
-repeats after ``total`` picks, so a short cycle is recorded while it is walked and then
-replayed in O(1).
+Up to 64 candidates: **nginx's sequence** (``ngx_http_upstream_round_robin.c``): every pick adds
+its weight to each credit, the highest is picked, the first of equals, and pays the sum of
+weights. Weights 5, 1, 1 give ``a a b a c a a``. It is O(n), but it repeats after as many picks
+as the weights' sum, so a short cycle is recorded while it is walked and then replayed in O(1).
 
-Beyond: **earliest eligible deadline first**, O(log n). A candidate is eligible when its credit,
-with the weight of this pick, is above 0; of those the one is picked whose credit would first
-reach a whole pick. Nobody is then ever a whole pick ahead of or behind its share (R. Tijdeman,
-"The chairman assignment problem", 1980; WF2Q, Bennett and Zhang 1996; Pfair, Baruah et al. 1996).
-Envoy's earliest-deadline heap has no eligibility: of the weights 5, 1, 1, 1, ... it picks the
-first five times in a row. gRPC's static stride needs O(n) steps where one weight towers.
+Beyond: **tiers**. Those with weights from 2^k up to 2^(k+1) are one tier. Which tier comes next
+is laid out for 256 picks at once, each tier's picks evenly spread; what is left of a pick is
+carried into the next 256. Within a tier they come in turn. Where their weights differ, each visit
+adds the weight to a credit, and who has no 2^(k+1) yet is passed over: at most every other
+visit. So a pick is O(1) on average, with 16 tiers for weights up to 65,535, and nobody is ever three
+picks off its share. An earliest-deadline heap (gRFC A58, Envoy) costs O(log n) for each pick, a
+static stride O(n) where one weight towers.
 
-When the set or a weight changes, survivors keep their credit as a fraction of a pick and
-newcomers begin with none due: the sequence does not restart, nobody waits longer than its
-share says, nobody gets a burst. Who left and comes back is a newcomer.
+When the set or a weight changes, survivors keep their credit and newcomers begin with an
+average one: the sequence does not restart, nobody waits longer than its share says, nobody gets
+a burst. Who left and comes back is a newcomer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import nlargest
+from itertools import chain, compress, cycle
 from math import gcd
-from operator import add
+from operator import add, length_hint
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
@@ -39,8 +41,14 @@ CYCLE_LIMIT = 1024
 """Up to this sum of (reduced) weights nginx's sequence is recorded: at most 8 KB a channel."""
 PRECISION = 1 << 20
 """Weights are multiplied until they sum to this: a change rounds credits to a millionth of a pick."""
+STRETCH = 256
+"""So many picks of the tiers are laid out at once."""
+LAYOUTS = 256
+"""So many layouts of a stretch are kept."""
 
-Key = tuple[str, str]
+_GOLDEN = (5**0.5 - 1) / 2
+
+Credits: TypeAlias = Mapping[Candidate, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,43 +57,42 @@ class WeightedRoundRobin:
 
     name: ClassVar[str] = "weighted_round_robin"
 
-    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SmoothPicker | DeadlinePicker:
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SmoothPicker | TieredPicker:
         """A picker in which survivors of ``previous`` keep their place."""
-        weights = [candidate.weight for candidate in candidates]
-        cycle = sum(weights) // gcd(*weights)
-        factor = PRECISION // sum(weights) + 1
-        weights = [weight * factor for weight in weights]
-        credits = [0] * len(weights)
-        turn = -1
-        if isinstance(previous, (SmoothPicker, DeadlinePicker)):
-            credits = _carried(candidates, sum(weights), previous.credits(), previous.total)
-            if isinstance(previous, DeadlinePicker):
-                turn = previous.turn
-        if len(candidates) <= SMOOTH_LIMIT:
-            return SmoothPicker(candidates, weights, credits, cycle)
-        return DeadlinePicker(candidates, weights, credits, turn)
+        return by_weights(candidates, [candidate.weight for candidate in candidates], previous)
 
 
-def _carried(candidates: Sequence[Candidate], total: int, credits: Mapping[Key, int], before: int) -> list[int]:
-    """The old credits (in 1/``before`` of a pick) for a new set, in 1/``total`` of a pick.
+def by_weights(
+    candidates: Sequence[Candidate], weights: Sequence[int], previous: Picker | None
+) -> SmoothPicker | TieredPicker:
+    """A picker with these weights, each >= 1, in place of the candidates' own."""
+    if len(candidates) > SMOOTH_LIMIT:
+        return TieredPicker(
+            candidates, weights, previous if isinstance(previous, (SmoothPicker, TieredPicker)) else None
+        )
+    reduced = sum(weights) // gcd(*weights)
+    factor = PRECISION // sum(weights) + 1
+    weights = [weight * factor for weight in weights]
+    credits = [0] * len(weights)
+    if isinstance(previous, (SmoothPicker, TieredPicker)):
+        credits = _carried(candidates, sum(weights), previous.credits())
+    return SmoothPicker(candidates, weights, credits, reduced)
+
+
+def _carried(candidates: Sequence[Candidate], total: int, credits: Credits) -> list[int]:
+    """The old credits for a new set, in 1/``total`` of a pick.
 
     What the departed take with them is shared equally among the survivors: that keeps the
-    distances between them, which is what decides the order. Equal credits stay equal. Rounding
-    leaves a sum above ``-total``, so that there is always somebody eligible.
+    distances between them, which is what decides the order.
     """
-    known = [credits.get(candidate.endpoint.key) for candidate in candidates]
+    known = [credits.get(candidate) for candidate in candidates]
     survivors = [credit for credit in known if credit is not None]
-    if not survivors:
-        return [0] * len(known)
-    excess, count = sum(survivors), len(survivors)
-    scale = 2 * before * count
-    return [
-        0 if credit is None else (2 * (credit * count - excess) * total + before * count) // scale for credit in known
-    ]
+    mean = sum(survivors) / len(survivors) if survivors else 0.0
+    return [0 if credit is None else round((credit - mean) * total) for credit in known]
 
 
 class SmoothPicker:
-    """nginx's smooth weighted round robin; ``credits`` are its current_weight."""
+    """nginx's smooth weighted round robin; its credits are nginx's current_weight."""
 
     __slots__ = ("_at", "_candidates", "_credits", "_cycle", "_length", "_replaying", "_start", "_weights", "total")
 
@@ -94,7 +101,7 @@ class SmoothPicker:
         self.total = sum(weights)
         self._candidates = tuple(candidates)
         self._weights = weights
-        self._credits = credits
+        self._credits = credits  # in 1/total of a pick
         self._start = credits  # where the recorded cycle begins
         self._cycle: list[int] = []
         self._length = length
@@ -125,92 +132,213 @@ class SmoothPicker:
                 self._cycle = []
                 self._start = self._credits
 
-    def credits(self) -> dict[Key, int]:
-        """What is due to each, in 1/``total`` of a pick, by the endpoint's key."""
+    def credits(self) -> dict[Candidate, float]:
+        """How many picks are due to each."""
         credits = list(self._credits)
         if self._replaying:
             credits = [credit + self._at * weight for credit, weight in zip(credits, self._weights, strict=True)]
             for picked in self._cycle[: self._at]:
                 credits[picked] -= self.total
-        return {candidate.endpoint.key: credit for candidate, credit in zip(self._candidates, credits, strict=True)}
+        total = self.total
+        return {candidate: credit / total for candidate, credit in zip(self._candidates, credits, strict=True)}
 
     def explain(self) -> str:
         """The rule in words."""
         return f"in turn by weight, smooth (nginx), {len(self._weights)} candidates"
 
 
-class DeadlinePicker:
-    """Earliest eligible deadline first. Slot ``t`` is the ``t``-th pick of this picker.
+class TieredPicker:
+    """A layout of evenly spread picks of tiers, and in each tier its own in turn."""
 
-    ``used[i]`` is the picks of ``i`` times ``total`` (minus the credit it came with), so its credit
-    in slot ``t`` is ``t * weight - used``; it is eligible from slot ``used // weight`` on and due
-    before slot ``ceil((used + total) / weight)``.
+    __slots__ = (
+        "_accounts",
+        "_begun",
+        "_layouts",
+        "_opening",
+        "_picks",
+        "_rest",
+        "_row",
+        "_sums",
+        "_tiers",
+        "_weights",
+    )
 
-    The waiting are kept by the slot from which they are eligible, each slot's as a heap by due
-    slot; ``ready`` is a heap of such heaps. So a slot in which thousands become eligible at
-    once costs O(log n) as well.
-    """
-
-    __slots__ = ("_candidates", "_ready", "_slot", "_used", "_waiting", "_weights", "total", "turn")
-
-    def __init__(self, candidates: Sequence[Candidate], weights: list[int], credits: list[int], turn: int) -> None:
-        """Use ``WeightedRoundRobin.picker``. ``turn`` is the index that comes first of equals, -1 for a random one."""
-        self.total = sum(weights)
-        self.turn = turn
-        self._candidates = tuple(candidates)
-        self._weights = weights
-        self._used = [-credit for credit in credits]
-        self._slot = 0
-        self._ready: list[tuple[int, int, list[tuple[int, int]]]] = []
-        self._waiting: dict[int, list[tuple[int, int]]] = {}
-        if turn >= 0:
-            self._begin(turn)
-
-    def _begin(self, turn: int) -> None:
-        """Make the heaps. Index ``turn`` comes first of equals, so that many clients do not begin alike."""
-        size = len(self._candidates)
-        self.turn = turn = turn % size
-        self._candidates = self._candidates[turn:] + self._candidates[:turn]
-        self._weights = self._weights[turn:] + self._weights[:turn]
-        self._used = self._used[turn:] + self._used[:turn]
-        for at, (used, weight) in enumerate(zip(self._used, self._weights, strict=True)):
-            due = -(-(used + self.total) // weight)
-            self._waiting.setdefault(max(used // weight, 0), []).append((due, at))
-        for heap in self._waiting.values():
-            heapify(heap)
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        weights: Sequence[int],
+        previous: SmoothPicker | TieredPicker | None,
+    ) -> None:
+        """Use ``WeightedRoundRobin.picker``. It takes over the tiers of ``previous`` and changes what changed."""
+        self._weights = dict(zip(candidates, weights, strict=True))
+        before: dict[Candidate, int] = {}
+        self._tiers: dict[int, Tier] = {}
+        due: dict[int, float] = {}
+        coming: Iterable[Candidate] = candidates
+        if isinstance(previous, TieredPicker):
+            before, self._tiers, due = previous._weights, previous._tiers, previous.due()
+            coming = [candidate for candidate, weight in self._weights.items() if before.get(candidate) != weight]
+        elif previous is not None:
+            credits = previous.credits()
+            coming = sorted(candidates, key=lambda candidate: -credits.get(candidate, 0.0))
+        leaving = {candidate for candidate, weight in before.items() if self._weights.get(candidate) != weight}
+        changes: dict[int, list[tuple[Candidate, int]]] = {before[c].bit_length(): [] for c in leaving}
+        for candidate in coming:
+            weight = self._weights[candidate]
+            changes.setdefault(weight.bit_length(), []).append((candidate, weight))
+        for bits, new in changes.items():
+            self._tiers.setdefault(bits, Tier(bits)).change(leaving, new)
+        self._tiers = {bits: tier for bits, tier in sorted(self._tiers.items()) if tier.weights}
+        self._sums = [sum(tier.weights) for tier in self._tiers.values()]
+        mean = sum(due.values()) / len(due) if due else 0.0
+        self._opening = [due[bits] - mean if bits in due else 0.0 for bits in self._tiers]
+        """Picks due to each tier where the present row began."""
+        self._accounts = [round(credit * sum(self._sums)) for credit in self._opening]
+        """Picks due to each tier where it ends, in 1/sum of a pick."""
+        self._begun = previous is not None
+        self._row: list[Iterator[Candidate]] = []
+        self._rest: Iterator[Iterator[Candidate]] = iter(())
+        self._picks: Iterator[Candidate] = iter(())
+        self._layouts: dict[tuple[int, ...], list[Iterator[Candidate]]] = {}
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
-        """The next of the schedule. O(log n)."""
-        if self.turn < 0:
-            self._begin(rng.randrange(len(self._candidates)))
-        ready, slot = self._ready, self._slot
-        self._slot = slot + 1
-        heap = self._waiting.pop(slot, None)
-        if heap is not None:
-            heappush(ready, (*heap[0], heap))
-        heap = ready[0][2]
-        at = heappop(heap)[1]
-        if heap:
-            heapreplace(ready, (*heap[0], heap))
-        else:
-            heappop(ready)
-        total, weight = self.total, self._weights[at]
-        self._used[at] = used = self._used[at] + total
-        eligible = max(used // weight, slot + 1)
-        entry = (-(-(used + total) // weight), at)
-        later = self._waiting.get(eligible)
-        if later is None:
-            self._waiting[eligible] = [entry]
-        else:
-            heappush(later, entry)
-        return self._candidates[at]
+        """The next of the schedule. O(1) on average."""
+        candidate = next(self._picks, None)
+        return self._next_row(rng) if candidate is None else candidate
 
-    def credits(self) -> dict[Key, int]:
-        """What is due to each, in 1/``total`` of a pick, by the endpoint's key."""
-        slot = self._slot
-        rows = zip(self._candidates, self._weights, self._used, strict=True)
-        return {candidate.endpoint.key: slot * weight - used for candidate, weight, used in rows}
+    def _next_row(self, rng: Random) -> Candidate:
+        """Lay out the next picks of the tiers, and make the first of them."""
+        total, tiers = sum(self._sums), list(self._tiers.values())
+        first = not self._row
+        if first and not self._begun:
+            for tier in tiers:
+                tier.begin_anywhere(rng)
+        if not first:
+            self._opening = [account / total for account in self._accounts]
+        counts = []
+        for at, weight in enumerate(self._sums):
+            due = self._accounts[at] + STRETCH * weight
+            counts.append(max(due // total, 0))
+            self._accounts[at] = due - counts[at] * total
+        # What rounding left over goes to those who are nearest to their next.
+        for at in nlargest(STRETCH - sum(counts), range(len(counts)), key=self._accounts.__getitem__):
+            counts[at] += 1
+            self._accounts[at] -= total
+        key = tuple(counts)
+        row = None if first else self._layouts.get(key)
+        if row is None:
+            # The j-th pick of a tier is due when its credit passes j + 1/2. What is due at the start counts
+            # in the first row only: it matters where every pick follows a change, and would make each row unique.
+            credits = self._opening if first else [0.0] * len(tiers)
+            places = [
+                ((j + 0.5 - credit) / weight, at)
+                for at, (weight, credit) in enumerate(zip(self._sums, credits, strict=True))
+                for j in range(counts[at])
+            ]
+            row = [tiers[at].turns for _, at in sorted(places)]
+            if not first:
+                if len(self._layouts) >= LAYOUTS:
+                    self._layouts.clear()
+                self._layouts[key] = row
+        self._row = row
+        self._rest = iter(row)
+        # Drawn in C: the row's next tier, and that tier's next candidate.
+        self._picks = map(next, self._rest)
+        return next(self._picks)
+
+    def due(self) -> dict[int, float]:
+        """How many picks are due to each tier, by its number."""
+        done = len(self._row) - length_hint(self._rest)
+        got = Counter(map(id, self._row[:done]))
+        total = sum(self._sums)
+        return {
+            bits: credit + done * weight / total - got[id(tier.turns)]
+            for (bits, tier), weight, credit in zip(self._tiers.items(), self._sums, self._opening, strict=True)
+        }
+
+    def credits(self) -> dict[Candidate, float]:
+        """How many picks are due to each, within its tier. The picker picks no more."""
+        return dict(chain.from_iterable(tier.credits() for tier in self._tiers.values()))
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"in turn by weight, earliest deadline first, {len(self._weights)} candidates"
+        return f"in turn by weight, {len(self._weights)} candidates in {len(self._tiers)} tiers"
+
+
+class Tier:
+    """Candidates whose weights differ by less than a factor of two, in turn. ``next(turns)`` is the next.
+
+    A visit adds the weight to the candidate's account; who then has ``cap`` pays it and is picked. When
+    all weights are equal, a visit is a pick.
+    """
+
+    __slots__ = ("_accounts", "_at", "_bits", "_cap", "_even", "_members", "turns", "weights")
+
+    def __init__(self, bits: int) -> None:
+        """Empty; ``change`` fills it. The weights are those of ``bits`` binary digits."""
+        self._bits = bits
+        self._cap = 0
+        self._even = False
+        self._members: list[Candidate] = []
+        self._accounts: list[int] = []
+        self.weights: list[int] = []
+        self._at = 0
+        self.turns: Iterator[Candidate] = iter(())
+
+    def change(self, leaving: Container[Candidate], coming: Sequence[tuple[Candidate, int]]) -> None:
+        """Who stays keeps its turn; who comes is in the middle of the round."""
+        self._turn(self._place())
+        if leaving:
+            stay = [member not in leaving for member in self._members]
+            self._members, self.weights, self._accounts = (
+                list(compress(column, stay)) for column in (self._members, self.weights, self._accounts)
+            )
+        cap = 1 << self._bits
+        half = len(self._members) // 2
+        self._members[half:half] = [candidate for candidate, _ in coming]
+        self.weights[half:half] = [weight for _, weight in coming]
+        # Spread by the golden ratio, so that those who come together are not passed over together.
+        self._accounts[half:half] = [int(i * _GOLDEN % 1.0 * cap) for i in range(len(coming))]
+        if not self.weights:
+            return
+        self._even = min(self.weights) == max(self.weights)
+        self._cap = self.weights[0] if self._even else cap
+        self.turns = cycle(self._members) if self._even else self._walk()
+
+    def begin_anywhere(self, rng: Random) -> None:
+        """Turn the round, before the first pick."""
+        self._turn(rng.randrange(len(self._members)))
+        self.turns = cycle(self._members) if self._even else self._walk()
+
+    def _walk(self) -> Iterator[Candidate]:
+        members, weights, accounts, cap = self._members, self.weights, self._accounts, self._cap
+        while True:
+            for at, weight in enumerate(weights):
+                account = accounts[at] + weight
+                if account >= cap:
+                    accounts[at] = account - cap
+                    self._at = at + 1
+                    yield members[at]
+                else:
+                    accounts[at] = account
+
+    def _place(self) -> int:
+        """The index of the next. Asking takes a turn of it."""
+        return self._members.index(next(self.turns)) if self._even else self._at
+
+    def _turn(self, at: int) -> None:
+        self._members = self._members[at:] + self._members[:at]
+        self.weights = self.weights[at:] + self.weights[:at]
+        self._accounts = self._accounts[at:] + self._accounts[:at]
+        self._at = 0
+
+    def credits(self) -> Iterator[tuple[Candidate, float]]:
+        """How many picks are due to each: around 0, falling along the round. The tier is of no more use."""
+        self._turn(self._place())
+        size, cap = len(self._members), self._cap
+        for place, (member, weight, account) in enumerate(
+            zip(self._members, self.weights, self._accounts, strict=True), 1
+        ):
+            # What it has, and what the way round since its last visit is worth.
+            has = cap / 2 if self._even else account
+            yield member, (has + weight * (0.5 - place / size)) / cap - 0.5
