@@ -196,6 +196,7 @@ class LogicalChannel:
             self._resolver = target
         _grpcio.check_arguments(self.target, options, credentials, compression)
         self.settings = settings
+        self.propagate = settings.propagate
         self._budget = settings.budget.new_state()
         self.balancer = self.balancer_type(
             self.target,
@@ -352,13 +353,14 @@ class LogicalChannel:
         for endpoint in resolution.endpoints:
             if not isinstance(endpoint, Endpoint):
                 raise TypeError(f"update() was given the endpoint {endpoint!r}; expected an lb.Endpoint")
-        self._in_loop(self._updated, resolution)
+        self.in_loop(self._updated, resolution)
 
     def error(self, message: str) -> None:
         """The resolver can not read its source."""
-        self._in_loop(self._resolver_failed, message)
+        self.in_loop(self._resolver_failed, message)
 
-    def _in_loop(self, function: Any, argument: Any) -> None:
+    def in_loop(self, function: Callable[[Any], object], argument: Any) -> None:
+        """Call a function in the channel's event loop, if it has one; from any thread."""
         loop = self._loop
         if loop is None or loop.is_closed():
             return

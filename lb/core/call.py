@@ -106,6 +106,7 @@ class Call:
     _slept_s = 0.0
     _unprocessed = 0
     _queued = False
+    _in_line = False
     error: Exception | None = None
     """What a user's retry strategy raised; the driver tells it in its log."""
     gave_up = ""
@@ -129,6 +130,8 @@ class Call:
     def begin(self, now: float) -> Action:
         """The first action."""
         self.settings.budget.deposit(now)
+        if self.deadline is not None and now >= self.deadline:
+            return self.expired(now)
         if self._balancer.waiting:  # nobody goes past the line
             return self._line(f"{self._balancer.target}: every endpoint is at its concurrency limit")
         return self.resume(now)
@@ -141,7 +144,9 @@ class Call:
         else:
             picked = self._balancer.pick(self, now)
         if type(picked) is Attempt:
-            self._queued = False
+            if self._queued:
+                self._queued = False
+                self.leave_line()
             attempts.append(picked)
             return picked
         assert isinstance(picked, Unpicked)
@@ -159,13 +164,24 @@ class Call:
     def _line(self, message: str) -> Action:
         limit = self._balancer.limit
         assert limit is not None
-        if not self._queued and self._balancer.waiting >= limit.queue:
-            return self._refuse(f"{message} and {self._balancer.waiting} calls wait already")
+        if not self._in_line:
+            waiting = self._balancer.waiting
+            if waiting >= limit.queue:
+                return self._refuse(f"{message} and {waiting} calls wait already")
+            self._in_line = True
+            self._balancer.waiting = waiting + 1
         self._queued = True
         return Queued(message, limit.queue_s)
 
+    def leave_line(self) -> None:
+        """It no longer waits for a place. Drivers say so of a call that ends, whatever it did before."""
+        if self._in_line:
+            self._in_line = False
+            self._balancer.waiting -= 1
+
     def refused(self) -> Action:
         """It waited in line for as long as the limit lets a call wait."""
+        self.leave_line()
         return self._refuse(f"{self._balancer.target}: no endpoint fell below its concurrency limit in time")
 
     def _refuse(self, message: str) -> Action:
@@ -275,6 +291,8 @@ class Call:
         waited = now - self.started_at
         tried = f"; tried {self.tried()}" if self.attempts else ""
         reason = self._balancer.unpicked(now).message if self._queued else "between attempts"
+        if not self.attempts and not self._queued:
+            reason = "before the first attempt"
         return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
 
     def tried(self) -> str:

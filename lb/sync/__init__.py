@@ -1,7 +1,8 @@
-"""The shell for threads: `channel`."""
+"""The shell for threads: `channel`, and `incoming` for servers."""
 
 from __future__ import annotations
 
 from lb.sync.channel import Channel, channel
+from lb.sync.incoming import incoming
 
-__all__ = ["Channel", "channel"]
+__all__ = ["Channel", "channel", "incoming"]

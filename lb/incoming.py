@@ -1,0 +1,161 @@
+"""What an incoming call hands on to the calls that are made for it: its deadline, and its cancellation.
+
+::
+
+    client ──1 s──► A ──what is left──► B ──what is left──► C
+           cancel ─►   ──── cancel ───►   ──── cancel ───►
+
+A server's interceptor (`lb.aio.incoming`, `lb.sync.incoming`) opens a `Scope` around each handler
+and puts it into a context variable; a channel of `lb` looks there when a call begins. So
+
+- no outgoing call outlives the incoming one's deadline; the earlier of the two deadlines holds;
+- when the incoming call is cancelled by its client, or its deadline passes, the outgoing ones
+  that still run are cancelled, also those of tasks that the handler has spawned. What a handler
+  that has ended normally left running goes on, though not beyond the deadline.
+
+``channel(..., propagate=False)`` has no part in this, nor has what stands in a block of `detached`.
+Tasks inherit the context variable; threads that a handler starts do not, unless it runs them in
+``contextvars.copy_context()``.
+
+What a channel does where a call begins, with ``propagate`` set::
+
+    scope = incoming.current()           # None outside of a handler: all that this costs there
+    if scope is not None:
+        deadline = scope.bound(deadline)
+    call = ...
+    if scope is not None:
+        scope.add(call)                  # may call call.incoming_cancelled(), from any thread
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]  # generic in the types alone
+
+# A deadline further away is none: grpcio's threads tell a call without one that it has centuries left.
+_NEVER_S = 10 * 365 * 86400.0
+
+CANCELLED = "The incoming call that this one was made for was cancelled."
+"""Details of a call that ended so."""
+
+
+class Outgoing(Protocol):
+    """A call that a channel makes. The scope holds it weakly."""
+
+    def incoming_cancelled(self) -> None:
+        """Cancel the call. Called from any thread, also after its end, and maybe twice."""
+
+
+class Scope:
+    """One incoming call, as outgoing ones see it.
+
+    ``deadline`` is an instant on the monotonic clock, or None. Nothing is locked: what is added
+    while another thread cancels is found by one of the two.
+    """
+
+    __slots__ = ("_calls", "cancelled", "deadline")
+
+    def __init__(self, remaining_s: float | None) -> None:
+        """``remaining_s`` is the time to its deadline in seconds, None without one."""
+        forever = remaining_s is None or remaining_s > _NEVER_S
+        self.deadline = None if forever or remaining_s is None else time.monotonic() + remaining_s
+        self.cancelled = False
+        self._calls: set[weakref.ref[Outgoing]] | None = None
+
+    def bound(self, deadline: float | None) -> float | None:
+        """The earlier of a call's own deadline and the scope's. In and out: an instant on the wall clock, or None."""
+        if self.deadline is None:
+            return deadline
+        inherited = self.deadline - time.monotonic() + time.time()
+        return inherited if deadline is None or inherited < deadline else deadline
+
+    def add(self, call: Outgoing) -> None:
+        """Cancel ``call`` together with the scope: at once, if that is cancelled already."""
+        calls = self._calls
+        if calls is None:
+            calls = self._calls = set()
+        calls.add(weakref.ref(call, calls.discard))
+        if self.cancelled:
+            call.incoming_cancelled()
+
+    def cancel(self) -> None:
+        """The incoming call was cancelled: so are those made for it. From any thread."""
+        self.cancelled = True
+        for reference in set() if self._calls is None else self._calls.copy():
+            call = reference()
+            if call is not None:
+                call.incoming_cancelled()
+
+    def __repr__(self) -> str:
+        left = "no deadline" if self.deadline is None else f"{self.deadline - time.monotonic():.3f} s left"
+        return f"<Scope {left}{' cancelled' if self.cancelled else ''} calls={len(self._calls or ())}>"
+
+
+_current: ContextVar[Scope | None] = ContextVar("lb.incoming", default=None)
+
+current: Callable[[], Scope | None] = _current.get
+"""The scope of the handler that runs here, or None."""
+
+
+def enter(scope: Scope) -> None:
+    """Make ``scope`` the current one, until the end of the context: a server's call has one of its own."""
+    _current.set(scope)
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """A block whose calls inherit neither deadline nor cancellation from the incoming call.
+
+    For work that shall go on when the caller is gone::
+
+        with lb.detached():
+            task = asyncio.create_task(stub.WriteAudit(record, timeout=5))
+
+    Tasks that begin in the block stay detached; those awaited in it by the handler are cancelled
+    with the handler's own task.
+    """
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+# ---- for the interceptors ----
+
+_MOST_METHODS = 4096
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+
+class Handlers:
+    """Handlers in a scope: made once for each method, whose handler is nearly always the same object."""
+
+    def __init__(self, wrap: Callable[[Any], Any]) -> None:
+        """``wrap`` is given a handler's function and returns the one that opens a scope around it."""
+        self._wrap = wrap
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    def wrapped(self, method: str, handler: Handler) -> Handler:
+        """The handler to serve ``method`` with, in the place of ``handler``."""
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            if len(self._wrapped) >= _MOST_METHODS:  # a proxy may meet any number of them
+                self._wrapped.clear()
+            known = self._wrapped[method] = (handler, self._made(handler))
+        return known[1]
+
+    def _made(self, handler: Handler) -> Handler:
+        kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        behavior = self._wrap(getattr(handler, kind))
+        made: Handler = make(behavior, handler.request_deserializer, handler.response_serializer)
+        return made

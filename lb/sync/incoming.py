@@ -1,0 +1,87 @@
+"""`incoming`: as in `lb.aio`, for a ``grpc.server`` with threads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from lb.incoming import Handlers, Scope, enter
+
+if TYPE_CHECKING:
+    from lb.incoming import Handler
+
+
+def incoming() -> grpc.ServerInterceptor:
+    """An interceptor for ``grpc.server``: calls made through `lb` channels in a handler inherit from its call.
+
+    See `lb.incoming` for what they inherit. Threads that a handler starts have no part in it,
+    unless it runs them in ``contextvars.copy_context()``.
+    """
+    return _Incoming()
+
+
+class _Incoming(grpc.ServerInterceptor):
+    def __init__(self) -> None:
+        self._handlers = Handlers(_wrap)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Called by grpcio for each call."""
+        handler = continuation(handler_call_details)
+        return None if handler is None else self._handlers.wrapped(handler_call_details.method, handler)
+
+
+class _Running:
+    """Whether a handler is still at work: only then its calls are cancelled with the incoming one."""
+
+    __slots__ = ("_ended", "_scope")
+
+    def __init__(self, context: Any) -> None:
+        # grpcio runs interceptor and handler of a call in a context of that call's own.
+        self._scope = Scope(context.time_remaining())
+        self._ended = False
+        enter(self._scope)
+        if not context.add_callback(self.call_ended):
+            self._scope.cancel()  # ended before it began
+
+    def ended(self) -> None:
+        """The handler is through."""
+        self._ended = True
+
+    def call_ended(self) -> None:
+        """The incoming call is over, in whichever way; grpcio tells it in a thread of its own."""
+        if not self._ended:
+            self._scope.cancel()
+
+
+def _wrap(behavior: Any) -> Any:
+    @functools.wraps(behavior)  # some of grpcio's switches are attributes of the function
+    def handle(request: Any, context: Any, *send: Any) -> Any:
+        running = _Running(context)
+        try:
+            answer = behavior(request, context, *send)
+        except BaseException:
+            running.ended()
+            raise
+        if isinstance(answer, Iterator):
+            return _generate(answer, running)
+        running.ended()
+        return answer
+
+    return handle
+
+
+def _generate(answers: Iterator[Any], running: _Running) -> Iterator[Any]:
+    try:
+        yield from answers
+    except GeneratorExit:  # nobody wants the rest: the call was cancelled
+        running.call_ended()
+        raise
+    finally:
+        running.ended()
