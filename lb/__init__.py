@@ -18,18 +18,27 @@ from lb.aio.channel import attempts
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
+from lb.core.concurrency import ConcurrencyLimit
+from lb.core.connection import Connection
+from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Listener, Resolution, Resolver
+from lb.core.hedging import Hedging
 from lb.core.policies import Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin
 from lb.core.retry import Retry
 from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.core.token_bucket import TokenBucket
+from lb.incoming import detached
 
 __all__ = [
     "Attempt",
     "Breaker",
     "Budget",
+    "ConcurrencyLimit",
+    "Connection",
+    "Ejection",
     "Endpoint",
     "EndpointSnapshot",
+    "Hedging",
     "Listener",
     "Policy",
     "Random",
@@ -43,4 +52,5 @@ __all__ = [
     "WeightedRoundRobin",
     "aio",
     "attempts",
+    "detached",
 ]

@@ -72,6 +72,22 @@ def never_processed(call: Any) -> bool:
     )
 
 
+_REMOVED = "Stream removed ("
+
+
+def as_with_core_retries(status: Any) -> Any:
+    """The status in the words that it has with core's own retries on, as users know them.
+
+    With these off core wraps a cause of its own: ``Stream removed (Deadline Exceeded)``.
+    """
+    details = status.details() or ""
+    if not details.startswith(_REMOVED) or not details.endswith(")") or status.trailing_metadata():
+        return status
+    return AioRpcStatus(
+        status.code(), details[len(_REMOVED) : -1], status.trailing_metadata(), status.debug_error_string()
+    )
+
+
 def lower(channel: grpc.aio.Channel) -> Any:
     """The ``cygrpc.AioChannel`` under a channel of grpcio's."""
     return channel._channel  # type: ignore[attr-defined]

@@ -27,10 +27,11 @@ import logging
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import grpc
 
+from lb import incoming
 from lb.aio import _grpcio
 from lb.aio._grpcio import EOF, AioRpcStatus
 from lb.aio.hedge import Race
@@ -47,6 +48,8 @@ _CANCELLED_VALUE = grpc.StatusCode.CANCELLED.value[0]
 _DEADLINE_SLACK_S = 0.02
 # Core hands over the (empty) headers of a status without headers a moment before the status itself.
 _HEADERS_ALONE_S = 0.02
+
+T = TypeVar("T")
 
 _log = logging.getLogger("lb.channel")
 
@@ -65,6 +68,13 @@ class Owner(Protocol):
     @property
     def tracer(self) -> Spans:
         """Makes the spans."""
+
+    @property
+    def propagate(self) -> bool:
+        """Whether calls inherit deadline and cancellation from the incoming call they are made for."""
+
+    def in_loop(self, function: Callable[[str], None], argument: str) -> None:
+        """Call a function in the channel's event loop; from any thread."""
 
     def method(self, method: bytes) -> Method:
         """What all calls of a method share."""
@@ -119,6 +129,9 @@ class LogicalCall:
     ) -> None:
         self._channel = channel
         self._method = method
+        scope = incoming.current() if channel.propagate else None
+        if scope is not None:
+            deadline = scope.bound(deadline)
         settings = channel.method(method)
         if settings.timeout_s is not None:
             latest = time.time() + settings.timeout_s
@@ -134,6 +147,10 @@ class LogicalCall:
         # written to their connections one by one: that costs a tenth of a call.
         self._span = channel.tracer.call_started(self.call, now)
         self._action: Action | None = None
+        if scope is not None:
+            scope.add(self)
+            if self._status is not None:  # the incoming call is cancelled already
+                return
         if channel.balancer.needs_metadata:  # which comes with that task
             self._deferred = True
             return
@@ -228,6 +245,10 @@ class LogicalCall:
         if self._retrying is not None:
             self._retrying.cancel()
 
+    def incoming_cancelled(self) -> None:
+        """The incoming call that this one is made for was cancelled. From any thread."""
+        self._channel.in_loop(self.cancel, incoming.CANCELLED)
+
     def won(self, lost: Outcome, status: Any, real: Any) -> None:
         """A hedge has decided the call; the attempt of the call's own task, if it runs, ends as ``lost``."""
         self._give_back(lost)
@@ -276,9 +297,9 @@ class LogicalCall:
     ) -> bytes | None:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
         outbox = self._requests()
-        outbox.observe(metadata_sent)
         action = self._take(metadata)
         self._lift_attempt_timeout()
+        outbox.observe(metadata_sent, self._await_response if self._timed else None)
         while action is not None:
             if type(action) is Attempt:
                 try:
@@ -308,7 +329,7 @@ class LogicalCall:
         self, metadata: tuple[Any, ...], metadata_sent: Callable[[], None], *context: Any
     ) -> None:
         """Begin; returns with the first attempt's headers. ``metadata_sent``: messages may be sent."""
-        self._requests().observe(metadata_sent)
+        self._requests().observe(metadata_sent, self._await_response if self._timed else None)
         self._arguments = (None, metadata, context)
         await self._initiate()
 
@@ -331,9 +352,8 @@ class LogicalCall:
             real = self._open_real(action)
             headers = self._headers(action, metadata)
             real.add_done_callback(_StatusArrived(self, real))
-            limit = self.call.settings.retry.attempt_timeout
-            if limit is not None and self._outbox is None:
-                self._timer = asyncio.get_running_loop().call_later(limit, self._attempt_timed_out, real)
+            if self._outbox is None and self._timed:
+                self._await_response(real)
             if self._outbox is None:
                 await real.initiate_unary_stream(request, headers, *context)
             else:
@@ -342,8 +362,12 @@ class LogicalCall:
         except BaseException as error:
             self._abandon(error)
             raise
-        if real._initial_metadata and real is self._real:
-            self._commit(real)
+        if real._initial_metadata:
+            if real is self._real:
+                self._commit(real)
+        else:
+            # A status without headers hands over empty ones first, and itself a moment later.
+            await asyncio.sleep(0)
 
     def _status_arrived(self, real: Any) -> None:
         """A streaming attempt ended: for good, or to be followed by another."""
@@ -386,15 +410,14 @@ class LogicalCall:
 
     async def send_serialized_message(self, message: bytes) -> None:
         """Send one message; returns when flow control lets the next one in."""
-        assert self._outbox is not None
-        await self._outbox.send(message)
+        await self._requests().send(message)
 
     async def send_receive_close(self) -> None:
         """Say that no more messages follow."""
         await self._requests().half_close()
 
     def _requests(self) -> Outbox:
-        # Half-closing does not wait until the call's own task has begun.
+        # Who writes or half-closes need not wait until the call's own task has begun.
         if self._outbox is None:
             self._outbox = Outbox()
         return self._outbox
@@ -408,13 +431,18 @@ class LogicalCall:
             self.call.metadata = metadata
             return self._ask(self.call.begin, time.monotonic())
         action, self._action = self._action, None
-        return action if self._status is None else None
+        if self._status is not None:
+            return None
+        if type(action) is Queued and (action.line_s is None or not self._channel.balancer.waiting):
+            # What it waits for may have come between the call's beginning and its task's.
+            return self._ask(self.call.resume, time.monotonic())
+        return action
 
     def not_begun(self) -> bool:
         """Whether no task has begun to carry the call out."""
         return self._action is not None and self._status is None
 
-    def _ask(self, function: Callable[..., Action], *arguments: Any, **named: Any) -> Action:
+    def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T | Failed:
         """Ask the core. It calls a user's policy, and that may raise."""
         try:
             return function(*arguments, **named)
@@ -459,6 +487,18 @@ class LogicalCall:
         if self.call.settings.retry.attempt_timeout is not None and self._real is not None:
             self._real = None  # made before this was known; it was not started, and none will be made of it
 
+    @property
+    def _timed(self) -> bool:
+        return self.call.settings.retry.attempt_timeout is not None
+
+    def _await_response(self, real: Any) -> None:
+        """The requests are sent: from now on the attempt's time-out counts, until the first response."""
+        limit = self.call.settings.retry.attempt_timeout
+        if limit is not None and real is self._real and not self._committed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(limit, self._attempt_timed_out, real)
+
     def _attempt_timed_out(self, real: Any) -> None:
         """No response came within the attempt's own time-out."""
         if real is self._real and not self._committed and not real.done():
@@ -467,7 +507,7 @@ class LogicalCall:
 
     def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """The metadata that this attempt sends."""
-        if attempt.number > 1:  # for gRFC A6; core takes it away unless grpc.enable_retries is 0
+        if attempt.number > 1:  # gRFC A6
             metadata = (*metadata, ("grpc-previous-rpc-attempts", str(attempt.number - 1)))
         if self._span is not None:
             metadata = self._channel.tracer.attempt_started(self._span, self.call, attempt, metadata)
@@ -492,6 +532,7 @@ class LogicalCall:
             return None
         now = time.monotonic()
         attempt = self._attempt
+        status = _grpcio.as_with_core_retries(status)
         outcome = self.outcome(attempt, real, status, now)
         self._give_back(outcome, now)
         replayable = True
@@ -647,6 +688,8 @@ class LogicalCall:
         if self._status is not None:
             return
         self._status = status
+        if self.call._queued:
+            self.call.leave_line()
         if self._race is not None:
             self._race.stop()
         if self._timer is not None:

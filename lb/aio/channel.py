@@ -8,6 +8,7 @@ import contextvars
 import inspect
 import logging
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, ClassVar
@@ -219,6 +220,8 @@ class LogicalChannel:
         self._fresh: list[LogicalCall] = []
         self._older: list[LogicalCall] = []
         self._sweeping = False
+        self._asleep = False
+        self._used = True
         self._waiters: set[asyncio.Future[bool]] = set()
         self._line: collections.deque[asyncio.Future[bool]] = collections.deque()
         self._ending: set[asyncio.Task[None]] = set()
@@ -239,6 +242,9 @@ class LogicalChannel:
         if credentials is not None and self._credentials is None:
             raise _grpcio.UsageError(_grpcio.CREDENTIALS_ON_INSECURE)
         self._start()
+        self._used = True
+        if self._asleep:
+            self._wake_up()
         call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
         if self._intercepted:
             remember_maker(call)
@@ -316,14 +322,12 @@ class LogicalChannel:
             self._line.appendleft(waiter)
         else:
             self._line.append(waiter)
-        self.balancer.waiting = len(self._line)
         free = False
         try:
             free = await waiter
         finally:
             timer.cancel()
             self._line.remove(waiter)
-            self.balancer.waiting = len(self._line)
             if not free and waiter.done() and not waiter.cancelled() and waiter.result():
                 self.next_in_line()  # woken, and cancelled before it could go on
         return free
@@ -377,18 +381,53 @@ class LogicalChannel:
         if self._closed:
             return
         changes = self.balancer.update(resolution)
-        for candidate in changes.added:
-            try:
-                candidate.handle = self.subchannel_type(
-                    candidate, self._options, self._credentials, self._compression, self._connectivity
-                )
-            except (ValueError, TypeError, _grpcio.UsageError) as error:
-                self.balancer.set_connectivity(
-                    candidate, Connectivity.TRANSIENT_FAILURE, time.monotonic(), f"no connection was made: {error}"
-                )
+        if not self._asleep:
+            for candidate in changes.added:
+                self._connect(candidate)
         for candidate in changes.closable:
             self._close_subchannel(candidate)
         self._wake()
+
+    def _connect(self, candidate: Candidate) -> None:
+        try:
+            candidate.handle = self.subchannel_type(
+                candidate, self._options, self._credentials, self._compression, self._connectivity
+            )
+        except (ValueError, TypeError, _grpcio.UsageError) as error:
+            self.balancer.set_connectivity(
+                candidate, Connectivity.TRANSIENT_FAILURE, time.monotonic(), f"no connection was made: {error}"
+            )
+
+    # ---- idling ----
+
+    def look_for_calls(self, idle_s: float) -> None:
+        """Close the connections when there was no call for ``idle_s``; looks again after as long."""
+        loop = self._loop
+        if self._closed or self._asleep or loop is None:
+            return
+        if self._used or self._waiters or any(candidate.in_flight for candidate in self.balancer.candidates):
+            self._used = False
+            loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
+            return
+        self._asleep = True
+        for candidate in self.balancer.candidates:
+            self._close_subchannel(candidate)
+            candidate.handle = None
+            self.balancer.set_connectivity(candidate, Connectivity.IDLE, time.monotonic())
+        self._wake()
+
+    def _wake_up(self) -> None:
+        """Connect again, at the first call after idling."""
+        self._asleep = False
+        for candidate in self.balancer.candidates:
+            self._connect(candidate)
+        self._watch_idling()
+
+    def _watch_idling(self) -> None:
+        idle_s = self.settings.connection.idle_s
+        if idle_s is not None and self._loop is not None:
+            # Weak: a channel that was forgotten must not be kept by its timer.
+            self._loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
 
     def _resolver_failed(self, message: str) -> None:
         if not self.balancer.resolver_error and self._loop is not None:
@@ -433,6 +472,7 @@ class LogicalChannel:
             _log.exception("%s: the resolver did not start", self.target)
             self.update(Resolution((), f"the resolver did not start: {error!r}"))
         self._wake()
+        self._watch_idling()
 
     def _close_subchannel(self, candidate: Candidate) -> None:
         if candidate.handle is None:
@@ -486,6 +526,8 @@ class LogicalChannel:
             return Connectivity.SHUTDOWN
         if try_to_connect:
             self._start()
+            if self._asleep:
+                self._wake_up()
         return Connectivity.IDLE if self._loop is None else self.balancer.state()
 
     async def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> bool:
@@ -502,6 +544,12 @@ class LogicalChannel:
         """See `Channel.snapshot`."""
         now = time.monotonic()
         return snapshot(self.balancer, self._budget.balance(now), now)
+
+
+def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None:
+    alive = channel()
+    if alive is not None:
+        alive.look_for_calls(idle_s)
 
 
 def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from lb.aio._grpcio import as_with_core_retries
 from lb.core.balancer import Attempt
 from lb.core.call import Action, Done, Others
 from lb.core.outcome import OK, Origin, Outcome, Retryable, Verdict, classify
@@ -150,6 +151,7 @@ class Race:
             self._measure(attempt)
             call.won(_LOST, status, real)
             return
+        status = as_with_core_retries(status)
         outcome = call.outcome(attempt, real, status, now)
         call.hand_back(attempt, outcome, now)
         running = len(self._hedges) + (call._attempt is not None)

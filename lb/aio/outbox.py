@@ -38,6 +38,7 @@ class Outbox:
         "_lock",
         "_next",
         "_observer",
+        "_on_close",
         "_over",
         "_real",
         "replayable",
@@ -56,11 +57,16 @@ class Outbox:
         self._lock = asyncio.Lock()
         self._attached = asyncio.Event()
         self._over = False
+        self._on_close: Callable[[Any], None] | None = None
         self.replayable = True
         """Whether all that was written is still here."""
 
-    def observe(self, metadata_sent: Callable[[], None]) -> None:
-        """``metadata_sent`` tells grpcio's upper layer that it may write."""
+    def observe(self, metadata_sent: Callable[[], None], on_close: Callable[[Any], None] | None = None) -> None:
+        """``metadata_sent`` tells grpcio's upper layer that it may write.
+
+        ``on_close`` is told each attempt to which all requests were sent.
+        """
+        self._on_close = on_close
         # A bound method of the upper call, which holds us: weak, so that no cycle stays behind.
         self._observer = weakref.WeakMethod(metadata_sent)
 
@@ -90,6 +96,7 @@ class Outbox:
     def settled(self) -> None:
         """The call is over: writers may see that."""
         self._over = True
+        self._on_close = None
         self.detach()
         if self._flushing is not None:
             self._flushing.cancel()
@@ -138,6 +145,8 @@ class Outbox:
                         self.forget()
                 if self._closed and not self._close_sent and real is not None and real is self._real:
                     self._close_sent = True
+                    if self._on_close is not None:
+                        self._on_close(real)
                     await real.send_receive_close()
             except _grpcio.InternalError as error:
                 # The attempt has ended; its status says why, and whether another one follows.

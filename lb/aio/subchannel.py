@@ -44,7 +44,7 @@ def subchannel_options(
     """
     kept = [(name, value) for name, value in options if name != SERVICE_CONFIG_OPTION or not isinstance(value, str)]
     given = {name for name, _ in kept}
-    ours = [*_DEFAULTS, *settings.connection.options()]
+    ours: list[tuple[str, Any]] = [*_DEFAULTS, *settings.connection.options()]
     if authority:
         ours.append(("grpc.default_authority", authority))
     config = settings.core_config()

@@ -169,7 +169,7 @@ class Balancer:
         self.target = target
         self.rng = rng
         self.waiting = 0
-        """How many calls wait in line for a place below the concurrency limit. The driver counts them."""
+        """How many calls wait in line for a place below the concurrency limit; they count themselves."""
         self.limit = limit
         self.throttle = throttle
         self._ejection = ejection or Ejection()

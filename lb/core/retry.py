@@ -54,9 +54,9 @@ class Retry:
             for which it says yes is tried again although the table would not. Who gives one
             answers for idempotence. Committed calls are never retried, whatever it says.
         jitter: share of the wait that is drawn at random around it, 0 to 1.
-        attempt_timeout: seconds until the first response of an attempt, or None; then it is cancelled
-            and counts as a failure. For calls with one request; one that streams its requests decides
-            itself how long it writes. The call's own timeout is separate and always holds.
+        attempt_timeout: seconds from an attempt's last request to its first response, or None; then the
+            attempt is given up and counts as a failure. The call's own timeout is separate and always
+            holds. (A server is told of it, as the deadline, where there is one request and one response.)
         budget: what retries may cost, per channel.
         idempotent: full method names (``/package.Service/Method``) that may run twice without
             harm, besides those whose proto declares an ``idempotency_level``.

@@ -16,7 +16,7 @@ from lb.core.outcome import Origin
 from lb.testing import Backend
 from lb.testing.backend import METHODS, Gate, answered_by, fail, hang, hold, pushback
 from tests.transport.conftest import Fleet
-from tests.transport.kit import AT_ONCE, IDEMPOTENT, SS, SU, US, First, Kind, channel_to, eventually, failure, ready
+from tests.transport.kit import AT_ONCE, IDEMPOTENT, SS, SU, US, UU, First, Kind, channel_to, eventually, failure, ready
 
 COUNT_KEY = "grpc-previous-rpc-attempts"
 WIRE_S = 0.02
@@ -232,7 +232,7 @@ async def test_a_first_message_commits_a_call(fleet: Fleet, kind: Kind) -> None:
 
 
 async def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet, kind: Kind) -> None:
-    """The first hangs: it is given up after ``attempt_timeout``, which the server is told as its deadline."""
+    """The first hangs: it is given up after ``attempt_timeout``, which a unary call tells the server as its deadline."""
     retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout=0.1)
     one, two, channel = await pair(fleet, retry=retry)
     async with channel:
@@ -243,7 +243,8 @@ async def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet, kin
     assert first.outcome is not None
     assert first.outcome.origin is Origin.ATTEMPT_TIMEOUT
     assert one.received[0].timeout_s is not None
-    assert one.received[0].timeout_s <= 0.1 + WIRE_S
+    if kind is UU:
+        assert one.received[0].timeout_s <= 0.1 + WIRE_S
     assert len(two.received) == 1
 
 
@@ -270,7 +271,7 @@ async def test_all_attempts_share_one_deadline(backend: Backend, kind: Kind) -> 
         took = time.monotonic() - started
         assert call._cython_call.call.gave_up == "the deadline is nearer than the next attempt"
     assert error.code() is UNAVAILABLE
-    assert took < 0.5
+    assert took < 1.0
     left = [received.timeout_s or 0 for received in backend.received]
     assert len(left) >= 2
     assert left == sorted(left, reverse=True)
@@ -305,12 +306,9 @@ async def test_the_last_failure_is_the_calls(fleet: Fleet, kind: Kind) -> None:
 
 
 async def test_a_retry_tells_how_many_came_before_it(backend: Backend, kind: Kind) -> None:
-    """``grpc-previous-rpc-attempts``, absent in the first (gRFC A6); the call's own metadata each time.
-
-    With core's own transparent retries on, as they are by default, core takes that header away.
-    """
+    """``grpc-previous-rpc-attempts``, absent in the first (gRFC A6); the call's own metadata each time."""
     backend.script(fail(), fail())
-    async with channel_to(backend, retry=IDEMPOTENT, options=[("grpc.enable_retries", 0)]) as channel:
+    async with channel_to(backend, retry=IDEMPOTENT) as channel:
         assert await kind.run(channel, metadata=(("x-user", "7"),)) == kind.echo()
     assert [received.metadata.get(COUNT_KEY) for received in backend.received] == [None, "1", "2"]
     assert [received.metadata["x-user"] for received in backend.received] == ["7"] * 3

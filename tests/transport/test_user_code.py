@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import textwrap
 from typing import Any
 
@@ -136,7 +137,9 @@ async def test_a_picker_that_keeps_what_is_gone_is_told(backend: Backend) -> Non
 async def test_the_smallest_policy_of_the_documentation_works(backend: Backend) -> None:
     """As it stands in the docstring."""
     names: dict[str, Any] = {}
-    exec(textwrap.dedent((policies_base.__doc__ or "").split("own::")[1]), names)
+    lines = (policies_base.__doc__ or "").split("own::\n")[1].splitlines()
+    example = itertools.takewhile(lambda line: not line or line.startswith("    "), lines)
+    exec(textwrap.dedent("\n".join(example)), names)
     async with channel_to(backend, policy=names["First"]()) as channel:
         for _ in range(2):
             await UU.run(channel)
