@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lb.core.policies.base import CallInfo, Candidate, Hooks, Picker, Policy
+from lb.core.policies.least_request import LeastRequest
+from lb.core.policies.p2c import P2C
 from lb.core.policies.pick_first import PickFirst
 from lb.core.policies.registry import by_name, names, resolve
 from lb.core.policies.round_robin import RoundRobin
@@ -14,6 +16,8 @@ __all__ = [
     "CallInfo",
     "Candidate",
     "Hooks",
+    "LeastRequest",
+    "P2C",
     "PickFirst",
     "Picker",
     "Policy",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lb.core.policies.base import Policy
+from lb.core.policies.least_request import LeastRequest
+from lb.core.policies.p2c import P2C
 from lb.core.policies.pick_first import PickFirst
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.policies.uniform import Random
@@ -12,7 +14,16 @@ from lb.core.policies.weighted_random import WeightedRandom
 from lb.core.policies.weighted_round_robin import WeightedRoundRobin
 
 _BY_NAME: dict[str, Policy] = {
-    policy.name: policy for policy in (WeightedRoundRobin(), RoundRobin(), WeightedRandom(), Random(), PickFirst())
+    policy.name: policy
+    for policy in (
+        WeightedRoundRobin(),
+        RoundRobin(),
+        WeightedRandom(),
+        Random(),
+        PickFirst(),
+        LeastRequest(),
+        P2C(),
+    )
 }
 
 _OBJECTS_ONLY = {
