@@ -34,8 +34,14 @@ if TYPE_CHECKING:
     from lb.sync.channel import LogicalChannel
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
-_INSECURE = "Established channel does not have a sufficient security level to transfer call credential."
-_UNAUTHENTICATED: int = grpc.StatusCode.UNAUTHENTICATED.value[0]
+# What core says of them.
+_NOT_SECURE = AioRpcStatus(
+    grpc.StatusCode.UNAUTHENTICATED.value[0],
+    "Established channel does not have a sufficient security level to transfer call credential.",
+    (),
+    "",
+)
+_LOCALLY_CANCELLED = AioRpcStatus(_grpcio.CANCELLED, "Locally cancelled by application!", (), "")
 
 Batch = tuple[Sequence[Any], Any]
 """Operations of grpcio's, and the tag that their event carries."""
@@ -135,12 +141,28 @@ def _completed(
     return done
 
 
-class BlockingCall(LogicalCall):
-    """One request, one response, in the caller's thread for as long as that is enough."""
+class _Locked(LogicalCall):
+    """A logical call whose core is used by several threads."""
 
     call_type = LockedCall
+
+    def report(self, attempt: Attempt, status: Any) -> None:
+        """See `LogicalCall`."""
+        balancer = self._channel.balancer
+        assert isinstance(balancer, LockedBalancer)
+        with balancer.lock:
+            super().report(attempt, status)
+
+
+class BlockingCall(_Locked):
+    """One request, one response, in the caller's thread for as long as that is enough.
+
+    ``_sending`` is its attempt there. Once the loop has taken over, ``_task`` carries it out.
+    """
+
+    _sending: Any = None
     _task: asyncio.Task[bytes | None] | None = None
-    _cancelled_with: tuple[int, str] | None = None
+    _ended_with: Any = None
 
     def __init__(
         self,
@@ -148,24 +170,24 @@ class BlockingCall(LogicalCall):
         arguments: tuple[Any, ...],
         deadline: float | None,
         credentials: Any,
-        batch: Batch,
+        operations: Sequence[Any],
         registered: bool,
     ) -> None:
-        operations, _ = batch
         self._owner = channel
         self._call_arguments = arguments
         self._operations = operations
-        method: bytes = arguments[1]
         wait_for_ready = _grpcio.wait_for_ready(operations[0])
-        super().__init__(channel.inner, method, deadline, credentials, wait_for_ready, registered)
+        super().__init__(channel.inner, arguments[1], deadline, credentials, wait_for_ready, registered)
 
     def _open_first(self, attempt: Attempt) -> None:
         """Nothing yet: `next_event` sends it."""
 
     def next_event(self) -> Any:
         """The event of the call's only batch, which holds everything."""
+        if self._deferred:
+            self._action = self._take(_grpcio.metadata_of(self._operations[0]))
         attempt = self._action
-        if type(attempt) is Attempt:
+        if type(attempt) is Attempt and self.call.settings.hedging is None and self._ended_with is None:
             self._action = None
             self._attempt = attempt
             try:
@@ -176,19 +198,19 @@ class BlockingCall(LogicalCall):
             done = event.batch_operations
             status = done[5]
             if status.code() == 0:
-                self._give_back(OK)
-                self._settle(status, _NO_METADATA)
-                return event
-            self._real = _Answer(
-                done[3].initial_metadata(),
-                AioRpcStatus(status.code(), status.details(), status.trailing_metadata(), status.error_string()),
-            )
-            self._action = self._answered(self._real)
+                self._answered(_Answer(done[3].initial_metadata(), status))
+                if self._status is status:
+                    return event
+            else:
+                copied = AioRpcStatus(
+                    status.code(), status.details(), status.trailing_metadata(), status.error_string()
+                )
+                self._action = self._answered(_Answer(done[3].initial_metadata(), copied))
         response = None
-        if self._action is not None:
-            response = self._in_loop()
-        headers = self._initial_metadata
-        return _Event(None, _completed(self._operations, self, self._status, response, headers))
+        if self._status is None:
+            response = self._wait_for_loop()
+        operations = _completed(self._operations, self, self._status, response, self._initial_metadata)
+        return _Event(None, operations)
 
     def _send(self, attempt: Attempt) -> Any:
         """The attempt from beginning to end, in this thread."""
@@ -200,7 +222,7 @@ class BlockingCall(LogicalCall):
             metadata = self._headers(attempt, _grpcio.metadata_of(first))
             operations = (_grpcio.send_metadata(metadata), *operations[1:])
         flags, method, host, metadata, context = self._call_arguments
-        return lower.segregated_call(
+        self._sending = sending = lower.segregated_call(
             flags,
             method,
             host,
@@ -210,14 +232,37 @@ class BlockingCall(LogicalCall):
             ((operations, None),),
             context,
             subchannel.registered(method) if self._registered else None,
-        ).next_event()
+        )
+        try:
+            if self._ended_with is not None:  # meanwhile
+                sending.cancel(self._ended_with.code(), self._ended_with.details())
+            return sending.next_event()
+        finally:
+            self._sending = None
+
+    def incoming_cancelled(self) -> None:
+        """The incoming call that this one is made for was cancelled. From any thread."""
+        self.end(_grpcio.CANCELLED, incoming.CANCELLED)
+
+    def end(self, code: int, details: str) -> None:
+        """End it with this status; from any thread."""
+        if self._ended_with is None:
+            self._ended_with = AioRpcStatus(code, details, (), "")
+        sending, task = self._sending, self._task
+        if sending is not None:
+            sending.cancel(code, details)
+        elif task is not None:
+            self._owner.in_loop(task.cancel)
+
+    def cancel(self, code: Any, details: str = "") -> None:
+        """Called by call objects after the end, where nothing is left to cancel."""
 
     # ---- what the loop takes over ----
 
-    def _in_loop(self) -> bytes | None:
+    def _wait_for_loop(self) -> bytes | None:
         answers: SimpleQueue[bytes | None] = SimpleQueue()
-        context = contextvars.copy_context()
-        if not self._owner.begin(self, self._start_in_loop, answers, context):
+        if not self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context()):
+            self._abandon(asyncio.CancelledError())
             raise ValueError(_grpcio.CLOSED)
         try:
             return answers.get()
@@ -226,49 +271,36 @@ class BlockingCall(LogicalCall):
             raise
 
     def _start_in_loop(self, answers: SimpleQueue[bytes | None], context: contextvars.Context) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._go_on(), context=context)
+        self._task = asyncio.get_running_loop().create_task(self._go_on(), context=context)
+        self._task.add_done_callback(lambda task: self._finish(task, answers))
 
-        def ended(task: asyncio.Task[bytes | None]) -> None:
-            self._owner.ended(self)
-            if self._status is None:
-                code, details = self._cancelled_with or (_grpcio.CANCELLED, "Locally cancelled by application!")
-                self._abandon(asyncio.CancelledError())
-                self._settle(AioRpcStatus(code, details, (), ""), _NO_METADATA)
-            failed = task.cancelled() or task.exception() is not None
-            answers.put(None if failed else task.result())
-
-        self._task.add_done_callback(ended)
+    def _finish(self, task: asyncio.Task[bytes | None], answers: SimpleQueue[bytes | None]) -> None:
+        self._owner.ended(self)
+        response = None
+        if task.cancelled():
+            self._abandon(asyncio.CancelledError())
+            self._settle(self._ended_with or _LOCALLY_CANCELLED, _NO_METADATA)
+        elif task.exception() is None:  # else it has settled the call (`_abandon`)
+            response = task.result()
+        answers.put(response)
 
     async def _go_on(self) -> bytes | None:
+        if self._ended_with is not None:
+            self._give_up_attempt()
+            raise asyncio.CancelledError
         if self._credentials is not None and not self._owner.secure:
-            self._settle(AioRpcStatus(_UNAUTHENTICATED, _INSECURE, (), ""), _NO_METADATA)
+            self._give_up_attempt()
+            self._settle(_NOT_SECURE, _NO_METADATA)
             return None
-        if type(self._action) is Queued:
-            # What it waited for may have come while the loop was on its way.
-            self._action = self._ask(self.call.resume, self._owner.now())
         operations = self._operations
         metadata = _grpcio.metadata_of(operations[0])
-        message = _grpcio.message_of(operations[1])
-        return await self.unary_unary(message, metadata, self._call_arguments[-1])
+        return await self.unary_unary(_grpcio.message_of(operations[1]), metadata, self._call_arguments[-1])
 
-    def end(self, code: int, details: str) -> None:
-        """End it from any thread; the caller sees this status."""
-        self._cancelled_with = (code, details)
-        task = self._task
-        if task is not None:
-            self._owner.in_loop(task.cancel)
-
-    def cancel(self, code: Any, details: str = "") -> None:
-        """As the upper layer calls it: after the end, where it does nothing. (`LogicalCall` has one, too.)"""
-        if isinstance(code, str):
-            super().cancel(code)
-
-
-class StreamCall(LogicalCall):
-    """A call that the loop makes from its beginning."""
-
-    call_type = LockedCall
+    def _give_up_attempt(self) -> None:
+        """Give back an attempt that was picked and never begun."""
+        if type(self._action) is Attempt:
+            self._attempt, self._action = self._action, None
+            self._abandon(asyncio.CancelledError())
 
 
 class LoopCall:
@@ -293,7 +325,7 @@ class LoopCall:
         self._due = list(batches)
         self._over = False
         self._ended_with: Any = None
-        self._logical: StreamCall | None = None
+        self._logical: _Locked | None = None
         self._message: bytes | None = None
         self._opened: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -360,9 +392,9 @@ class LoopCall:
         flags, method, host, metadata, context = self._arguments
         try:
             if self._credentials is not None and not self._channel.secure:
-                self._ended_with = AioRpcStatus(_UNAUTHENTICATED, _INSECURE, (), "")
+                self._ended_with = _NOT_SECURE
                 return
-            logical = self._logical = StreamCall(
+            logical = self._logical = _Locked(
                 self._channel.inner,
                 method,
                 self._deadline,
@@ -382,7 +414,7 @@ class LoopCall:
         finally:
             self._finish()
 
-    async def _run_unary(self, logical: StreamCall, context: Any) -> None:
+    async def _run_unary(self, logical: _Locked, context: Any) -> None:
         if self._request is None:
             self._task(self._headers(logical))
             answered = logical.stream_unary(self._metadata, self._metadata_sent, context)
@@ -390,7 +422,7 @@ class LoopCall:
             answered = logical.unary_unary(self._request, self._metadata, context)
         self._message = await answered
 
-    async def _run_stream(self, logical: StreamCall, context: Any) -> None:
+    async def _run_stream(self, logical: _Locked, context: Any) -> None:
         if self._request is None:
             opening = logical.initiate_stream_stream(self._metadata, self._metadata_sent, context)
         else:
@@ -404,11 +436,11 @@ class LoopCall:
     def _metadata_sent(self) -> None:
         """The outbox asks for somebody to tell; `operate` waits by itself."""
 
-    async def _headers(self, logical: StreamCall) -> None:
+    async def _headers(self, logical: _Locked) -> None:
         await logical.initial_metadata()
         self._told_headers(logical)
 
-    def _told_headers(self, logical: StreamCall) -> bool:
+    def _told_headers(self, logical: _Locked) -> bool:
         """Complete the batches that wait for the response headers, if these are here."""
         headers = logical._initial_metadata
         if headers is None:
@@ -448,7 +480,7 @@ class LoopCall:
         if self._over:
             return
         if self._ended_with is None:
-            self._ended_with = AioRpcStatus(code, details, (), None)
+            self._ended_with = AioRpcStatus(code, details, (), "")
         if self._logical is not None:
             self._logical.cancel(details)
         for task in list(self._tasks):
@@ -463,7 +495,7 @@ class LoopCall:
         logical = self._logical
         status = self._ended_with or (None if logical is None else logical._status)
         if status is None:
-            status = AioRpcStatus(_grpcio.CANCELLED, "Locally cancelled by application!", (), None)
+            status = _LOCALLY_CANCELLED
         headers = None if logical is None else logical._initial_metadata
         for batch in list(self._due):
             self._complete(batch, headers or _NO_METADATA, status)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 
+from lb.aio._grpcio import UsageError
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
@@ -169,12 +171,21 @@ class InLoop(AioLogicalChannel):
         """Give an attempt back; from any thread."""
         closable = self.balancer.ended(attempt, outcome, now)
         if closable is not None:
-            self._in_loop(self._close_subchannel, closable)
+            self.in_loop(self._close_subchannel, closable)
 
     def snapshot(self) -> Snapshot:
         """See `Channel.snapshot`."""
         with self.balancer.lock:
             return super().snapshot()
+
+
+class _Watched:
+    """What `LogicalChannel.watch_connectivity_state` came to."""
+
+    __slots__ = ("success",)
+
+    def __init__(self, success: bool) -> None:
+        self.success = success
 
 
 class LogicalChannel:
@@ -187,7 +198,6 @@ class LogicalChannel:
         self.inner = inner
         self.secure = secure
         self.closed_reason = ""
-        self.now = time.monotonic
         self._events: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.RLock()
         self._loop: loop.LoopThread | None = None
@@ -214,7 +224,7 @@ class LogicalChannel:
         registered = bool(registered_call_handle)
         arguments = (flags, method, host, metadata, context)
         if len(batches) == 1:
-            return BlockingCall(self, arguments, deadline, credentials, batches[0], registered)
+            return BlockingCall(self, arguments, deadline, credentials, batches[0][0], registered)
         return LoopCall(self, arguments, deadline, credentials, batches, registered, SimpleQueue())
 
     def integrated_call(
@@ -292,7 +302,20 @@ class LogicalChannel:
         """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
         if self.closed_reason:
             raise ValueError(f"Cannot monitor channel state: {self.closed_reason}")
-        raise NotImplementedError
+        used = self._used()
+        changed = asyncio.run_coroutine_threadsafe(self._changed(last_observed, deadline), used.loop)
+        try:
+            success = changed.result()
+        except concurrent.futures.CancelledError:
+            success = False
+        return _Watched(success)
+
+    async def _changed(self, last_observed: int, deadline: float | None) -> bool:
+        # Not before the first use of the set, which no watch is.
+        try:
+            return await self.inner.watch_connectivity_state(last_observed, deadline)
+        except UsageError:  # closed
+            return False
 
     # ---- life ----
 
@@ -310,8 +333,10 @@ class LogicalChannel:
         for call in list(self._running):
             call.end(code, details)
         self.inner.close()
-        task = self._loop.loop.create_task(self._closed())
+        asyncio.get_running_loop().create_task(self._closed(), name="lb: closing")
 
     async def _closed(self) -> None:
         await self.inner.wait_closed()
-        loop.release(self._loop)
+        used = self._loop
+        assert used is not None
+        loop.release(used)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Any
-
-_log = logging.getLogger("lb.sync")
 
 _JOIN_S = 2.0
 
@@ -23,35 +20,49 @@ class LoopThread:
     """A running loop, and how many channels use it."""
 
     def __init__(self) -> None:
+        self.users = 0
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(_on_exception)
-        self.users = 0
+        self._lock = threading.RLock()
+        self._ending = False
         self.thread = threading.Thread(target=self._run, name="lb: loop", daemon=True)
         self.thread.start()
 
     def soon(self, function: Callable[..., object], *arguments: Any) -> bool:
-        """Call it in the loop; False when the loop is gone. From any thread, also from a finalizer."""
-        try:
+        """Call it in the loop; False when that has ended. From any thread, also from a finalizer."""
+        with self._lock:
+            if self._ending:
+                return False
             self.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed
-            return False
-        return True
+            return True
+
+    def stop(self) -> None:
+        """End it, after what it was told to do until now."""
+        self.soon(self.loop.stop)
 
     def _run(self) -> None:
         loop = self.loop
         asyncio.set_event_loop(loop)
         try:
             loop.run_forever()
-            left = asyncio.all_tasks(loop)
-            for task in left:
-                task.cancel()
-            if left:
-                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            with self._lock:
+                self._ending = True
+            loop.run_until_complete(_drain())
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+
+
+async def _drain() -> None:
+    """Let what was told last begin, and end it."""
+    this = asyncio.current_task()
+    await asyncio.sleep(0)
+    while left := asyncio.all_tasks() - {this}:
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 # A plain lock would do, were it not for finalizers: they may run while this thread holds it.
@@ -78,7 +89,7 @@ def release(used: LoopThread) -> None:
             return
         if _current is used:
             _current = None
-    used.soon(used.loop.stop)
+    used.stop()
 
 
 def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -96,7 +107,8 @@ def _forked() -> None:
 
 def _at_exit() -> None:
     used = _current
-    if used is not None and used.soon(used.loop.stop):
+    if used is not None:
+        used.stop()
         used.thread.join(_JOIN_S)
 
 
