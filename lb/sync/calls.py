@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from lb import incoming
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
 from lb.aio.calls import LogicalCall
 from lb.core.balancer import Attempt

@@ -72,7 +72,8 @@ def refusal(document: Any) -> str:
 
 def test_an_empty_document_says_nothing() -> None:
     """Everything is left open, for every method."""
-    for document in ("{}", {}, '{"methodConfig": []}'):
+    documents: tuple[Any, ...] = ("{}", {}, '{"methodConfig": []}')
+    for document in documents:
         config = parse(document)
         assert config == ServiceConfig()
         assert config.method("/a.B/C") is NOTHING
