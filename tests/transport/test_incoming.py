@@ -23,7 +23,7 @@ import lb.sync
 from lb import incoming
 from lb.incoming import Handlers, Scope
 from lb.testing import Backend
-from lb.testing.backend import SERVICE, UNARY_UNARY, echo, hang, hold
+from lb.testing.backend import SERVICE, echo, hang, hold
 from lb.testing.backend import Gate as Held
 from tests.transport.kit import KINDS, UU, Kind, channel_to, eventually, failure, in_flight
 
@@ -397,7 +397,8 @@ def test_a_handler_is_wrapped_once_for_as_long_as_it_is_the_same() -> None:
     second = grpcio.stream_stream_rpc_method_handler(lambda r, c: b"")
     wrapped: Any = handlers.wrapped("/a/b", first)
     assert handlers.wrapped("/a/b", first) is wrapped
-    assert (wrapped.request_deserializer, wrapped.response_serializer) == (len, repr)
+    serializers: tuple[Any, ...] = (len, repr)
+    assert (wrapped.request_deserializer, wrapped.response_serializer) == serializers
     other = handlers.wrapped("/a/b", second)
     assert other.stream_stream is not None
     assert other.request_streaming
@@ -566,25 +567,25 @@ async def test_threads_unknown_methods() -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_from_threads_to_the_next_server(backend: Backend) -> None:
+async def test_from_threads_to_the_next_server(backend: Backend, kind: Kind) -> None:
     """A handler in a thread calls through an `lb` channel for threads: less time, and cancelled with its caller."""
     backend.script(echo(), hang())
     with lb.sync.channel(f"static:///{backend.address}") as channel:
-        stub = channel.unary_unary(UNARY_UNARY)
+        stub = kind.stub(channel)
         threads = ThreadPoolExecutor(2)
         server = grpc.server(threads, interceptors=[lb.sync.incoming()], options=[("grpc.so_reuseport", 0)])
-        handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: stub(request))
-        name = UNARY_UNARY.rpartition("/")[2]
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {name: handler})])
+        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        handlers = {kind.method.rpartition("/")[2]: make(lambda request, context: stub(request))}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client:
-                assert await UU.run(client, timeout=30) == [b"one"]
+                assert await kind.run(client, timeout=30) == kind.echo()
                 timeout = backend.received[0].timeout_s
                 assert timeout is not None
                 assert 20 < timeout < 30
-                call = UU.start(client, timeout=30)
+                call = kind.start(client, timeout=30)
                 await backend.until(lambda: backend.in_flight == 1)
                 call.cancel()
                 await backend.until(lambda: backend.in_flight == 0)
