@@ -7,7 +7,7 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help demo test lint stubs servers lock lowest bench clean
+.PHONY: help demo test lint stubs servers lock lowest chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ lock: $(DEV) ## write the locks again from pyproject.toml (UPGRADE=1 takes the n
 
 lowest: $(DEV) ## test lb at the lowest versions that pyproject.toml allows
 	@tools/lowest.sh
+
+chaos: $(DEV) ## break things under load: a table of what that costs (ROWS=3,7 some of it, STRICT=1)
+	@$(PY) -m tests.chaos $(ROWS) $(ARGS)
 
 bench: $(RUN) ## what a call costs in the client, against grpcio's own round_robin
 	@$(PY) bench/calls.py

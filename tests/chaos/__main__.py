@@ -29,6 +29,9 @@ def columns(line: Line) -> tuple[str, ...]:
     figures = line.figures
     last = "-" if figures.last_bad_s is None else f"{figures.last_bad_s:.2f}"
     wrong = line.broken + line.missed
+    notes = [*line.notes]
+    if figures.extra["transparent"]:
+        notes.append(f"{figures.extra['transparent']} transparent retries")
     return (
         line.row,
         line.name,
@@ -40,7 +43,7 @@ def columns(line: Line) -> tuple[str, ...]:
         str(figures.extra["hedge"]),
         last,
         str(figures.probes),
-        "; ".join((("MISSED: " + ", ".join(wrong)) if wrong else "met", *line.notes)),
+        "; ".join((("MISSED: " + ", ".join(wrong)) if wrong else "met", *notes)),
     )
 
 
@@ -67,6 +70,7 @@ def as_dict(line: Line) -> dict[str, Any]:
         "errors": figures.errors,
         "retries": figures.extra["retry"],
         "hedges": figures.extra["hedge"],
+        "transparent": figures.extra["transparent"],
         "why": dict(figures.why.most_common(5)),
         "last_bad_s": figures.last_bad_s,
         "probes": figures.probes,

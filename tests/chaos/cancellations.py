@@ -130,7 +130,7 @@ class Cancellations:
                 await user
         for attempt in lb.attempts(call):
             if attempt.number > 1:
-                self.attempts["hedge" if attempt.why.startswith("hedg") else "retry"] += 1
+                self.attempts[attempt.why.partition(":")[0]] += 1
         self.lives_s.append(time.perf_counter() - began)
 
     async def _some_moment(self) -> bool:

@@ -37,11 +37,13 @@ class Figures:
     errors: list[str] = field(default_factory=list)
     slowest_failure_s: float = 0.0
     extra: Counter[str] = field(default_factory=Counter)
-    """Attempts beyond the first: ``retry``, ``hedge``."""
+    """Attempts beyond the first, by kind: ``retry``, ``hedge``, ``transparent`` (gRFC A6)."""
     why: Counter[str] = field(default_factory=Counter)
     """Why there were more attempts."""
     last_bad_s: float | None = None
     """From the fault to the last attempt on the endpoint it hit that was no probe of its breaker."""
+    bad: int = 0
+    """Attempts on such endpoints."""
     probes: int = 0
     """Attempts on such an endpoint that its breaker let through as probes."""
 
@@ -49,6 +51,20 @@ class Figures:
     def calls(self) -> int:
         """All calls that ended, however."""
         return len(self.latencies_s)
+
+    def add(self, other: Figures) -> None:
+        """Take in another stretch."""
+        self.latencies_s += other.latencies_s
+        self.failed += other.failed
+        self.codes += other.codes
+        self.errors += other.errors
+        self.slowest_failure_s = max(self.slowest_failure_s, other.slowest_failure_s)
+        self.extra += other.extra
+        self.why += other.why
+        self.probes += other.probes
+        self.bad += other.bad
+        if other.last_bad_s is not None:
+            self.last_bad_s = max(other.last_bad_s, self.last_bad_s or 0.0)
 
     def percentile_ms(self, percent: int) -> float:
         """Of the calls' latencies, in milliseconds; nan when there are none."""
@@ -146,10 +162,11 @@ class Load:
         figures.latencies_s.append(took)
         for attempt in attempts:
             if attempt.number > 1:
-                figures.extra["hedge" if attempt.why.startswith("hedg") else "retry"] += 1
+                figures.extra[attempt.why.partition(":")[0]] += 1
                 figures.why[attempt.why] += 1
             since = self._hit.get(attempt.endpoint_id)
             if since is not None and attempt.started_at >= since:
+                figures.bad += 1
                 if attempt.breaker_state is State.HALF_OPEN:
                     figures.probes += 1
                 else:

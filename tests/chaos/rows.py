@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+import lb
 from tests.chaos import cancellations
 from tests.chaos.load import BODY, TIMEOUT_S, Figures
 from tests.chaos.rig import Process, Rig, Told
@@ -23,6 +24,14 @@ from tests.support.wait import until
 _RESETS_S = 0.1
 _CHANGES_S = 0.2
 _NOTICE_S = 0.5
+_TAIL = 1.2
+_TIMES_SLOWER = 10
+_USUAL_S = 0.04
+_TURNS = 3
+SLOW: dict[str, dict[str, Any]] = {
+    "P2C": {"policy": "p2c"},
+    "P2C, hedging": {"policy": "p2c", "hedging": lb.Hedging()},
+}
 _BACK_S = 1.0
 _HEARD_S = 5.0
 _AT_ONCE_S = 0.1
@@ -148,6 +157,39 @@ async def half_failing(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         await servers[0].tell(failing=0.5)
         await asyncio.sleep(lasts_s)
     return [_line(row, load.figures)]
+
+
+async def ten_times_slower(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """One of three takes ten times as long. The tail must be that of the two others alone."""
+    servers = await rig.servers("abc", latency_s=_USUAL_S)
+    lines = []
+    for name, settings in SLOW.items():
+        alone, both = Figures(), Figures()
+        channel = await rig.channel(Told(*servers[1:]), **settings)
+        whole = await rig.channel(Told(*servers), **settings)
+        await servers[0].tell(latency_s=_USUAL_S)
+        for turn in range(_TURNS):  # by turns: a machine that grows slower slows both
+            async with rig.load(channel) as load:
+                await load.warm()
+                load.measure()
+                await asyncio.sleep(lasts_s / _TURNS)
+            alone.add(load.figures)
+            async with rig.load(whole) as load:
+                await load.warm()
+                load.fault("a")
+                if turn == 0:
+                    await servers[0].tell(latency_s=_USUAL_S * _TIMES_SLOWER)
+                await asyncio.sleep(lasts_s / _TURNS)
+            both.add(load.figures)
+        line = _line(row, both, f"{row.name}: {name}")
+        ratio = both.percentile_ms(99) / alone.percentile_ms(99)
+        line.goal(ratio <= _TAIL, f"p99 {ratio:.2f} times the healthy ones'")
+        line.notes.append(
+            f"{_USUAL_S * 1000:g} ms against {_USUAL_S * _TIMES_SLOWER * 1000:g}; p99 {ratio:.2f} times the"
+            f" {alone.percentile_ms(99):.1f} of the healthy ones alone; {both.bad / both.calls:.2%} of the calls met it"
+        )
+        lines.append(line)
+    return lines
 
 
 async def rolling_restart(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
@@ -332,6 +374,7 @@ ROWS = (
     Row("4", "black hole", black_hole, short_s=1.5),
     Row("5", "resets in mid-call", resets),
     Row("6", "one fails half its calls", half_failing),
+    Row("7", "one ten times slower", ten_times_slower, full_s=12.0),
     Row("8", "rolling restart of all", rolling_restart),
     Row("9", "all but one of five die", all_but_one),
     Row("10", "Consul gone, one dies, one replaced", consul_gone, full_s=60.0, short_s=1.5),
