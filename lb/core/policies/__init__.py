@@ -7,6 +7,7 @@ from lb.core.policies.least_request import LeastRequest
 from lb.core.policies.p2c import P2C
 from lb.core.policies.pick_first import PickFirst
 from lb.core.policies.registry import by_name, names, resolve
+from lb.core.policies.ring_hash import RingHash
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.policies.uniform import Random
 from lb.core.policies.weighted_random import WeightedRandom
@@ -22,6 +23,7 @@ __all__ = [
     "Picker",
     "Policy",
     "Random",
+    "RingHash",
     "RoundRobin",
     "WeightedRandom",
     "WeightedRoundRobin",
