@@ -82,6 +82,29 @@ def test_the_signatures_that_are_overridden() -> None:
         assert list(theirs.parameters) == list(inspect.signature(getattr(_grpcio.UpperChannel, name)).parameters)
 
 
+def test_a_unary_call_is_made_as_grpcio_makes_it() -> None:
+    """`_UnaryUnary` takes what its base takes, and hands a call's arguments over in their order."""
+    theirs = grpcio_channel.UnaryUnaryMultiCallable.__call__
+    assert list(inspect.signature(theirs).parameters) == list(
+        inspect.signature(_grpcio._UnaryUnary.__call__).parameters
+    )
+    assert " ".join(inspect.signature(_grpcio._UnaryUnaryCall).parameters) == (
+        "request deadline metadata credentials wait_for_ready channel method request_serializer"
+        " response_deserializer loop registered_call_handle"
+    )
+
+
+async def test_a_unary_callable_has_what_ours_reads() -> None:
+    """The attributes of grpcio's multicallable that `_UnaryUnary` passes on."""
+    async with lb.aio.channel("static:///127.0.0.1:1") as channel:
+        made = channel.unary_unary(UNARY_UNARY)
+        assert type(made) is _grpcio._UnaryUnary
+        assert " ".join(sorted(vars(made))) == (
+            "_channel _interceptors _loop _method _python_channel _references _registered_call_handle"
+            " _request_serializer _response_deserializer"
+        )
+
+
 async def test_the_lower_call(backend: Backend) -> None:
     """Its methods take what we give them, and its status and headers are where we look for them."""
     async with grpc.aio.insecure_channel(backend.address) as channel:
