@@ -30,6 +30,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from random import Random
 
+from grpc import StatusCode
+
 from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
@@ -40,6 +42,8 @@ from lb.core.policies.base import CallInfo, Picker, Policy
 from lb.core.throttle import ThrottleState
 
 READY = Connectivity.READY
+_DRAWS = 4
+"""So often a policy is asked for an endpoint that was not tried, before one is drawn."""
 RESOLVER_GRACE_S = 1.0
 """How long calls wait for a first answer of a resolver that reports errors; then they fail (or wait for ready)."""
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
@@ -174,6 +178,7 @@ class Balancer:
         self.throttle = throttle
         self._ejection = ejection or Ejection()
         self._slow_s = breaker.slow_call_s
+        self._unanswered_s = inf if breaker.unanswered_s is None else breaker.unanswered_s
         self._weights: dict[str, int] = {}
         self.resolution: Resolution | None = None
         self.resolver_error = ""
@@ -301,7 +306,7 @@ class Balancer:
         if retired:
             raise LookupError(f"pick() returned {candidate.endpoint.id}, which is gone; expected one of the candidates")
         if tried and candidate in tried:
-            candidate = self._elsewhere(candidate, tried)
+            candidate = self._elsewhere(call, now, tried) or candidate
         limit = candidate.limit
         if limit is not None and candidate.in_flight >= limit.limit:
             roomy = self._with_room(tried)
@@ -310,14 +315,14 @@ class Balancer:
             candidate = roomy
         return self._admit(candidate, now, number, why)
 
-    def pick_another(self, now: float, number: int, why: str, tried: Sequence[Candidate]) -> Attempt | None:
+    def pick_another(
+        self, call: CallInfo | None, now: float, number: int, why: str, tried: Sequence[Candidate]
+    ) -> Attempt | None:
         """An attempt beside those that run, on an endpoint that was not tried; None when there is none."""
         if self._dirty or now >= self._recheck_at:
             self._rebuild(now)
-        others = [c for c in self._pool if c not in tried and (c.limit is None or c.in_flight < c.limit.limit)]
-        if not others:
-            return None
-        return self._admit(self.rng.choices(others, [c.weight for c in others])[0], now, number, why)
+        candidate = self._elsewhere(call, now, tried)
+        return None if candidate is None else self._admit(candidate, now, number, why)
 
     def _admit(self, candidate: Candidate, now: float, number: int, why: str) -> Attempt:
         breaker = candidate.breaker
@@ -354,6 +359,14 @@ class Balancer:
                 candidate.limit.overloaded()
         if self._ended is not None:
             self._ended(candidate, outcome, took_s, now)
+        if (
+            outcome.origin is Origin.CALLER
+            and outcome.code is StatusCode.DEADLINE_EXCEEDED
+            and answered_at is None
+            and took_s >= self._unanswered_s
+        ):
+            verdict = _FAILURE
+            candidate.last_error = f"no answer in {took_s:.1f} s, when the caller's deadline passed"
         if self._slow_s is not None and verdict is not _FAILURE and took_s >= self._slow_s:
             # Too slow is a failure of its own, whatever came of it: a hung endpoint shows in
             # nothing but its callers' deadlines.
@@ -408,16 +421,26 @@ class Balancer:
                 found = found or candidate
         return found
 
-    def _elsewhere(self, candidate: Candidate, tried: Sequence[Candidate]) -> Candidate:
-        """An admitted endpoint that was not tried yet, by weight; else the one picked.
+    def _elsewhere(self, call: CallInfo | None, now: float, tried: Sequence[Candidate]) -> Candidate | None:
+        """An admitted endpoint with room that was not tried yet; None when there is none.
 
-        The policy is not asked again: its sequence is meant for first attempts, and a retry that
-        takes a turn of it would send the next ones to the same broken endpoint more often.
+        The policy is asked when asking has no effect on later picks (``repeatable`` pickers: those
+        that look at load do best here, too). A sequence is meant for first attempts: a retry that takes
+        a turn of it would send the next ones to the same broken endpoint more often. Then it is the
+        less loaded of two, drawn by weight.
         """
-        others = [c for c in self._pool if c not in tried]
+        picker = self._picker
+        if getattr(picker, "repeatable", False):
+            assert picker is not None
+            for _ in range(_DRAWS):
+                candidate: Candidate = picker.pick(call, now, self.rng)  # type: ignore[assignment]  # as in pick
+                if candidate not in tried and (candidate.limit is None or candidate.in_flight < candidate.limit.limit):
+                    return candidate
+        others = [c for c in self._pool if c not in tried and (c.limit is None or c.in_flight < c.limit.limit)]
         if not others:
-            return candidate
-        return self.rng.choices(others, [c.weight for c in others])[0]
+            return None
+        one, two = self.rng.choices(others, [c.weight for c in others], k=2)
+        return two if two.in_flight * one.weight < one.in_flight * two.weight else one
 
     def unpicked(self, now: float) -> Unpicked:
         """Why there is nothing to pick, when there is nothing."""

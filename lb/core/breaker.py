@@ -95,9 +95,12 @@ class Breaker:
         failure_ratio: opens at this share of failures in the window, > 0 and <= 1; None: never by this.
         minimum_calls: the share counts only from so many calls in the window on, >= 1.
         window_s: length of the window in seconds, > 0.
+        unanswered_s: a call whose own deadline passed after so many seconds without a response counts as a
+            failure: a hung endpoint shows in nothing else. > 0, or None. (Envoy counts time-outs, too.)
         slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
             the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
             None. What counts of a stream of responses is the time to the first one.
+            A cancelled call counts when it took so long.
         open_s: how long the first opening refuses, in seconds, > 0.
         max_open_s: the longest an opening refuses, >= ``open_s``.
         jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
@@ -119,6 +122,7 @@ class Breaker:
     max_open_s: float = 60.0
     jitter: float = 0.5
     probe_s: float = 30.0
+    unanswered_s: float | None = 1.0
     slow_call_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -131,9 +135,10 @@ class Breaker:
         for name in ("window_s", "open_s", "probe_s"):
             value = getattr(self, name)
             _check(name, value, _number(value) and value > 0, "seconds > 0")
-        if self.slow_call_s is not None:
-            ok = _number(self.slow_call_s) and self.slow_call_s > 0
-            _check("slow_call_s", self.slow_call_s, ok, "seconds > 0, or None")
+        for name in ("unanswered_s", "slow_call_s"):
+            value = getattr(self, name)
+            if value is not None:
+                _check(name, value, _number(value) and value > 0, "seconds > 0, or None")
         ok = _number(self.max_open_s) and self.max_open_s >= self.open_s
         _check("max_open_s", self.max_open_s, ok, f"seconds >= open_s ({self.open_s!r})")
         _check("jitter", self.jitter, _number(self.jitter) and 0 <= self.jitter <= 1, "a number from 0 to 1")
@@ -162,7 +167,7 @@ class BreakerState:
     ``state``, ``generation`` and ``last`` (the latest move) may be read, never written.
     """
 
-    __slots__ = ("_failures", "_open_s", "_retry_at", "_window", "generation", "last", "settings", "state")
+    __slots__ = ("_failures", "_open_s", "_retry_at", "_window", "generation", "last", "openings", "settings", "state")
 
     def __init__(self, settings: Breaker) -> None:
         """Use ``Breaker.new_state``."""
@@ -170,6 +175,8 @@ class BreakerState:
         self.state = State.CLOSED
         self.generation = REFUSED + 1
         self.last: Transition | None = None
+        self.openings = 0
+        """How often it opened since it was CLOSED last: more than once means that a probe failed."""
         self._failures = 0  # in a row
         self._window = Window(math.inf if settings.failure_ratio is None else settings.window_s)
         self._open_s = settings.open_s  # of the next opening, before jitter
@@ -236,6 +243,7 @@ class BreakerState:
             return None
         if verdict is _SUCCESS:
             self._open_s = self.settings.open_s
+            self.openings = 0
             return self._move(State.CLOSED, now, "the probe succeeded")
         return self._open(now, rng, "the probe failed")
 
@@ -256,6 +264,7 @@ class BreakerState:
         base = min(self._open_s, settings.max_open_s / (1 + settings.jitter))
         open_s = base * (1 + settings.jitter * rng.random())
         self._open_s = min(self._open_s * 2, settings.max_open_s)
+        self.openings += 1
         move = self._move(State.OPEN, now, reason, open_s)
         self._retry_at = now + open_s
         return move

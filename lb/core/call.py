@@ -212,7 +212,7 @@ class Call:
         if self.settings.budget.balance(now) < 1:
             return None
         attempt = self._balancer.pick_another(
-            now, len(attempts) + 1, "hedge: no answer yet", [a.candidate for a in attempts]
+            self, now, len(attempts) + 1, "hedge: no answer yet", [a.candidate for a in attempts]
         )
         if attempt is not None:
             self.settings.budget.withdraw(now)
@@ -271,15 +271,15 @@ class Call:
             if choice.counts and throttle is not None:
                 throttle.failed()
             self.error = choice.error
-            return self._give_up(choice.why)
+            return self._give_up(choice.why) if not choice.counts else self._exhausted(outcome, choice.why)
         assert not isinstance(choice, GiveUp)
         if throttle is not None:
             throttle.failed()
         delay = choice.delay_s
         if self.deadline is not None and now + delay >= self.deadline:
-            return self._give_up("the deadline is nearer than the next attempt")
+            return self._exhausted(outcome, "the deadline is nearer than the next attempt")
         if not self.settings.budget.withdraw(now):
-            return self._give_up("the retry budget is used up")
+            return self._exhausted(outcome, "the retry budget is used up")
         self._why = f"retry: {outcome.reason()}"
         if delay <= 0.0:
             return self.resume(now)
@@ -300,6 +300,14 @@ class Call:
         return ", ".join(
             f"{a.endpoint_id} ({a.address}): {a.outcome.reason() if a.outcome else 'running'}" for a in self.attempts
         )
+
+    def _exhausted(self, outcome: Outcome, why: str) -> Action:
+        """It could be tried again, but for ``why``."""
+        if outcome.origin is Origin.ATTEMPT_TIMEOUT:
+            # The attempt's DEADLINE_EXCEEDED would read as the caller's own deadline, which has not passed.
+            self.gave_up = why
+            return Failed(StatusCode.UNAVAILABLE, f"no answer in time, and {why}; tried {self.tried()}")
+        return self._give_up(why)
 
     def _give_up(self, why: str) -> Done:
         self.gave_up = why

@@ -3,7 +3,9 @@
 A breaker knows its own endpoint only. Left alone, breakers could empty the pool when all
 endpoints fail for a reason of their own (a bad request, a database that all share). So:
 
-- never the last one: when every breaker refuses, all are used (*panic*);
+- never the last one: when every breaker refuses, those are used whose breaker opened the fewest
+  times in a row (*panic*): after a stall of the client all breakers are open for the first time,
+  but that of an endpoint that is really gone has failed a probe or two before;
 - in a pool of at most ``small`` all but one may be ejected: with 2 to 5 replicas a share would
   round down to none, or keep a broken one in use;
 - in a larger pool at most ``max_share`` of it is ejected; of those that are too many, the ones
@@ -60,7 +62,8 @@ class Ejection:
             return ready, False
         size, out = len(ready), len(refusing)
         if out == size:
-            return ready, True
+            least = min(c.breaker.openings for c in ready)
+            return [c for c in ready if c.breaker.openings == least], True
         if size > self.small:
             most = int(size * self.max_share)
             if out > most:

@@ -8,7 +8,8 @@ how it ended                          verdict  retried
 ====================================  =======  =============
 OK                                    SUCCESS  never
 the caller cancelled, or its own      IGNORED  never
-deadline passed
+deadline passed (but see the breaker's
+``unanswered_s``)
 never found a connection              FAILURE  always
 sent on a connection that was closing IGNORED  always, and
 (GOAWAY), never processed                      for nothing
@@ -21,8 +22,10 @@ UNAVAILABLE (also: the connection     FAILURE  if idempotent
 was lost in mid-call)
 INTERNAL, UNKNOWN, DATA_LOSS,         FAILURE  never
 DEADLINE_EXCEEDED from the server
+CANCELLED, not by us (a server that   IGNORED  if idempotent
+stops cancels what it never began)
 RESOURCE_EXHAUSTED (quota),           IGNORED  never
-UNIMPLEMENTED, CANCELLED
+UNIMPLEMENTED
 any other code (the server answered)  SUCCESS  never
 ====================================  =======  =============
 
@@ -102,7 +105,7 @@ _BY_CODE = {
     StatusCode.DEADLINE_EXCEEDED: (Verdict.FAILURE, Retryable.NEVER),
     StatusCode.RESOURCE_EXHAUSTED: (Verdict.IGNORED, Retryable.NEVER),
     StatusCode.UNIMPLEMENTED: (Verdict.IGNORED, Retryable.NEVER),
-    StatusCode.CANCELLED: (Verdict.IGNORED, Retryable.NEVER),
+    StatusCode.CANCELLED: (Verdict.IGNORED, Retryable.IF_IDEMPOTENT),
 }
 _ANSWERED = (Verdict.SUCCESS, Retryable.NEVER)
 _INT32 = 2**31 - 1

@@ -30,7 +30,7 @@ ROWS: list[tuple[StatusCode, Origin, str | None, Verdict, Retryable]] = [
     (StatusCode.DEADLINE_EXCEEDED, Origin.PEER, None, FAILURE, NEVER),
     (StatusCode.RESOURCE_EXHAUSTED, Origin.PEER, None, IGNORED, NEVER),
     (StatusCode.UNIMPLEMENTED, Origin.PEER, None, IGNORED, NEVER),
-    (StatusCode.CANCELLED, Origin.PEER, None, IGNORED, NEVER),
+    (StatusCode.CANCELLED, Origin.PEER, None, IGNORED, IF_IDEMPOTENT),
     (StatusCode.INVALID_ARGUMENT, Origin.PEER, None, SUCCESS, NEVER),
     (StatusCode.NOT_FOUND, Origin.PEER, None, SUCCESS, NEVER),
     (StatusCode.ALREADY_EXISTS, Origin.PEER, None, SUCCESS, NEVER),
