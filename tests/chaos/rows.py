@@ -17,7 +17,7 @@ import grpc
 import lb
 from tests.chaos import cancellations
 from tests.chaos.load import BODY, TIMEOUT_S, Figures
-from tests.chaos.rig import Process, Rig, Told
+from tests.chaos.rig import RETRY, Process, Rig, Told
 from tests.chaos.server import UNARY
 from tests.support.wait import until
 
@@ -262,13 +262,16 @@ async def consul_empty(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 
 
 async def goaways(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
-    """Every server ends each connection after a second (maximum connection age)."""
+    """Every server ends each connection after a second (maximum connection age); no call may notice, whatever it is."""
     servers = await rig.servers("abc", "--max-age-ms", 1000)
-    async with rig.load(await rig.channel(Told(*servers))) as load:
-        await load.warm("a", "b", "c")
-        load.measure()
-        await asyncio.sleep(lasts_s)
-    return [_line(row, load.figures)]
+    lines = []
+    for name, settings in (("", {}), ("not idempotent", {"retry": lb.Retry(attempt_timeout=RETRY.attempt_timeout)})):
+        async with rig.load(await rig.channel(Told(*servers), **settings)) as load:
+            await load.warm("a", "b", "c")
+            load.measure()
+            await asyncio.sleep(lasts_s)
+        lines.append(_line(row, load.figures, name and f"{row.name}, {name}"))
+    return lines
 
 
 async def new_sets(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
