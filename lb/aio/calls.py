@@ -42,7 +42,7 @@ from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retry
 from lb.telemetry.spans import Spans
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
-_CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
+CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
 _CANCELLED_VALUE = grpc.StatusCode.CANCELLED.value[0]
 # The caller's deadline and core's timer are two clocks: this close together they are the same.
 _DEADLINE_SLACK_S = 0.02
@@ -72,6 +72,10 @@ class Owner(Protocol):
     @property
     def propagate(self) -> bool:
         """Whether calls inherit deadline and cancellation from the incoming call they are made for."""
+
+    @property
+    def unbegun(self) -> set[LogicalCall]:
+        """Calls that no task has begun to carry out."""
 
     def in_loop(self, function: Callable[[str], None], argument: str) -> None:
         """Call a function in the channel's event loop; from any thread."""
@@ -238,7 +242,7 @@ class LogicalCall:
         if self._status is not None:
             return
         self._locally_cancelled = True
-        self._give_back(_CANCELLED)
+        self._give_back(CANCELLED)
         # Settled first: the attempt's own end, which comes next, must not be taken for a failure.
         self._settle(AioRpcStatus(_CANCELLED_VALUE, details, None, None), _NO_METADATA)
         self._drop_real(details)
@@ -426,6 +430,7 @@ class LogicalCall:
 
     def _take(self, metadata: tuple[Any, ...]) -> Action | None:
         """The first action, to be carried out by the call's task; None when the call has ended already."""
+        self._channel.unbegun.discard(self)
         if self._deferred and self._status is None:
             self._deferred = False
             self.call.metadata = metadata
@@ -437,10 +442,6 @@ class LogicalCall:
             # What it waits for may have come between the call's beginning and its task's.
             return self._ask(self.call.resume, time.monotonic())
         return action
-
-    def not_begun(self) -> bool:
-        """Whether no task has begun to carry the call out."""
-        return self._action is not None and self._status is None
 
     def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T | Failed:
         """Ask the core. It calls a user's policy, and that may raise."""
@@ -609,7 +610,7 @@ class LogicalCall:
     def _abandon(self, error: BaseException) -> None:
         """A running attempt was cancelled, or grpcio could not carry it out."""
         if isinstance(error, asyncio.CancelledError):
-            self._give_back(_CANCELLED)
+            self._give_back(CANCELLED)
             real, self._real = self._real, None
             # Forgotten first: its own end must not settle the call, which the upper layer is about to cancel.
             if real is not None and not real.done():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 from collections.abc import Coroutine, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import grpc
 
 from lb import incoming
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
-from lb.aio.calls import LogicalCall
+from lb.aio.calls import CANCELLED, LogicalCall
 from lb.core.balancer import Attempt
 from lb.core.call import Queued
 from lb.core.outcome import OK
@@ -42,6 +43,7 @@ _NOT_SECURE = AioRpcStatus(
     (),
     "",
 )
+_ILLEGAL = AioRpcStatus(_grpcio.INTERNAL, "Invalid metadata", (), "")
 _LOCALLY_CANCELLED = AioRpcStatus(_grpcio.CANCELLED, "Locally cancelled by application!", (), "")
 
 Batch = tuple[Sequence[Any], Any]
@@ -279,15 +281,17 @@ class BlockingCall(_Locked):
         self._owner.ended(self)
         response = None
         if task.cancelled():
+            self._give_up_attempt()
             self._abandon(asyncio.CancelledError())
             self._settle(self._ended_with or _LOCALLY_CANCELLED, _NO_METADATA)
-        elif task.exception() is None:  # else it has settled the call (`_abandon`)
+        elif (error := task.exception()) is None:
             response = task.result()
+        elif isinstance(error, InternalError) and not _legal(_grpcio.metadata_of(self._operations[0])):
+            self._status = _ILLEGAL  # in place of what `_abandon` made of it
         answers.put(response)
 
     async def _go_on(self) -> bytes | None:
         if self._ended_with is not None:
-            self._give_up_attempt()
             raise asyncio.CancelledError
         if self._credentials is not None and not self._owner.secure:
             self._give_up_attempt()
@@ -301,7 +305,7 @@ class BlockingCall(_Locked):
         """Give back an attempt that was picked and never begun."""
         if type(self._action) is Attempt:
             self._attempt, self._action = self._action, None
-            self._abandon(asyncio.CancelledError())
+            self._give_back(CANCELLED)
 
 
 class LoopCall:
@@ -329,7 +333,7 @@ class LoopCall:
         self._logical: _Locked | None = None
         self._message: bytes | None = None
         self._opened: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._metadata: tuple[Any, ...] = ()
         self._request: bytes | None = None
         self._one_response = False
@@ -383,7 +387,7 @@ class LoopCall:
             return
         self._task(self._run(), context)
 
-    def _task(self, coroutine: Coroutine[Any, Any, None], context: contextvars.Context | None = None) -> Any:
+    def _task(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context | None = None) -> Any:
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -409,8 +413,10 @@ class LoopCall:
                 await self._run_stream(logical, context)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001  # grpcio's own errors, and bad metadata
-            if self._logical is None or self._logical._status is None:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the caller must not wait for ever
+            if isinstance(error, InternalError) and not _legal(self._metadata):
+                self._ended_with = _ILLEGAL
+            elif self._logical is None or self._logical._status is None:
                 self._ended_with = AioRpcStatus(_grpcio.INTERNAL, f"{type(error).__name__}: {error}", (), repr(error))
         finally:
             self._finish()
@@ -451,41 +457,56 @@ class LoopCall:
         return True
 
     def _operate(self, operations: Sequence[Any], tag: Any) -> None:
-        self._task(self._carry_out(operations, tag))
-
-    async def _carry_out(self, operations: Sequence[Any], tag: Any) -> None:
         kind = operations[0].type()
-        message: bytes | None = None
+        task = self._task(self._carry_out(kind, operations[0]))
+
+        # Not in the coroutine itself: a task that is cancelled early never begins.
+        def ended(task: asyncio.Task[bytes | None]) -> None:
+            failed = task.cancelled() or task.exception() is not None
+            self._events.put(_Event(tag, [_Done(kind, None if failed else task.result())]))
+
+        task.add_done_callback(ended)
+
+    async def _carry_out(self, kind: int, operation: Any) -> bytes | None:
         logical = self._logical
+        while logical is None and not self._over:  # the call's own task is about to make it
+            await asyncio.sleep(0)
+            logical = self._logical
+        if logical is None or self._over:
+            return None
         try:
-            if logical is None or self._over:
-                return
-            if kind == _grpcio.RECEIVE_MESSAGE:
-                while self._opened is None and not self._over:
-                    await asyncio.sleep(0)
-                if self._opened is not None and not self._opened.done():
-                    await asyncio.wait((self._opened,))
-                received = await logical.receive_serialized_message()
-                message = None if received is EOF else received
-                self._told_headers(logical)
-            elif kind == _grpcio.SEND_MESSAGE:
-                await logical.send_serialized_message(_grpcio.message_of(operations[0]))
-            else:
+            if kind == _grpcio.SEND_MESSAGE:
+                await logical.send_serialized_message(_grpcio.message_of(operation))
+            elif kind == _grpcio.SEND_CLOSE:
                 await logical.send_receive_close()
-        except (InternalError, asyncio.CancelledError):
+            else:
+                return await self._receive(logical)
+        except InternalError:
             pass  # the call is over: its status tells
-        finally:
-            self._events.put(_Event(tag, [_Done(kind, message)]))
+        return None
+
+    async def _receive(self, logical: LogicalCall) -> bytes | None:
+        while self._opened is None and not self._over:  # as above
+            await asyncio.sleep(0)
+        if self._opened is not None and not self._opened.done():
+            await asyncio.wait((self._opened,))
+        message = await logical.receive_serialized_message()
+        self._told_headers(logical)
+        return None if message is EOF else message
 
     def _end(self, code: int, details: str) -> None:
         if self._over:
             return
         if self._ended_with is None:
             self._ended_with = AioRpcStatus(code, details, (), "")
-        if self._logical is not None:
-            self._logical.cancel(details)
-        for task in list(self._tasks):
-            task.cancel()
+        logical = self._logical
+        # What waits for core ends by itself, as core ends the attempt.
+        sent = logical is not None and logical._real is not None and not logical._real.done()
+        if logical is not None:
+            logical.cancel(details)
+        if not sent:
+            for task in list(self._tasks):
+                task.cancel()
         self._finish()
 
     def _finish(self) -> None:
@@ -526,3 +547,16 @@ def _check_metadata(metadata: Sequence[Any]) -> None:
                 raise TypeError(f'Binary metadata key="{name.decode()}" expected bytes, got {type(value)}')
         elif not isinstance(value, (str, bytes)):
             raise TypeError(f"Expected str, not {type(value)}")
+
+
+_KEY = re.compile(rb"[0-9a-z_.-]+")
+_VALUE = re.compile(rb"[ -~]*")
+
+
+def _legal(metadata: Sequence[Any]) -> bool:
+    """Whether core would send it: ``grpcio``'s asyncio layer says only that it would not."""
+    for key, value in metadata:
+        name, data = (text.encode() if isinstance(text, str) else text for text in (key, value))
+        if not _KEY.fullmatch(name) or not (name.endswith(b"-bin") or _VALUE.fullmatch(data)):
+            return False
+    return True

@@ -93,8 +93,13 @@ def release(used: LoopThread) -> None:
 
 
 def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say nothing of grpcio's own race: all loops of a process read one socket, and one of them comes first."""
-    if isinstance(context.get("exception"), BlockingIOError) and "_handle_events" in repr(context.get("handle")):
+    """Say nothing of what is no trouble: all loops of a process read one socket of grpcio's.
+
+    The loop that comes second finds it empty, and one may find an event of a loop that is closed.
+    """
+    if isinstance(context.get("exception"), (BlockingIOError, RuntimeError)) and "_handle_events" in repr(
+        context.get("handle")
+    ):
         return
     loop.default_exception_handler(context)
 

@@ -6,13 +6,18 @@ gives them one connection.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from typing import Any
 
 import grpc
 
+from lb.aio._grpcio import UsageError
 from lb.aio.subchannel import Subchannel as AioSubchannel
 from lb.sync import _grpcio
+
+_WATCH_S = 1.0
 
 
 class Subchannel(AioSubchannel):
@@ -52,19 +57,26 @@ class Subchannel(AioSubchannel):
         handle = self._registered.get(method)
         if handle is None:
             with self._lock:
-                handle = self._registered[method] = self.blocking_handle(method)
+                if self._blocking is None:
+                    raise ValueError(_grpcio.CLOSED)
+                handle = self._registered[method] = int(self._blocking.get_registered_call_handle(method))
         return handle
 
-    def blocking_handle(self, method: bytes) -> int:
-        """As core gives it; not for two threads at once."""
-        handle: int = self._blocking.get_registered_call_handle(method)
-        return handle
-
-    def close(self) -> Any:
-        """Close both sides; calls that run in threads end with CANCELLED."""
-        task = super().close()
+    def close(self) -> asyncio.Task[None] | None:
+        """Close both sides; calls that run in threads end with CANCELLED. Returns what still has to end."""
         with self._lock:
+            if self._closed:
+                return None
+            self._closed = True
             channel, self._blocking = self._blocking, None
         if channel is not None:
             channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
-        return task
+        # Closing ends the watch. Were it cancelled instead, core would answer it later, maybe to a closed loop.
+        self._lower.close()
+        return self._task.get_loop().create_task(self._ended(), name="lb: end of a watch")
+
+    async def _ended(self) -> None:
+        await asyncio.wait((self._task,), timeout=_WATCH_S)
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, UsageError):  # the latter: it found the channel closed
+            await self._task
