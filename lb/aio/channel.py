@@ -34,7 +34,7 @@ from lb.core.quantile import Quantile
 from lb.core.retry import Retry
 from lb.core.settings import Settings, settings
 from lb.core.snapshot import Snapshot, snapshot
-from lb.core.target import parse_target
+from lb.core.target import GrpcTarget, parse_target
 from lb.core.throttle import ThrottleState
 from lb.methods import is_idempotent
 from lb.telemetry.spans import Spans
@@ -42,6 +42,7 @@ from lb.telemetry.spans import Spans
 _log = logging.getLogger("lb.channel")
 
 _MOST_METHODS = 4096
+_SWEEP_EVERY_S = 0.1
 
 # How core numbers the states.
 _LEVELS: dict[Connectivity, int] = {ours: theirs.value[0] for theirs, ours in STATES.items()}
@@ -184,8 +185,12 @@ class LogicalChannel:
         compression: grpc.Compression | None,
         intercepted: bool = False,
     ) -> None:
+        if isinstance(target, bytes):  # grpcio takes them too
+            target = target.decode()
         if isinstance(target, str):
             parsed = parse_target(target)
+            if isinstance(parsed, GrpcTarget) and parsed.doubt:
+                _log.warning("%s; it is left to grpcio", parsed.doubt)
             self.target = parsed.text
             authority = parsed.authority
             self._resolver: Resolver = make_resolver(parsed)
@@ -217,8 +222,9 @@ class LogicalChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
-        self._fresh: list[LogicalCall] = []
-        self._older: list[LogicalCall] = []
+        self.unbegun: set[LogicalCall] = set()
+        """Calls that no task has begun to carry out."""
+        self._overdue: set[LogicalCall] = set()
         self._sweeping = False
         self._asleep = False
         self._used = True
@@ -248,26 +254,25 @@ class LogicalChannel:
         call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
         if self._intercepted:
             remember_maker(call)
-        self._fresh.append(call)
+        self.unbegun.add(call)
         if not self._sweeping:
             self._sweeping = True
-            asyncio.get_running_loop().call_soon(self._sweep)
+            asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, _sweep, weakref.ref(self))
         return call
 
-    def _sweep(self) -> None:
+    def sweep(self) -> bool:
         """Give up calls whose task ended before its first step (cancelled, or the request did not serialize).
 
         grpcio leaves those to the garbage collector; ours hold a place at an endpoint. A call is
-        looked at two turns of the loop after it was made: its task has begun by then.
+        given up when it was there at the last sweep, too: the loop has turned since, and a task
+        that was there has begun. False when no call is left to look at.
         """
-        overdue, self._older, self._fresh = self._older, self._fresh, []
-        for call in overdue:
-            if call.not_begun():
-                call.cancel("The call was given up before it began.")
-        if self._older:
-            asyncio.get_running_loop().call_soon(self._sweep)
-        else:
-            self._sweeping = False
+        for call in self._overdue & self.unbegun:
+            self.unbegun.discard(call)
+            call.cancel("The call was given up before it began.")
+        self._overdue = self.unbegun.copy()
+        self._sweeping = bool(self._overdue)
+        return self._sweeping
 
     def method(self, method: bytes) -> Method:
         """What all calls of a method share."""
@@ -518,17 +523,15 @@ class LogicalChannel:
     # ---- connectivity and looking inside ----
 
     def check_connectivity_state(self, try_to_connect: bool) -> int:
-        """The whole set's state, as grpcio numbers it."""
-        return _LEVELS[self._state(try_to_connect)]
-
-    def _state(self, try_to_connect: bool) -> Connectivity:
+        """The whole set's state, as grpcio numbers it: as it was before this call made it connect."""
         if self._closed:
-            return Connectivity.SHUTDOWN
+            return _LEVELS[Connectivity.SHUTDOWN]
+        state = Connectivity.IDLE if self._loop is None else self.balancer.state()
         if try_to_connect:
             self._start()
             if self._asleep:
                 self._wake_up()
-        return Connectivity.IDLE if self._loop is None else self.balancer.state()
+        return _LEVELS[state]
 
     async def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> bool:
         """Wait until the state is another than ``last_observed``; False at the deadline (wall clock)."""
@@ -550,6 +553,12 @@ def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None
     alive = channel()
     if alive is not None:
         alive.look_for_calls(idle_s)
+
+
+def _sweep(reference: weakref.ref[LogicalChannel]) -> None:
+    channel = reference()
+    if channel is not None and channel.sweep():
+        asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, _sweep, reference)
 
 
 def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
