@@ -89,8 +89,8 @@ class Subchannel:
         compression: grpc.Compression | None,
     ) -> grpc.aio.Channel:
         if credentials is None:
-            return grpc.aio.insecure_channel(address, options, compression)
-        return grpc.aio.secure_channel(address, credentials, options, compression)
+            return _grpcio.insecure_channel(address, options, compression)
+        return _grpcio.secure_channel(address, credentials, options, compression)
 
     def call(
         self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool

@@ -12,8 +12,9 @@
 ``unix:/path`` ``unix-abstract:name`` ``vsock:1:2``       endpoint whose address is the target
 ========================================================  =====================================
 
-What cannot be right is a ``ValueError`` here, before anything is connected: grpcio itself
-would look an unknown scheme up in the DNS.
+What cannot be right under a scheme of ours (``consul:``, ``static:``) is a ``ValueError`` here,
+before anything is connected. All else is grpcio's: it takes any text, and every call then fails
+with its reason. So does ours, and `GrpcTarget.doubt` says early what looks wrong.
 """
 
 from __future__ import annotations
@@ -92,10 +93,14 @@ class DnsTarget:
 
 @dataclass(frozen=True, slots=True)
 class GrpcTarget:
-    """A target that grpcio resolves itself: one endpoint, whose address is the target."""
+    """A target that grpcio resolves itself: one endpoint, whose address is the target.
+
+    ``doubt`` says what is probably wrong with it and what is accepted; empty when it looks right.
+    """
 
     text: str
     scheme: str
+    doubt: str = ""
 
     @property
     def authority(self) -> str:
@@ -105,7 +110,7 @@ class GrpcTarget:
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The one endpoint."""
-        return (Endpoint(self.text),)
+        return (Endpoint(self.text or "dns:"),)  # to grpcio, both are the same invalid target
 
 
 Target = ConsulTarget | StaticTarget | DnsTarget | GrpcTarget
@@ -118,14 +123,21 @@ def parse_target(text: str) -> Target:
     """
     if not isinstance(text, str):
         raise ValueError(f"target is {text!r}; expected a string: {ACCEPTED}")
-    if not text or text != text.strip() or any(c.isspace() for c in text):
-        raise ValueError(f"target is {text!r}; expected no blanks and one of {ACCEPTED}")
     match = _SCHEME.match(text)
     scheme = match.group(1).lower() if match else ""
-    if scheme == "consul":
-        return _consul(text)
-    if scheme == "static":
-        return _static(text)
+    if scheme in ("consul", "static"):
+        if any(c.isspace() for c in text):
+            raise ValueError(f"target is {text!r}; expected no blanks and one of {ACCEPTED}")
+        return _consul(text) if scheme == "consul" else _static(text)
+    try:
+        return _of_grpcio(text, scheme)
+    except ValueError as doubt:
+        return GrpcTarget(text, scheme if scheme in _GRPCIO_SCHEMES else "", str(doubt))
+
+
+def _of_grpcio(text: str, scheme: str) -> Target:
+    if not text or any(c.isspace() for c in text):
+        raise ValueError(f"target is {text!r}; expected no blanks and one of {ACCEPTED}")
     if scheme == "dns":
         return _dns(text)
     if scheme in ("ipv4", "ipv6"):

@@ -111,10 +111,7 @@ def test_address_lists(text: str, addresses: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "expected no blanks and one of consul:///service"),
         ("consul:///a b", "expected no blanks"),
-        ("consull:///catalog", "unknown scheme 'consull'; expected consul:///service"),
-        ("http://host:1", "unknown scheme 'http'"),
         ("consul:catalog", "expected consul:/// with three slashes"),
         ("consul:///", "service is empty"),
         ("consul:///a/b", "service is 'a/b'; expected one name without a slash"),
@@ -135,15 +132,6 @@ def test_address_lists(text: str, addresses: list[str]) -> None:
         ("static:///a:1?weights=1.5", "weights has '1.5'"),
         ("static:///a:1?weights=", "weights has ''"),
         ("static:///a:1?weight=1", "unknown parameter 'weight'; expected weights"),
-        ("dns:///", "host is ''"),
-        ("dns:///a:99999", "port is '99999'"),
-        ("dns:", "no name"),
-        ("ipv4:host:1", "'host' is not an ipv4 address"),
-        ("ipv4:[::1]:1", "'::1' is not an ipv4 address"),
-        ("ipv6:127.0.0.1:1", "'127.0.0.1' is not an ipv6 address"),
-        ("unix:", "nothing after unix:"),
-        ("localhost:http2", "port is 'http2'"),
-        (":50051", "host is ''"),
     ],
 )
 def test_errors_name_the_part(text: str, says: str) -> None:
@@ -162,3 +150,31 @@ def test_not_a_string() -> None:
 def test_split_and_join(text: str) -> None:
     """Joining what was split gives the text back."""
     assert join_host_port(*split_host_port(text, where="x")) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected no blanks and one of consul:///service"),
+        ("consull:///catalog", "unknown scheme 'consull'; expected consul:///service"),
+        ("http://host:1", "unknown scheme 'http'"),
+        ("dns:///", "host is ''"),
+        ("dns:///a:99999", "port is '99999'"),
+        ("dns:", "no name"),
+        ("ipv4:host:1", "'host' is not an ipv4 address"),
+        ("ipv4:[::1]:1", "'::1' is not an ipv4 address"),
+        ("ipv6:127.0.0.1:1", "'127.0.0.1' is not an ipv6 address"),
+        ("unix:", "nothing after unix:"),
+        ("localhost:http2", "port is 'http2'"),
+        (":50051", "host is ''"),
+        ("foo/bar", "host is 'foo/bar'"),
+        ("[::]:0", "port is '0'"),
+        (" host:1", "expected no blanks"),
+    ],
+)
+def test_what_grpcio_would_try_is_left_to_it(text: str, says: str) -> None:
+    """Any text outside our own schemes is a target, as in grpcio; the doubt names the part and what is accepted."""
+    target = parse_target(text)
+    assert isinstance(target, GrpcTarget)
+    assert says in target.doubt
+    assert len(target.endpoints) == 1

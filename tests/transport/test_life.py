@@ -45,7 +45,8 @@ async def test_leaving_idle_is_a_change_of_state() -> None:
     async with lb.aio.channel(Told()) as channel:
         watching = asyncio.ensure_future(channel.wait_for_state_change(grpc.ChannelConnectivity.IDLE))
         await asyncio.sleep(0)
-        assert channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.CONNECTING
+        assert channel.get_state(try_to_connect=True) is IDLE  # what it was; from now on:
+        assert channel.get_state() is grpc.ChannelConnectivity.CONNECTING
         try:
             async with asyncio.timeout(0.5):
                 await watching
@@ -122,7 +123,8 @@ async def test_a_set_without_endpoints_is_a_failure_of_its_own() -> None:
     """TRANSIENT_FAILURE, since a call would fail; CONNECTING while nothing is resolved."""
     told = Told()
     async with lb.aio.channel(told) as channel:
-        assert channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.CONNECTING
+        channel.get_state(try_to_connect=True)
+        assert channel.get_state() is grpc.ChannelConnectivity.CONNECTING
         told.say(note="nobody")
         assert channel.get_state() is FAILING
 
