@@ -28,6 +28,10 @@ SETTINGS: dict[str, Any] = {
     # Half the attempts on one endpoint fail, so many calls are cancelled in the pause before a retry.
     "retry": lb.Retry(idempotent=METHODS, attempt_timeout=0.5, budget=lb.Budget(ratio=2.0)),
     "breaker": lb.Breaker(consecutive_failures=None, failure_ratio=None),
+    # Sooner than most answers: many are cancelled while two attempts run.
+    "hedging": lb.Hedging(delay_s=0.003),
+    # Below what is in flight, so some are cancelled while they wait for a place.
+    "limit": lb.ConcurrencyLimit(limit=8),
 }
 LATENCY_S = 0.005
 
