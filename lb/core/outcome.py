@@ -40,8 +40,9 @@ from dataclasses import dataclass
 from grpc import StatusCode
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
-REPORT_KEY = "endpoint-load-metrics-bin"
-"""The trailer with a server's load (gRFC A51)."""
+REPORT_KEY = "lb-endpoint-load-metrics-bin"
+"""The trailer with a server's load: gRFC A51's message under a key of our own, since grpcio keeps
+``endpoint-load-metrics-bin`` from whoever is not its own policy."""
 
 
 class Verdict(enum.Enum):

@@ -2,7 +2,7 @@
 
 ::
 
-    call ─► Gate ─► OpenTelemetry's server span ─► Boundary ─► handler
+    call ─► Gate ─► OpenTelemetry's server span ─► Boundary ─► lb's `incoming` ─► handler
 
 The *gate* counts calls, refuses them while the instance drains, and drives a handler's stream. It is
 the outermost, so that a stream's generator is always closed in the task that ran it: a generator that is
@@ -97,8 +97,8 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None or not is_business(handler_call_details.method):
             return handler
         if self.draining:
-            return _replaced(handler, self._refuse, self._refuse)
-        behavior = _behavior(handler)
+            return replaced(handler, self._refuse, self._refuse)
+        behavior = behavior_of(handler)
         meter = self._meter
 
         async def unary(request: Any, context: Any) -> Any:
@@ -121,7 +121,7 @@ class Gate(grpc.aio.ServerInterceptor):
             finally:
                 meter.end()
 
-        return _replaced(handler, unary, stream)
+        return replaced(handler, unary, stream)
 
     async def _refuse(self, request: Any, context: Any) -> None:
         await context.abort(*self._refusal)
@@ -147,7 +147,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        behavior = _behavior(handler)
+        behavior = behavior_of(handler)
         trailers = self._trailers
         generates = inspect.isasyncgenfunction(behavior)
         if not generates and (handler.response_streaming or not inspect.iscoroutinefunction(behavior)):
@@ -171,7 +171,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await _abort(method, error, context, trailers)
                 raise
 
-        return _replaced(handler, unary, stream)
+        return replaced(handler, unary, stream)
 
 
 class _Context:
@@ -209,13 +209,13 @@ async def _abort(method: str, error: Exception, context: Any, trailers: Trailers
     await context.abort(grpc.StatusCode.INTERNAL, "internal error; the instance has logged it")
 
 
-def _behavior(handler: Handler) -> Behavior:
+def behavior_of(handler: Handler) -> Behavior:
     """The function behind a handler of any kind."""
     behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     return cast("Behavior", behavior)
 
 
-def _replaced(handler: Handler, unary: Behavior, stream: Behavior) -> Handler:
+def replaced(handler: Handler, unary: Behavior, stream: Behavior) -> Handler:
     """The same kind of handler around another function."""
     make = _MAKE[handler.request_streaming, handler.response_streaming]
     behavior = stream if handler.response_streaming else unary

@@ -14,7 +14,16 @@ from lb.core import policies
 from lb.core.policies import Candidate, Picker, Policy, RoundRobin, WeightedRandom, WeightedRoundRobin
 from tests.core.backends import STRANGER, backend, backends, ids
 
-NAMES = ["least_request", "p2c", "pick_first", "random", "round_robin", "weighted_random", "weighted_round_robin"]
+NAMES = [
+    "least_request",
+    "orca",
+    "p2c",
+    "pick_first",
+    "random",
+    "round_robin",
+    "weighted_random",
+    "weighted_round_robin",
+]
 SETS = st.lists(st.integers(1, 9), min_size=1, max_size=80)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lb.core.policies.base import CallInfo, Candidate, Hooks, Picker, Policy
 from lb.core.policies.least_request import LeastRequest
+from lb.core.policies.orca import Orca
 from lb.core.policies.p2c import P2C
 from lb.core.policies.pick_first import PickFirst
 from lb.core.policies.registry import by_name, names, resolve
@@ -18,6 +19,7 @@ __all__ = [
     "Candidate",
     "Hooks",
     "LeastRequest",
+    "Orca",
     "P2C",
     "PickFirst",
     "Picker",

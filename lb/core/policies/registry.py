@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lb.core.policies.base import Policy
 from lb.core.policies.least_request import LeastRequest
+from lb.core.policies.orca import Orca
 from lb.core.policies.p2c import P2C
 from lb.core.policies.pick_first import PickFirst
 from lb.core.policies.round_robin import RoundRobin
@@ -23,6 +24,7 @@ _BY_NAME: dict[str, Policy] = {
         PickFirst(),
         LeastRequest(),
         P2C(),
+        Orca(),
     )
 }
 

@@ -1,0 +1,148 @@
+"""A server's report of its load, ``xds.data.orca.v3.OrcaLoadReport``, written and read by hand (gRFC A51).
+
+It travels in the trailing metadata of a call under ``endpoint-load-metrics-bin``. grpcio reads that key for its
+own policies and hides it from everyone else, so a server that is to be balanced by `lb.Orca` sends the
+same bytes under ``REPORT_KEY`` as well. These few fields need no generated code; the wire format is protobuf's
+(https://protobuf.dev/programming-guides/encoding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from struct import error as StructError
+from struct import pack, unpack_from
+
+from lb.core.outcome import REPORT_KEY
+
+STANDARD_KEY = "endpoint-load-metrics-bin"
+"""For grpcio's own policies, and for clients in other languages."""
+KEYS = (STANDARD_KEY, REPORT_KEY)
+"""What a server sends a report under."""
+
+_DOUBLES = {1: "cpu_utilization", 2: "mem_utilization", 6: "qps", 7: "eps", 9: "application_utilization"}
+_MAPS = {4: "request_cost", 5: "utilization", 8: "named_metrics"}
+_RPS = 3  # the deprecated whole number of requests a second
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a server says of itself.
+
+    Args:
+        cpu_utilization: the used part of the processor, 0 to 1, or above when it is beyond its soft limit.
+        mem_utilization: the used part of memory, 0 to 1.
+        application_utilization: the part in use by the service's own measure, which goes before the processor's.
+        qps: requests a second that it answers in all (``rps_fractional``).
+        eps: of these, failures a second.
+        request_cost: what this call cost, by name.
+        utilization: used parts of other resources, by name, 0 to 1.
+        named_metrics: anything else, by name.
+
+    Raises:
+        ValueError: a number is negative or not finite (costs and metrics may be negative); the message names it.
+    """
+
+    cpu_utilization: float = 0.0
+    mem_utilization: float = 0.0
+    application_utilization: float = 0.0
+    qps: float = 0.0
+    eps: float = 0.0
+    request_cost: Mapping[str, float] = field(default_factory=dict)
+    utilization: Mapping[str, float] = field(default_factory=dict)
+    named_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _DOUBLES.values():
+            value = getattr(self, name)
+            if not isfinite(value) or value < 0:
+                raise ValueError(f"load report: {name} is {value!r}; expected a finite number >= 0")
+
+    def encode(self) -> bytes:
+        """The serialized message. Fields of 0 are left out, as in proto3."""
+        parts = [
+            bytes([number << 3 | _FIXED64]) + pack("<d", value)
+            for number, name in _DOUBLES.items()
+            if (value := getattr(self, name))
+        ]
+        for number, name in _MAPS.items():
+            for key, value in getattr(self, name).items():
+                text = key.encode()
+                entry = b"\x0a" + _varint(len(text)) + text + b"\x11" + pack("<d", value)
+                parts.append(bytes([number << 3 | _BYTES]) + _varint(len(entry)) + entry)
+        return b"".join(parts)
+
+
+def decode(data: bytes) -> LoadReport:
+    """The report in a serialized message. Unknown fields are passed over.
+
+    Raises:
+        ValueError: it is no such message, or a number in it is negative or not finite.
+    """
+    doubles: dict[str, float] = {}
+    maps: dict[str, dict[str, float]] = {}
+    rps = 0.0
+    for number, value in _fields(data):
+        if number in _DOUBLES and isinstance(value, float):
+            doubles[_DOUBLES[number]] = value
+        elif number in _MAPS and isinstance(value, bytes):
+            entry = dict(_fields(value))
+            key, amount = entry.get(1, b""), entry.get(2, 0.0)
+            if isinstance(key, bytes) and isinstance(amount, float):
+                maps.setdefault(_MAPS[number], {})[key.decode()] = amount
+        elif number == _RPS and isinstance(value, int):
+            rps = float(value)
+    doubles.setdefault("qps", rps)
+    return LoadReport(**doubles, **maps)
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
+    """The fields of a message: number, and a varint, double or bytes. Others are passed over."""
+    at = 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == _FIXED64:
+            try:
+                (double,) = unpack_from("<d", data, at)
+            except StructError:
+                raise ValueError("load report: it ends within a field") from None
+            at += 8
+            yield number, double
+        elif kind == _BYTES:
+            size, at = _read_varint(data, at)
+            at += size
+            if at > len(data):
+                raise ValueError("load report: it ends within a field")
+            yield number, data[at - size : at]
+        elif kind == _VARINT:
+            whole, at = _read_varint(data, at)
+            yield number, whole
+        elif kind == _FIXED32 and at + 4 <= len(data):
+            at += 4
+        else:
+            raise ValueError(f"load report: field {number} has the unknown wire type {kind}")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise ValueError("load report: it ends within a field")
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("load report: a number is too long")

@@ -1,0 +1,140 @@
+"""Weights that the servers report: gRPC's ``weighted_round_robin`` (gRFC A58, reports as in A51).
+
+Each call's trailing metadata may say how busy its server is. From that an endpoint's weight is
+``qps / (utilization + eps / qps * error_penalty)``: the calls a second it could answer when fully used. Calls
+are then dealt as by `WeightedRoundRobin`, with weights that are read anew every ``update_s``.
+
+A report counts once its endpoint has reported for ``blackout_s`` (after it connected, or was silent),
+and for ``expiry_s``. An endpoint without a weight gets the mean of those that have one; while fewer than two
+have one, the registry's weights hold (A58 takes equal ones; they are equal where nobody set any).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from random import Random
+from typing import ClassVar
+
+from lb.core.orca import decode
+from lb.core.policies import checks
+from lb.core.policies.base import CallInfo, Candidate, Picker
+from lb.core.policies.weighted_round_robin import by_weights
+
+FULL = 65_535
+"""The largest weight; the others are whole parts of it, as in gRPC's scheduler."""
+
+
+class Reported:
+    """What an endpoint reported."""
+
+    __slots__ = ("last_at", "since", "weight")
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.since = inf
+        """Since when it reports without a gap."""
+        self.last_at = -inf
+
+    def __repr__(self) -> str:
+        return f"<Reported {self.weight:.1f} at {self.last_at:.3f}, since {self.since:.3f}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Orca:
+    """Shares by the load that servers report with each answer.
+
+    Args:
+        blackout_s: an endpoint must have reported for so many seconds before its weight is used, >= 0.
+        expiry_s: a weight is forgotten after so many seconds without a report, > 0.
+        update_s: weights are read anew so often, in seconds, >= 0.1.
+        error_penalty: how much a share of failures raises the utilization, >= 0.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    name: ClassVar[str] = "orca"
+    blackout_s: float = 10.0
+    expiry_s: float = 180.0
+    update_s: float = 1.0
+    error_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.number(self.name, "blackout_s", self.blackout_s, least=0)
+        checks.number(self.name, "expiry_s", self.expiry_s, least=0, above=True)
+        checks.number(self.name, "update_s", self.update_s, least=0.1)
+        checks.number(self.name, "error_penalty", self.error_penalty, least=0)
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> OrcaPicker:
+        """A picker that goes on where ``previous`` was."""
+        return OrcaPicker(self, candidates, previous.inner if isinstance(previous, OrcaPicker) else None)
+
+    def report(self, candidate: Candidate, report: bytes, now: float) -> None:
+        """Take in a report. One that can not be read, or says nothing of the load, changes nothing."""
+        try:
+            load = decode(report)
+        except ValueError:
+            return
+        used = load.application_utilization or load.cpu_utilization
+        if used <= 0 or load.qps <= 0:
+            return
+        known: Reported | None = candidate.stats
+        if known is None:
+            known = candidate.stats = Reported()
+        if known.since == inf or now - known.last_at >= self.expiry_s:
+            known.since = now
+        ready_since = candidate.ready_since
+        if ready_since is not None and ready_since > known.since:
+            known.since = now  # it has connected anew
+        known.weight = load.qps / (used + load.eps / load.qps * self.error_penalty)
+        known.last_at = now
+
+    def weight_of(self, candidate: Candidate, now: float) -> float:
+        """The reported weight that may be used now; 0 when there is none."""
+        known: Reported | None = candidate.stats
+        if known is None or now - known.last_at >= self.expiry_s:
+            return 0.0
+        ready_since = candidate.ready_since
+        if now - known.since < self.blackout_s or (ready_since is not None and ready_since > known.last_at):
+            return 0.0
+        return known.weight
+
+
+class OrcaPicker:
+    """A weighted round robin whose weights are renewed."""
+
+    __slots__ = ("_candidates", "_reporting", "_settings", "_update_at", "inner")
+
+    def __init__(self, settings: Orca, candidates: Sequence[Candidate], inner: Picker | None) -> None:
+        """Use ``Orca.picker``. ``inner`` is the schedule to go on with."""
+        self._settings = settings
+        self._candidates = tuple(candidates)
+        self._reporting = 0
+        self._update_at = -inf
+        self.inner = inner
+
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
+        """The next of the schedule. O(1) on average, but for the first after ``update_s``, which is O(n)."""
+        inner = self.inner
+        if inner is None or now >= self._update_at:
+            inner = self.inner = self._schedule(now)
+            self._update_at = now + self._settings.update_s
+        return inner.pick(call, now, rng)
+
+    def _schedule(self, now: float) -> Picker:
+        weight_of = self._settings.weight_of
+        reported = [weight_of(candidate, now) for candidate in self._candidates]
+        usable = [weight for weight in reported if weight > 0]
+        self._reporting = len(usable)
+        if len(usable) < 2:
+            return by_weights(self._candidates, [candidate.weight for candidate in self._candidates], self.inner)
+        mean, scale = sum(usable) / len(usable), FULL / max(usable)
+        return by_weights(
+            self._candidates, [max(1, round((weight or mean) * scale)) for weight in reported], self.inner
+        )
+
+    def explain(self) -> str:
+        """The rule in words."""
+        return f"in turn by reported load, {self._reporting} of {len(self._candidates)} have reported"
