@@ -24,6 +24,7 @@ from typing import Any
 
 import structlog
 
+import lb
 from mesh.common.v1 import Money
 from mesh.orders.v1 import OrderItem
 from mesh.payments.v1 import PaymentState
@@ -184,7 +185,8 @@ class Saga:
                 log.debug("sweep failed", why=error.message)
 
     def _in_background(self, work: Coroutine[Any, Any, Order | None]) -> asyncio.Task[Order | None]:
-        task = asyncio.create_task(work)
+        with lb.detached():  # the call that made it necessary is mostly over, or out of time
+            task = asyncio.create_task(work)
         self._undoing.add(task)
         task.add_done_callback(self._undoing.discard)
         return task

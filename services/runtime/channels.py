@@ -7,6 +7,7 @@ from collections.abc import Callable
 import grpc
 
 import lb.aio
+from services.runtime.connections import CONNECTION, LIMIT
 from services.runtime.interceptors import INSTANCE_KEY
 from services.runtime.settings import Settings
 
@@ -18,7 +19,7 @@ def connector(settings: Settings) -> Connect:
     """How a process with these settings reaches other services."""
 
     def connect(service: str) -> grpc.aio.Channel:
-        return lb.aio.channel(f"consul:///{service}", policy=settings.policy)
+        return lb.aio.channel(f"consul:///{service}", policy=settings.policy, connection=CONNECTION, limit=LIMIT)
 
     return connect
 

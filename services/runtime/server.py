@@ -34,6 +34,7 @@ from mesh.runtime.v1 import ServingState, add_RuntimeServicer_to_server
 from services.runtime import logs, telemetry
 from services.runtime.address import advertised
 from services.runtime.channels import Connect, connector
+from services.runtime.connections import SERVER_OPTIONS
 from services.runtime.describe import Description, Runtime, version
 from services.runtime.host import Build, Check, Host
 from services.runtime.interceptors import INSTANCE_KEY, Boundary, Gate, Meter
@@ -87,8 +88,9 @@ class Instance:
         self._watcher: asyncio.Task[None] | None = None
         self._registration: lb.aio.Registration | None = None
         self._server = grpc.aio.server(
-            interceptors=[self._gate, *interceptors, Boundary(trailers)],
-            options=[("grpc.so_reuseport", 0)],
+            # What a handler calls inherits from its call; innermost, where Boundary keeps what it makes.
+            interceptors=[self._gate, *interceptors, Boundary(trailers), lb.aio.incoming()],
+            options=SERVER_OPTIONS,
         )
 
     @property

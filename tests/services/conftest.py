@@ -12,10 +12,12 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
+import lb
 from services.catalog.service import build as build_catalog
 from services.inventory.service import build as build_inventory
 from services.orders.service import build as build_orders
 from services.payments.service import build as build_payments
+from services.runtime.connections import CONNECTION, LIMIT
 from services.runtime.errors import detail
 from services.runtime.host import Build
 from services.runtime.server import Instance
@@ -93,8 +95,13 @@ class Shop:
         return instance
 
     def connect(self, service: str) -> grpc.aio.Channel:
-        """A plain channel to the latest instance of a service."""
-        return grpc.aio.insecure_channel(self.instances[service].address)
+        """A channel to the latest instance of a service: as the services', but a failure is seen as it is."""
+        return lb.aio.channel(
+            f"static:///{self.instances[service].address}",
+            retry=lb.Retry(enabled=False),
+            connection=CONNECTION,
+            limit=LIMIT,
+        )
 
     async def channel(self, instance: Instance) -> grpc.aio.Channel:
         """A channel to one instance, closed with the shop."""

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+import lb
 from services.runtime.errors import bad_request, detail
 from services.runtime.interceptors import Boundary, Gate, Meter
 from tests.services.conftest import refused
@@ -52,7 +53,7 @@ async def rig(traced: bool) -> AsyncIterator[Rig]:
     spans = InMemorySpanExporter()
     meter = Meter()
     gate = Gate(meter, TRAILERS)
-    interceptors: list[Any] = [gate, Boundary(TRAILERS)]
+    interceptors: list[Any] = [gate, Boundary(TRAILERS), lb.aio.incoming()]
     provider = TracerProvider(shutdown_on_exit=False)
     if traced:
         provider.add_span_processor(SimpleSpanProcessor(spans))

@@ -209,7 +209,7 @@ async def test_an_undo_that_fails_is_done_later(counter: Counter, undo: tuple[st
 
 @pytest.mark.parametrize(("service", "method"), STEPS)
 async def test_cancellation_is_undone(counter: Counter, service: str, method: str) -> None:
-    """A caller that goes away in the middle of any step leaves nothing behind."""
+    """A caller that goes away in the middle of any step leaves nothing behind: undoing is not cancelled with it."""
     faults = counter.shop.faults[service]
     faults.next(method, "hang")
     call = counter.orders.PlaceOrder(place())
@@ -221,7 +221,7 @@ async def test_cancellation_is_undone(counter: Counter, service: str, method: st
     async def settled() -> bool:
         return bool(counter.shop.faults["inventory"].seen.get("Release")) and await counter.stock() == STOCK
 
-    await until(settled, within_s=10, what="the pieces are back")
+    await until(settled, within_s=3, what="the pieces are back before the order's lease ends")
     answer = await counter.orders.PlaceOrder(place(), timeout=10)
     assert answer.order.state == CONFIRMED
     assert await counter.stock() == STOCK - 1
@@ -238,7 +238,7 @@ async def test_deadline_is_undone(counter: Counter) -> None:
     async def settled() -> bool:
         return bool(counter.shop.faults["inventory"].seen.get("Release")) and await counter.stock() == STOCK
 
-    await until(settled, within_s=10, what="the pieces are back")
+    await until(settled, within_s=3, what="the pieces are back before the order's lease ends")
 
 
 async def test_a_step_that_hangs_is_given_up(counter: Counter) -> None:
