@@ -1,0 +1,104 @@
+"""Slow start: an endpoint that has just come takes a growing part of its share.
+
+A new process has cold caches and pools, and its whole share at once would meet it at its slowest. For ``window_s`` from
+the moment its connection stands it accepts a pick with a chance that rises evenly from ``minimum`` to 1
+(Armeria's and Envoy's linear ramp). A pick that it does not accept goes to another endpoint, chosen by a second
+picker of the same policy over those who are warm.
+
+Nothing happens while no endpoint is warm: a channel that starts uses all of them at once. When nobody is
+warming any more, picks go straight to the policy inside, at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from random import Random
+
+from lb.core.policies import checks
+from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
+from lb.core.policies.wrapper import Wrapper
+
+REVIEW_S = 1.0
+"""Who became warm joins the second picker after so long at most; until then it has nearly its whole share."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowStart(Wrapper):
+    """As ``policy`` picks, but newcomers are given calls gradually.
+
+    Args:
+        policy: how to pick, by object or name; None: the default policy.
+        window_s: after so many seconds an endpoint has its whole share, > 0.
+        minimum: the part of its share with which it begins, > 0 and <= 1.
+
+    Raises:
+        ValueError: a field is out of its range, or the name is not known; the message says what is accepted.
+        TypeError: ``policy`` is no policy.
+    """
+
+    policy: Policy | str | None = None
+    window_s: float = 20.0
+    minimum: float = 0.1
+    name: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checks.number("slow_start", "window_s", self.window_s, least=0, above=True)
+        checks.number("slow_start", "minimum", self.minimum, least=0, most=1, above=True)
+        self._settle("slow_start")
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SlowStartPicker:
+        """A picker over ``candidates`` that goes on where ``previous`` was."""
+        return SlowStartPicker(self, candidates, previous if isinstance(previous, SlowStartPicker) else None)
+
+
+class SlowStartPicker:
+    """The inner policy's picker over all, and one over the warm while there are others."""
+
+    # No __slots__: once all are warm, `pick` is the inner picker's.
+
+    def __init__(self, settings: SlowStart, candidates: Sequence[Candidate], previous: SlowStartPicker | None) -> None:
+        """Use ``SlowStart.picker``."""
+        assert not isinstance(settings.policy, str)
+        assert settings.policy is not None
+        self._policy: Policy = settings.policy
+        self._window_s = settings.window_s
+        self._minimum = settings.minimum
+        self._candidates = candidates
+        self.inner: Picker = self._policy.picker(candidates, previous and previous.inner)
+        self.warm: Picker | None = None if previous is None else previous.warm
+        self._review_at = -inf
+
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
+        """The inner policy's pick, or a warm one's in its place. O(1); once a second while any is warming, O(n)."""
+        if now >= self._review_at:
+            self._review(now)
+        candidate = self.inner.pick(call, now, rng)
+        if self.warm is None or candidate.ready_since is None:
+            return candidate
+        part = (now - candidate.ready_since) / self._window_s
+        if part >= 1.0 or rng.random() < max(part, self._minimum):
+            return candidate
+        return self.warm.pick(call, now, rng)
+
+    def _review(self, now: float) -> None:
+        """See who is warm now."""
+        since = now - self._window_s
+        warm = [c for c in self._candidates if c.ready_since is None or c.ready_since <= since]
+        if len(warm) == len(self._candidates):
+            self.warm = None
+            self._review_at = inf
+            self.pick = self.inner.pick  # type: ignore[method-assign]  # a step less, from now on
+        else:
+            self.warm = self._policy.picker(warm, self.warm) if warm else None
+            next_warm = min(
+                c.ready_since for c in self._candidates if c.ready_since is not None and c.ready_since > since
+            )
+            self._review_at = max(next_warm + self._window_s, now + REVIEW_S)
+
+    def explain(self) -> str:
+        """The rule in words."""
+        inside = getattr(self.inner, "explain", None)
+        start = f"newcomers gradually over {self._window_s:g} s"
+        return f"{start}: {inside()}" if inside else start

@@ -1,0 +1,112 @@
+"""Subset: each client uses only some of the endpoints, all together use them evenly.
+
+With many clients and many endpoints it is enough that a client knows twenty: fewer connections are busy,
+each carries more, and what is measured of an endpoint is worth more (*Site Reliability Engineering*, ch. 20).
+
+Endpoints stand in a circle, in an order by a hash of their ids that all clients share. A client takes
+``size`` in a row, from its own place on. Places of numbered clients follow the van der Corput sequence (0, 1/2, 1/4,
+3/4, 1/8, ...), which is even after any number of clients, as in Google's *Rocksteadier* subsetting
+(P. Ward et al., "Reinventing backend subsetting at Google", 2022); a client with a name has a random
+place by its hash. When an endpoint comes or goes a subset changes by two at most.
+
+The subset is taken of the endpoints that are admitted, so a client always has ``size`` that work, as long as
+there are so many. The channel still connects to all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from lb.core.policies import checks
+from lb.core.policies.base import Candidate, Picker, Policy
+from lb.core.policies.wrapper import Wrapper
+
+
+@dataclass(frozen=True, slots=True)
+class Subset(Wrapper):
+    """So many of the endpoints, always the same ones for this client; of these as ``policy`` picks.
+
+    Args:
+        size: how many, >= 1. With as many endpoints or fewer, all.
+        policy: how to pick among them, by object or name; None: the default policy.
+        client: who this client is: its number among the clients, from 0 on (a task's index), which spreads them
+            evenly, or a text such as its host name, which spreads them by chance.
+        seed: clients that share it agree on the circle; others see another one.
+
+    Raises:
+        ValueError: a field is out of its range, or the name is not known; the message says what is accepted.
+        TypeError: ``policy`` is no policy.
+    """
+
+    size: int
+    policy: Policy | str | None = None
+    client: int | str = field(kw_only=True)
+    seed: str = field(default="", kw_only=True)
+    name: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checks.whole("subset", "size", self.size, least=1)
+        if isinstance(self.client, str):
+            checks.text("subset", "client", self.client)
+        elif isinstance(self.client, bool) or not isinstance(self.client, int) or self.client < 0:
+            raise ValueError(f"subset: client is {self.client!r}; expected a whole number >= 0, or a text")
+        if not isinstance(self.seed, str):
+            raise ValueError(f"subset: seed is {self.seed!r}; expected a text")
+        self._settle("subset")
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SubsetPicker:
+        """The inner policy's picker over this client's part of ``candidates``."""
+        return SubsetPicker(self, candidates, previous if isinstance(previous, SubsetPicker) else None)
+
+    def place(self) -> float:
+        """Where on the circle this client begins, 0 to below 1."""
+        if isinstance(self.client, str):
+            return _hash(self.seed, self.client) / 2**64
+        return int(f"{self.client:b}"[::-1], 2) / (1 << self.client.bit_length())
+
+
+class SubsetPicker:
+    """The circle, and the inner policy's picker over a part of it."""
+
+    __slots__ = ("_circle", "_owners", "inner", "part", "pick")
+
+    def __init__(self, settings: Subset, candidates: Sequence[Candidate], previous: SubsetPicker | None) -> None:
+        """Use ``Subset.picker``. It takes over the circle of ``previous`` and changes what changed."""
+        assert not isinstance(settings.policy, str)
+        assert settings.policy is not None
+        self._circle: list[int] = [] if previous is None else previous._circle
+        self._owners: list[Candidate] = [] if previous is None else previous._owners
+        now, before = set(candidates), set(self._owners)
+        leaving, coming = before - now, now - before
+        if len(leaving) + len(coming) > len(before) / 8:
+            circle = sorted(((_hash(settings.seed, *c.endpoint.key), at) for at, c in enumerate(candidates)))
+            self._circle = [place for place, _ in circle]
+            self._owners = [candidates[at] for _, at in circle]
+        else:
+            for candidate in leaving:
+                at = self._owners.index(candidate)
+                del self._circle[at], self._owners[at]
+            for candidate in coming:
+                place = _hash(settings.seed, *candidate.endpoint.key)
+                at = bisect_left(self._circle, place)
+                self._circle.insert(at, place)
+                self._owners.insert(at, candidate)
+        count = len(self._owners)
+        start = int(settings.place() * count)
+        self.part = [self._owners[(start + step) % count] for step in range(min(settings.size, count))]
+        """Whom it picks from."""
+        self.inner = settings.policy.picker(self.part, previous and previous.inner)
+        self.pick = self.inner.pick
+
+    def explain(self) -> str:
+        """The rule in words."""
+        inside = getattr(self.inner, "explain", None)
+        part = f"{len(self.part)} of {len(self._owners)} are this client's"
+        return f"{part}: {inside()}" if inside else part
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")

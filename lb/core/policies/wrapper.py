@@ -1,0 +1,29 @@
+"""What the policies share that stand around another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lb.core.policies.base import Policy
+from lb.core.policies.registry import resolve
+
+_HOOKS = frozenset({"needs_metadata", "ended", "report"})
+
+
+class Wrapper:
+    """Has the hooks of the policy inside, and no others: what that lacks costs nothing here, either."""
+
+    __slots__ = ()
+
+    policy: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HOOKS:
+            return getattr(self.policy, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _settle(self, kind: str) -> None:
+        """Take the policy inside by object or name (None: the default one), and make a name of both."""
+        policy: Policy = resolve(self.policy)
+        object.__setattr__(self, "policy", policy)
+        object.__setattr__(self, "name", f"{kind}({policy.name})")

@@ -1,0 +1,94 @@
+"""Zone aware: calls stay in their own zone until it is overloaded; then the excess goes to the others.
+
+The policy inside picks within the zone, and, with a picker of its own, among all others. An endpoint of the
+zone takes calls until ``in_flight`` of this channel are out on it (by weight: on one of average weight). From then
+on a call goes to whichever is less loaded, the one picked at home or the one picked abroad. So the zone
+stays just full, exactly what is too much for it leaves, and when all are full they are loaded alike, each by
+its weight. A zone that loses endpoints is fuller with the rest, and leaves the more to others.
+
+Envoy and gRPC spill by the shares of healthy hosts that the control plane knows. A client knows what it has
+out itself, and needs nobody for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from lb.core.policies import checks
+from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
+from lb.core.policies.wrapper import Wrapper
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneAware(Wrapper):
+    """Endpoints whose ``zone`` is ours, while they can take it; of these, and of the others, as ``policy`` picks.
+
+    Args:
+        zone: where this client is.
+        policy: how to pick within the zone and outside of it, by object or name; None: the default policy.
+        in_flight: an endpoint of average weight is full with so many calls of this channel, >= 1.
+
+    Raises:
+        ValueError: a field is out of its range, or the name is not known; the message says what is accepted.
+        TypeError: ``policy`` is no policy.
+    """
+
+    zone: str
+    policy: Policy | str | None = None
+    in_flight: int = 32
+    name: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        checks.text("zone_aware", "zone", self.zone)
+        checks.whole("zone_aware", "in_flight", self.in_flight, least=1)
+        self._settle("zone_aware")
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> ZonePicker:
+        """A picker over ``candidates``; each side goes on where it was."""
+        assert not isinstance(self.policy, str)
+        assert self.policy is not None
+        before = previous if isinstance(previous, ZonePicker) else None
+        near = [candidate for candidate in candidates if candidate.endpoint.zone == self.zone]
+        far = [candidate for candidate in candidates if candidate.endpoint.zone != self.zone]
+        mean = sum(candidate.weight for candidate in candidates) / len(candidates)
+        return ZonePicker(
+            self.zone,
+            self.policy.picker(near, before and before.near) if near else None,
+            self.policy.picker(far, before and before.far) if far else None,
+            self.in_flight / mean,
+        )
+
+
+class ZonePicker:
+    """A picker for the own zone and one for the others, of which one may be missing."""
+
+    __slots__ = ("_full", "_zone", "far", "near")
+
+    def __init__(self, zone: str, near: Picker | None, far: Picker | None, full: float) -> None:
+        """``full``: calls in flight, per unit of weight, with which an endpoint of the own zone is full."""
+        self._zone = zone
+        self._full = full
+        self.near = near
+        self.far = far
+
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
+        """At home while there is room. One pick of the policy inside, two when home is full."""
+        near, far = self.near, self.far
+        if near is None:
+            assert far is not None
+            return far.pick(call, now, rng)
+        home = near.pick(call, now, rng)
+        if far is None or home.in_flight < self._full * home.weight:
+            return home
+        away = far.pick(call, now, rng)
+        return away if away.in_flight * home.weight < home.in_flight * away.weight else home
+
+    def explain(self) -> str:
+        """The rule in words."""
+        inside = getattr(self.near or self.far, "explain", None)
+        rule = f": {inside()}" if inside else ""
+        if self.near is None:
+            return f"zone {self._zone} has no endpoint, all others{rule}"
+        return f"zone {self._zone} until {self._full:g} are in flight per weight, then the others too{rule}"
