@@ -23,7 +23,22 @@ from lb.core.connection import Connection
 from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Listener, Resolution, Resolver
 from lb.core.hedging import Hedging
-from lb.core.policies import Policy, Random, RoundRobin, WeightedRandom, WeightedRoundRobin
+from lb.core.orca import LoadReport
+from lb.core.policies import (
+    P2C,
+    LeastRequest,
+    Orca,
+    PickFirst,
+    Policy,
+    Random,
+    RingHash,
+    RoundRobin,
+    SlowStart,
+    Subset,
+    WeightedRandom,
+    WeightedRoundRobin,
+    ZoneAware,
+)
 from lb.core.retry import Retry
 from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.core.token_bucket import TokenBucket
@@ -39,17 +54,26 @@ __all__ = [
     "Endpoint",
     "EndpointSnapshot",
     "Hedging",
+    "LeastRequest",
     "Listener",
+    "LoadReport",
+    "Orca",
+    "P2C",
+    "PickFirst",
     "Policy",
     "Random",
     "Resolution",
     "Resolver",
     "Retry",
+    "RingHash",
     "RoundRobin",
+    "SlowStart",
     "Snapshot",
+    "Subset",
     "TokenBucket",
     "WeightedRandom",
     "WeightedRoundRobin",
+    "ZoneAware",
     "aio",
     "attempts",
     "detached",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from struct import error as StructError
 from struct import pack, unpack_from
+from typing import Any
 
 from lb.core.outcome import REPORT_KEY
 
@@ -81,8 +82,8 @@ def decode(data: bytes) -> LoadReport:
     Raises:
         ValueError: it is no such message, or a number in it is negative or not finite.
     """
-    doubles: dict[str, float] = {}
-    maps: dict[str, dict[str, float]] = {}
+    doubles: dict[str, Any] = {}
+    maps: dict[str, Any] = {}
     rps = 0.0
     for number, value in _fields(data):
         if number in _DOUBLES and isinstance(value, float):

@@ -50,7 +50,7 @@ def _message_class() -> Any:
         )
     file = FileDescriptorProto(name="orca.proto", package="xds.data.orca.v3", syntax="proto3", message_type=[report])
     pool = DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     return GetMessageClass(pool.FindMessageTypeByName("xds.data.orca.v3.OrcaLoadReport"))
 
 

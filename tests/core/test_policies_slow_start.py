@@ -63,7 +63,7 @@ def test_once_all_are_warm_a_pick_is_the_inner_one() -> None:
     picker.pick(None, 1019.0, rng)
     assert picker.pick.__self__ is picker  # type: ignore[attr-defined]
     picker.pick(None, 1021.0, rng)
-    assert picker.pick.__self__ is picker.inner  # type: ignore[attr-defined]
+    assert picker.pick.__self__ is picker.inner
     assert abs(Counter(ids([picker.pick(None, 1022.0, rng) for _ in range(40)]))["d"] - 10) <= 1
 
 

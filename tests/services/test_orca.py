@@ -17,6 +17,11 @@ from services.runtime.orca import LoadReporter, LoadTrailers, cost
 TRAILERS = (("mesh-instance-id", "i-1"),)
 
 
+def read(trailers: Any, at: int = 0) -> LoadReport:
+    """The report in a pair of the trailing metadata."""
+    return decode(trailers[at][1])
+
+
 def test_a_span_is_measured_and_reported_until_the_next_is_over() -> None:
     """Two seconds with 20 calls, five of them failed, and half of a processor."""
     clock, used = FakeClock(), 0.0
@@ -36,12 +41,12 @@ def test_costs_are_the_call_s_own() -> None:
     """They stand beside the report, and alone while there is none."""
     clock = FakeClock()
     reporter = LoadReporter(lambda: 0.25, clock=clock, cpu=lambda: 0.0)
-    assert decode(reporter.trailers({"rows": 120.0})[0][1]) == LoadReport(request_cost={"rows": 120.0})
+    assert read(reporter.trailers({"rows": 120.0})) == LoadReport(request_cost={"rows": 120.0})
     reporter.ended(failed=False)
     clock.advance(1.0)
-    both = decode(reporter.trailers({"rows": 3.0})[1][1])
+    both = read(reporter.trailers({"rows": 3.0}), 1)
     assert both == LoadReport(application_utilization=0.25, qps=1, request_cost={"rows": 3.0})
-    assert not decode(reporter.trailers()[0][1]).request_cost
+    assert not read(reporter.trailers()).request_cost
 
 
 def test_a_bad_span_is_said() -> None:
@@ -70,7 +75,7 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
         cost("rows", 7)
 
     server = grpc.aio.server(interceptors=[LoadTrailers(reporter), Boundary(TRAILERS)])
-    handlers = {
+    handlers: dict[str, Any] = {
         "unary": grpc.unary_unary_rpc_method_handler(unary),
         "stream": grpc.unary_stream_rpc_method_handler(stream),
     }
@@ -78,7 +83,8 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+            channel: Any = opened
             call = channel.unary_unary("/test.Service/unary")(b"")
             await call
             clock.advance(1.0)

@@ -133,6 +133,8 @@ class RingPicker:
         self._weights = weights = {candidate: candidate.weight for candidate in candidates}
         self._sum = sum(weights.values())
         self._scale = min(POINTS / gcd(*weights.values()), max(POINTS, MOST_POINTS) / max(weights.values()))
+        self._points: list[int]
+        self._owners: list[Candidate]
         before: dict[Candidate, int] = {}
         if previous is not None and previous._scale == self._scale:
             before = previous._weights

@@ -98,7 +98,7 @@ class SubsetPicker:
         start = int(settings.place() * count)
         self.part = [self._owners[(start + step) % count] for step in range(min(settings.size, count))]
         """Whom it picks from."""
-        self.inner = settings.policy.picker(self.part, previous and previous.inner)
+        self.inner: Picker = settings.policy.picker(self.part, previous and previous.inner)
         self.pick = self.inner.pick
 
     def explain(self) -> str:

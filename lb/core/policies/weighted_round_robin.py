@@ -290,9 +290,9 @@ class Tier:
         self._turn(self._place())
         if leaving:
             stay = [member not in leaving for member in self._members]
-            self._members, self.weights, self._accounts = (
-                list(compress(column, stay)) for column in (self._members, self.weights, self._accounts)
-            )
+            self._members = list(compress(self._members, stay))
+            self.weights = list(compress(self.weights, stay))
+            self._accounts = list(compress(self._accounts, stay))
         cap = 1 << self._bits
         half = len(self._members) // 2
         self._members[half:half] = [candidate for candidate, _ in coming]
