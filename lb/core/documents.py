@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from typing import Any
 
 UINT32_MAX = 2**32 - 1
 _LONGEST_S = 315_576_000_000  # of a proto3 Duration: about 10,000 years
 _MOST_TOLD = 20
+_LARGEST = 1e300
 _DURATION = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?s")
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _NUMBER = re.compile(r"-?[0-9]{1,300}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
@@ -102,15 +102,16 @@ class Fields:
             self.wrong(name, f"a whole number {limit}")
         return None
 
-    def positive(self, name: str, *, required: bool = False) -> float | None:
-        """A number above 0, which proto3 JSON may write as text, too."""
+    def number(self, name: str, *, positive: bool = False, required: bool = False) -> float | None:
+        """A number >= 0, which proto3 JSON may write as text, too; ``positive``: not 0."""
         value = self.value(name)
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300 and isfinite(value):
+        real = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if real and 0 <= value <= _LARGEST and (value > 0 or not positive):
             return float(value)
         if value is not None or required:
-            self.wrong(name, "a number > 0")
+            self.wrong(name, f"a number {'>' if positive else '>='} 0")
         return None
 
     def seconds(self, name: str, *, positive: bool = False, required: bool = False) -> float | None:

@@ -172,7 +172,7 @@ def _retry(policy: Fields, problems: Problems) -> Retry | None:
     attempts = _attempts(policy, problems)
     initial = policy.seconds("initialBackoff", positive=True, required=True)
     most = policy.seconds("maxBackoff", positive=True, required=True)
-    multiplier = policy.positive("backoffMultiplier", required=True)
+    multiplier = policy.number("backoffMultiplier", positive=True, required=True)
     limit = policy.seconds("perAttemptRecvTimeout", positive=True)
     codes = _codes(policy, "retryableStatusCodes", problems)
     if not codes and policy.value("perAttemptRecvTimeout") is None and not policy.value("retryableStatusCodes"):
@@ -220,7 +220,7 @@ def _throttle(top: Fields) -> Throttle | None:
     if throttling is None:
         return None
     tokens = throttling.whole("maxTokens", 1, required=True)
-    ratio = throttling.positive("tokenRatio", required=True)
+    ratio = throttling.number("tokenRatio", positive=True, required=True)
     if ratio is not None and ratio < LEAST_RATIO:
         throttling.wrong("tokenRatio", f"a number >= {LEAST_RATIO}")
         return None

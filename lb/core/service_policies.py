@@ -9,29 +9,84 @@ in the document                here
 ``round_robin``                `RoundRobin`
 ``pick_first``                 `PickFirst` (``shuffleAddressList``): all calls to one
                                endpoint, though the others stay connected
-any name of ours               that policy with its defaults (``random``,
-                               ``weighted_random``, ...)
+``weighted_round_robin``       `Orca` (``blackoutPeriod``, ``weightExpirationPeriod``,
+                               ``weightUpdatePeriod``, ``errorUtilizationPenalty``, gRFC
+                               A58); reports come with the calls, never out of band.
+                               Without reports the registry's weights hold
+``least_request_experimental`` `LeastRequest` (``choiceCount``, gRFC A48)
+``ring_hash_experimental``     `RingHash` (``requestHashHeader``, gRFC A76, which must be
+                               there); the ring has a size of its own
+a name of ours                 that policy with its defaults (``p2c``, ``random``,
+                               ``least_request``, ...); but ``weighted_round_robin`` is
+                               gRPC's, as above
 =============================  =======================================================
+
+Policies of ours that need settings, or wrap others, are given as objects (``policy=``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lb.core.documents import Fields, Problems, fields_of, shown
-from lb.core.policies import PickFirst, Policy, RoundRobin, by_name, names
+from lb.core.policies import LeastRequest, Orca, PickFirst, Policy, RingHash, by_name, names
 
-Reader = Callable[[Fields], Policy]
+Reader = Callable[[Fields, Problems], Policy | None]
+
+_MOST_CHOICES = 10
+_LEAST_UPDATE_S = 0.1
+_LARGEST_RING = 8_388_608
+_HEADER = re.compile(r"[0-9a-z_.-]+")
 
 
-def _pick_first(fields: Fields) -> Policy:
+def _pick_first(fields: Fields, problems: Problems) -> Policy:
     return PickFirst(shuffle=fields.flag("shuffleAddressList") or False)
 
 
+def _weighted_round_robin(fields: Fields, problems: Problems) -> Policy:
+    fields.seconds("oobReportingPeriod")
+    if fields.flag("enableOobLoadReport"):
+        problems.note(f"{fields.at('enableOobLoadReport')} is ignored: reports are taken from the calls")
+    blackout = fields.seconds("blackoutPeriod")
+    expiry = fields.seconds("weightExpirationPeriod")
+    update = fields.seconds("weightUpdatePeriod")
+    penalty = fields.number("errorUtilizationPenalty")
+    default = Orca()
+    return Orca(
+        blackout_s=default.blackout_s if blackout is None else blackout,
+        expiry_s=default.expiry_s if expiry is None else max(expiry, 1e-9),
+        update_s=default.update_s if update is None else max(update, _LEAST_UPDATE_S),
+        error_penalty=default.error_penalty if penalty is None else penalty,
+    )
+
+
+def _least_request(fields: Fields, problems: Problems) -> Policy:
+    choices = fields.whole("choiceCount", 2) or 2
+    if choices > _MOST_CHOICES:
+        problems.note(f"{fields.at('choiceCount')} is {choices} and counts as {_MOST_CHOICES}")
+        choices = _MOST_CHOICES
+    return LeastRequest(choices)
+
+
+def _ring_hash(fields: Fields, problems: Problems) -> Policy | None:
+    least = fields.whole("minRingSize", 1, _LARGEST_RING)
+    most = fields.whole("maxRingSize", 1, _LARGEST_RING)
+    if (1024 if least is None else least) > (4096 if most is None else most):  # gRPC's defaults
+        fields.wrong("maxRingSize", "no less than minRingSize")
+    header = (fields.text("requestHashHeader") or "").lower()
+    if not _HEADER.fullmatch(header) or header.endswith("-bin"):
+        fields.wrong("requestHashHeader", "the name of a metadata key that is no -bin")
+        return None
+    return RingHash(header)
+
+
 _READERS: dict[str, Reader] = {
-    "round_robin": lambda fields: RoundRobin(),
     "pick_first": _pick_first,
+    "weighted_round_robin": _weighted_round_robin,
+    "least_request_experimental": _least_request,
+    "ring_hash_experimental": _ring_hash,
 }
 
 
@@ -51,7 +106,7 @@ def _deprecated(top: Fields, problems: Problems) -> Policy | None:
     if reader is None:
         top.wrong("loadBalancingPolicy", f"one of {_known()}")
         return None
-    return reader(Fields({}, "loadBalancingPolicy", problems))
+    return reader(Fields({}, "loadBalancingPolicy", problems), problems)
 
 
 def _first_known(entries: list[tuple[str, Any]], problems: Problems) -> Policy | None:
@@ -71,7 +126,7 @@ def _first_known(entries: list[tuple[str, Any]], problems: Problems) -> Policy |
         if reader is not None:
             fields = entry.fields(name)
             assert fields is not None
-            return reader(fields)
+            return reader(fields, problems)
         entry.value(name)
         problems.note(f"{path} is {shown(name)}, which is not known, and passed over")
         passed.append(shown(name))
@@ -86,7 +141,7 @@ def _reader(name: str) -> Reader | None:
             policy = by_name(name)
         except ValueError:
             return None
-        return lambda fields: policy
+        return lambda fields, problems: policy
     return reader
 
 

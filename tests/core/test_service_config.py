@@ -18,7 +18,7 @@ from tenacity import Future, RetryCallState
 
 from lb.core.hedging import Hedging
 from lb.core.outcome import Origin, classify
-from lb.core.policies import PickFirst, RoundRobin
+from lb.core.policies import P2C, LeastRequest, Orca, PickFirst, RingHash, RoundRobin
 from lb.core.policies import Random as RandomPolicy
 from lb.core.retry import Again, AttemptError, GiveUp, Retry, decide
 from lb.core.service_config import NOTHING, MethodConfig, ServiceConfig, parse
@@ -265,6 +265,27 @@ def test_what_is_not_known_is_ignored_and_noted() -> None:
         (balancing({"pick_first": {}}), PickFirst()),
         (balancing({"pick_first": {"shuffleAddressList": True}}), PickFirst(shuffle=True)),
         (balancing({"random": {}}), RandomPolicy()),
+        (balancing({"weighted_round_robin": {}}), Orca()),
+        (
+            balancing(
+                {
+                    "weighted_round_robin": {
+                        "blackoutPeriod": "0s",
+                        "weightExpirationPeriod": "60s",
+                        "weightUpdatePeriod": "0.01s",
+                        "errorUtilizationPenalty": 0,
+                        "oobReportingPeriod": "1s",
+                        "enableOobLoadReport": False,
+                    }
+                }
+            ),
+            Orca(blackout_s=0, expiry_s=60, update_s=0.1, error_penalty=0),
+        ),
+        (balancing({"least_request_experimental": {}}), LeastRequest(2)),
+        (balancing({"least_request_experimental": {"choiceCount": 4}}), LeastRequest(4)),
+        (balancing({"ring_hash_experimental": {"requestHashHeader": "User-Id"}}), RingHash("user-id")),
+        (balancing({"p2c": {}}), P2C()),
+        (balancing({"ring_hash": {}}, {"least_request": {}}), LeastRequest()),
         (balancing({"grpclb": {}}, {"random": {}}, {"round_robin": {}}, 1), RandomPolicy()),
         ({"loadBalancingPolicy": "ROUND_ROBIN"}, RoundRobin()),
         ({"loadBalancingPolicy": "random", "loadBalancingConfig": [{"round_robin": {}}]}, RoundRobin()),
@@ -284,6 +305,22 @@ def test_what_was_passed_over_is_noted() -> None:
         'loadBalancingConfig[0] is "grpclb", which is not known, and passed over',
         "loadBalancingConfig[1].round_robin.x is not known and ignored",
     )
+
+
+def test_what_of_a_policy_is_not_as_asked_is_noted() -> None:
+    """Too many choices, and reports out of band."""
+    assert parse(balancing({"least_request_experimental": {"choiceCount": 64}})).policy == LeastRequest(10)
+    documents = (
+        balancing({"least_request_experimental": {"choiceCount": 64}}),
+        balancing({"weighted_round_robin": {"enableOobLoadReport": True}}),
+    )
+    assert [parse(document).notes for document in documents] == [
+        ("loadBalancingConfig[0].least_request_experimental.choiceCount is 64 and counts as 10",),
+        (
+            "loadBalancingConfig[0].weighted_round_robin.enableOobLoadReport is ignored: "
+            "reports are taken from the calls",
+        ),
+    ]
 
 
 # ---- what is refused ----
@@ -377,6 +414,25 @@ REFUSED: list[tuple[Any, str]] = [
     (
         balancing({"pick_first": {"shuffleAddressList": 1}}),
         "loadBalancingConfig[0].pick_first.shuffleAddressList is 1; expected true or false",
+    ),
+    (
+        balancing({"least_request_experimental": {"choiceCount": 1}}),
+        f"loadBalancingConfig[0].least_request_experimental.choiceCount is 1; {WHOLE_2}",
+    ),
+    (
+        balancing({"weighted_round_robin": {"errorUtilizationPenalty": -1}}),
+        "loadBalancingConfig[0].weighted_round_robin.errorUtilizationPenalty is -1; expected a number >= 0",
+    ),
+    (
+        balancing({"ring_hash_experimental": {"minRingSize": 0, "requestHashHeader": "a-bin"}}),
+        "loadBalancingConfig[0].ring_hash_experimental.minRingSize is 0; expected a whole number from 1 to 8388608; "
+        'loadBalancingConfig[0].ring_hash_experimental.requestHashHeader is "a-bin"; '
+        "expected the name of a metadata key that is no -bin",
+    ),
+    (
+        balancing({"ring_hash_experimental": {}}),
+        "loadBalancingConfig[0].ring_hash_experimental.requestHashHeader is missing; "
+        "expected the name of a metadata key that is no -bin",
     ),
     ({"loadBalancingPolicy": 1}, "loadBalancingPolicy is 1; expected a text"),
 ]
@@ -514,6 +570,8 @@ def test_one_wrong_value_is_found_where_it_is(place: str, value: Any) -> None:
 _GOOD_DURATIONS: list[Any] = ["1s", "0.5s", "0.001s", None]
 _BAD_DURATIONS: list[Any] = ["1", 1, "-1s", "1.0000000001s", ".1s", "1.s", "s", "1e1s", "315576000001s", True, [], {}]
 _DURATIONS = _GOOD_DURATIONS + _BAD_DURATIONS
+_PENALTIES: list[Any] = [0, 1, "2", -1, None, True, []]
+_FLAGS: list[Any] = [True, None, 1]
 _WHOLES: list[Any] = [0, 1, 2, 9, "2", "x", -1, 1.5, 2.0, True, None, 2**32, [], {}]
 # By path: the values that are tried there. Left out is where grpcio and we differ, as the module says.
 POOL: dict[str, list[Any]] = {
@@ -553,6 +611,24 @@ POOL: dict[str, list[Any]] = {
         1,
     ],
     "loadBalancingConfig[0].pick_first.shuffleAddressList": [True, False, None, 1, "true"],
+    "loadBalancingConfig[0]": [
+        *({"weighted_round_robin": {"blackoutPeriod": value}} for value in _DURATIONS),
+        *({"weighted_round_robin": {"errorUtilizationPenalty": value}} for value in _PENALTIES),
+        *({"weighted_round_robin": {"enableOobLoadReport": value}} for value in _FLAGS),
+        *(
+            {"ring_hash_experimental": {"requestHashHeader": "x-user", **sizes}}
+            for sizes in (
+                {},
+                {"minRingSize": 1},
+                {"minRingSize": 0},
+                {"minRingSize": "2000", "maxRingSize": 3000},
+                {"minRingSize": 2000, "maxRingSize": 1000},
+                {"maxRingSize": 500},
+                {"minRingSize": 5000},
+                {"maxRingSize": 8388609},
+            )
+        ),
+    ],
     "loadBalancingPolicy": ["ROUND_ROBIN", "pick_first", "x", "", 1],
     "healthCheckConfig": [None, 1, {}, []],
     "healthCheckConfig.serviceName": ["", "x", None, 1, []],
