@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -71,7 +72,9 @@ def channel(
     Raises:
         ValueError: a bad target, policy name, setting or service config.
         TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
+        RuntimeError: this process was forked from one in which such a channel was in use.
     """
+    loop.check_fork()
     python_options, core_options = _grpcio.separate_options(tuple(options or ()))
     inner = InLoop(
         target,
@@ -201,8 +204,8 @@ class LogicalChannel:
         self._events: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.RLock()
         self._loop: loop.LoopThread | None = None
-        self._pid: int | None = None
         self._running: set[Any] = set()
+        _channels.add(self)
 
     # ---- calls ----
 
@@ -220,7 +223,7 @@ class LogicalChannel:
     ) -> Any:
         """A call whose caller waits for its events."""
         if self.closed_reason:
-            raise ValueError(_grpcio.CLOSED)
+            raise ValueError(self._why_closed(_grpcio.CLOSED))
         registered = bool(registered_call_handle)
         arguments = (flags, method, host, metadata, context)
         if len(batches) == 1:
@@ -241,7 +244,7 @@ class LogicalChannel:
     ) -> LoopCall:
         """A call whose events go to `next_call_event`."""
         if self.closed_reason:
-            raise ValueError(f"Cannot invoke RPC: {self.closed_reason}")
+            raise ValueError(self._why_closed())
         arguments = (flags, method, host, metadata, context)
         return LoopCall(self, arguments, deadline, credentials, batches, bool(registered_call_handle), self._events)
 
@@ -252,6 +255,10 @@ class LogicalChannel:
     def get_registered_call_handle(self, method: bytes) -> int:
         """Not a handle (those belong to one connection), only "it is registered"."""
         return 1
+
+    def _why_closed(self, words: str = "") -> str:
+        """What grpcio says of a closed channel; ``words`` where it says something else of blocking calls."""
+        return words if words and self.closed_reason != loop.FORKED else f"Cannot invoke RPC: {self.closed_reason}"
 
     # ---- the loop ----
 
@@ -273,7 +280,7 @@ class LogicalChannel:
     def in_loop(self, function: Callable[..., object], *arguments: Any) -> bool:
         """Call it in the loop, if there is one. From any thread, also from a finalizer."""
         used = self._loop
-        return used is not None and self._pid == os.getpid() and used.soon(function, *arguments)
+        return used is not None and used.soon(function, *arguments)
 
     def _used(self) -> loop.LoopThread:
         """The loop, from the first use on."""
@@ -281,11 +288,10 @@ class LogicalChannel:
         if used is None:
             with self._lock:
                 if self.closed_reason:
-                    raise ValueError(f"Cannot invoke RPC: {self.closed_reason}")
+                    raise ValueError(self._why_closed())
                 used = self._loop
                 if used is None:
                     used = self._loop = loop.acquire()
-                    self._pid = os.getpid()
         return used
 
     # ---- connectivity ----
@@ -293,7 +299,7 @@ class LogicalChannel:
     def check_connectivity_state(self, try_to_connect: bool) -> int:
         """The whole set's state, as grpcio numbers it."""
         if self.closed_reason:
-            raise ValueError(f"Cannot invoke RPC: {self.closed_reason}")
+            raise ValueError(self._why_closed())
         if try_to_connect:
             self._used().soon(self.inner.start)
         return self.inner.check_connectivity_state(False)
@@ -325,9 +331,8 @@ class LogicalChannel:
             return
         self.closed_reason = details
         used = self._loop
-        if used is None or self._pid != os.getpid():
-            return
-        used.soon(self._close, code, details)
+        if used is not None:
+            used.soon(self._close, code, details)
 
     def _close(self, code: int, details: str) -> None:
         for call in list(self._running):
@@ -340,3 +345,24 @@ class LogicalChannel:
         used = self._loop
         assert used is not None
         loop.release(used)
+
+    def forked(self) -> None:
+        """This process is a child of the one that used the channel: nothing of it works here."""
+        self._lock = threading.RLock()
+        if self._loop is not None:
+            self._loop = None
+            self.closed_reason = loop.FORKED
+            # Core's threads are not here, so its objects must not even be freed.
+            _parents.append(self)
+
+
+_channels: weakref.WeakSet[LogicalChannel] = weakref.WeakSet()
+_parents: list[LogicalChannel] = []
+
+
+def _forked() -> None:
+    for channel in list(_channels):
+        channel.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,7 +1,11 @@
 """The one background thread: an asyncio event loop in which the resolvers and connections of all channels live.
 
-It starts at the first use of a channel and ends when the last one is closed or forgotten. A
-forked child has none of its parent's threads, so it starts its own.
+It starts at the first use of a channel and ends when the last one is closed or forgotten.
+
+A forked child has none of its parent's threads, those of grpcio's core among them, and core can
+not be started anew: calls in such a child hang or crash it. So a process whose parent had a
+channel in use gets an error instead. A child of a parent that had made channels, and not used
+them, is as good as any other process.
 """
 
 from __future__ import annotations
@@ -68,12 +72,30 @@ async def _drain() -> None:
 # A plain lock would do, were it not for finalizers: they may run while this thread holds it.
 _lock = threading.RLock()
 _current: LoopThread | None = None
+_used = False
+_lost = False
+
+FORKED = (
+    "grpcio was in use when this process was forked, and can not be used in the child: "
+    "fork first, or start processes by spawn"
+)
+
+
+def check_fork() -> None:
+    """Raise ``RuntimeError`` in a child of a process that had a channel in use."""
+    if _lost:
+        raise RuntimeError(f"lb.sync: {FORKED}")
 
 
 def acquire() -> LoopThread:
-    """The process's loop, started if there is none. Each user gives it back by `release`."""
-    global _current
+    """The process's loop, started if there is none. Each user gives it back by `release`.
+
+    Raises ``RuntimeError`` as `check_fork` does.
+    """
+    global _current, _used
+    check_fork()
     with _lock:
+        _used = True
         if _current is None:
             _current = LoopThread()
         _current.users += 1
@@ -105,9 +127,10 @@ def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 
 def _forked() -> None:
-    global _current, _lock
+    global _current, _lock, _lost
     _lock = threading.RLock()
     _current = None
+    _lost = _used
 
 
 def _at_exit() -> None:

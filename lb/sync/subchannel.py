@@ -7,13 +7,11 @@ gives them one connection.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from typing import Any
 
 import grpc
 
-from lb.aio._grpcio import UsageError
 from lb.aio.subchannel import Subchannel as AioSubchannel
 from lb.sync import _grpcio
 
@@ -73,10 +71,15 @@ class Subchannel(AioSubchannel):
             channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
         # Closing ends the watch. Were it cancelled instead, core would answer it later, maybe to a closed loop.
         self._lower.close()
+        self._task.add_done_callback(_forget)
         return self._task.get_loop().create_task(self._ended(), name="lb: end of a watch")
 
     async def _ended(self) -> None:
         await asyncio.wait((self._task,), timeout=_WATCH_S)
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, UsageError):  # the latter: it found the channel closed
-            await self._task
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    """It may well end by an error: it finds its channel closed."""
+    if not task.cancelled():
+        task.exception()
