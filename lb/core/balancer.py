@@ -326,7 +326,7 @@ class Balancer:
 
     def _admit(self, candidate: Candidate, now: float, number: int, why: str) -> Attempt:
         breaker = candidate.breaker
-        generation = breaker.acquire(now)
+        generation = breaker.generation if breaker.state is _CLOSED else breaker.acquire(now)
         attempt = Attempt(candidate, generation, number, why, now)
         if generation and attempt.breaker_state is not _CLOSED:
             self._dirty = True  # a probe's place is taken now: the next pick goes elsewhere
@@ -348,7 +348,7 @@ class Balancer:
         took_s = (now if answered_at is None else answered_at) - attempt.started_at
         if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
             candidate.load.observe(took_s, now)
-            if self.throttle is not None:
+            if self.throttle is not None and outcome.code is StatusCode.OK:
                 self.throttle.succeeded()
         elif verdict is _FAILURE:
             candidate.last_error = outcome.reason()

@@ -79,7 +79,7 @@ class Settings:
 
 def _name(key: str) -> dict[str, str]:
     """``/service/method``, ``/service/`` or nothing, as an element of ``methodConfig.name``."""
-    _, service, method = key.split("/") if key else ("", "", "")
+    service, _, method = key[1:].rpartition("/")
     return {name: value for name, value in (("service", service), ("method", method)) if value}
 
 
