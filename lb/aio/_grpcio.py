@@ -217,7 +217,7 @@ class _UnaryUnary(_UnaryUnaryBase):
             self._loop,
             self._registered_call_handle,
         )
-        self._python_channel._register_call(call)
+        self._python_channel._active_calls.add(call)
         return call
 
 

@@ -285,13 +285,15 @@ class LogicalCall:
             if type(action) is Attempt:
                 try:
                     real = self._open_real(action)
-                    response: bytes | None = await real.unary_unary(request, self._headers(action, metadata), *context)
+                    first = self._span is None and action.number == 1
+                    headers = metadata if first else self._headers(action, metadata)
+                    response: bytes | None = await real.unary_unary(request, headers, *context)
                 except BaseException as error:
                     self._abandon(error)
                     raise
                 action = self._answered(real)
                 if action is None:
-                    return response if self.is_ok() else None
+                    return response if self._status.code() == 0 else None
             else:
                 action = await self._pass_time(action)
         return None
@@ -468,10 +470,9 @@ class LogicalCall:
 
     def lower_call(self, attempt: Attempt) -> Any:
         """A new call of grpcio's lower layer for this attempt."""
+        deadline = self._deadline if self.call.settings.retry.attempt_timeout is None else self._attempt_deadline()
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
-        return attempt.candidate.handle.call(
-            self._method, self._attempt_deadline(), self._credentials, False, self._registered
-        )
+        return attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
 
     def _attempt_deadline(self) -> float | None:
         """The instant (wall clock) at which an attempt that begins now is given up."""
@@ -677,11 +678,8 @@ class LogicalCall:
             self._attempt.answered_at = time.monotonic()
         if self._outbox is not None:
             self._outbox.forget()
-        self._set_initial_metadata(real._initial_metadata or _NO_METADATA)
-
-    def _set_initial_metadata(self, metadata: tuple[Any, ...]) -> None:
         if self._initial_metadata is None:
-            self._initial_metadata = metadata
+            self._initial_metadata = real._initial_metadata or _NO_METADATA
             _wake(self._initial_metadata_waiters)
 
     def _settle(self, status: Any, initial_metadata: tuple[Any, ...] | None) -> None:
@@ -695,7 +693,10 @@ class LogicalCall:
             self._race.stop()
         if self._timer is not None:
             self._timer.cancel()
-        self._set_initial_metadata(initial_metadata or _NO_METADATA)
+        if self._initial_metadata is None:
+            self._initial_metadata = initial_metadata or _NO_METADATA
+            if self._initial_metadata_waiters is not None:
+                _wake(self._initial_metadata_waiters)
         if self._status_waiters is not None:
             _wake(self._status_waiters)
         if self._outbox is not None:
@@ -704,9 +705,10 @@ class LogicalCall:
             self._channel.tracer.call_ended(
                 self._span, self.call, _grpcio.STATUS_CODES[status.code()], status.details()
             )
-        callbacks, self._done_callbacks = self._done_callbacks, None
-        for callback in callbacks or ():
-            callback()
+        if self._done_callbacks is not None:
+            callbacks, self._done_callbacks = self._done_callbacks, None
+            for callback in callbacks:
+                callback()
 
 
 class _StatusArrived:

@@ -134,7 +134,12 @@ class Call:
             return self.expired(now)
         if self._balancer.waiting:  # nobody goes past the line
             return self._line(f"{self._balancer.target}: every endpoint is at its concurrency limit")
-        return self.resume(now)
+        picked = self._balancer.pick(self, now)
+        if type(picked) is Attempt:
+            self.attempts.append(picked)
+            return picked
+        assert isinstance(picked, Unpicked)
+        return self._unpicked(picked)
 
     def resume(self, now: float) -> Action:
         """Go on after a pause or a change of the balancer."""
@@ -150,6 +155,10 @@ class Call:
             attempts.append(picked)
             return picked
         assert isinstance(picked, Unpicked)
+        return self._unpicked(picked)
+
+    def _unpicked(self, picked: Unpicked) -> Action:
+        attempts = self.attempts
         if picked.full:
             return self._line(picked.message)
         if picked.wait or self.wait_for_ready:

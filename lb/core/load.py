@@ -7,7 +7,7 @@ busy one (Finagle's and linkerd's EWMA, decay 10 s).
 
 from __future__ import annotations
 
-from math import exp
+from math import expm1
 
 DECAY_S = 10.0
 
@@ -27,8 +27,8 @@ class Load:
         """Take in one attempt's duration, at its true end."""
         if self.samples:
             elapsed = now - self._stamp
-            keep = exp(-elapsed / DECAY_S) if elapsed > 0 else 1.0
-            self.latency_s = self.latency_s * keep + latency_s * (1.0 - keep)
+            if elapsed > 0:
+                self.latency_s -= (latency_s - self.latency_s) * expm1(-elapsed / DECAY_S)
         else:
             self.latency_s = latency_s
         self._stamp = now

@@ -26,7 +26,7 @@ from math import inf
 from typing import Any
 
 from grpc import StatusCode
-from opentelemetry import propagate, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.propagators.textmap import Setter
 from opentelemetry.trace import Span, SpanKind, Status
 from opentelemetry.trace import StatusCode as SpanStatus
@@ -66,6 +66,8 @@ class Spans:
                 self._sdk = type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider
                 self._look_again_at = now + _LOOK_EVERY_S
             if not self._sdk:
+                if not context.get_current():
+                    return None
                 current = trace.get_current_span()
                 return None if current is trace.INVALID_SPAN else trace.NonRecordingSpan(current.get_span_context())
         name = call.method[1:]
