@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf, log2
 from random import Random
 from typing import ClassVar
 
@@ -69,7 +69,7 @@ class Orca:
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> OrcaPicker:
         """A picker that goes on where ``previous`` was."""
-        return OrcaPicker(self, candidates, previous.inner if isinstance(previous, OrcaPicker) else None)
+        return OrcaPicker(self, candidates, previous if isinstance(previous, OrcaPicker) else None)
 
     def report(self, candidate: Candidate, report: bytes, now: float) -> None:
         """Take in a report. One that can not be read, or says nothing of the load, changes nothing."""
@@ -105,36 +105,39 @@ class Orca:
 class OrcaPicker:
     """A weighted round robin whose weights are renewed."""
 
-    __slots__ = ("_candidates", "_reporting", "_settings", "_update_at", "inner")
+    __slots__ = ("_candidates", "_current", "_known", "_settings", "_update_at", "inner")
 
-    def __init__(self, settings: Orca, candidates: Sequence[Candidate], inner: Picker | None) -> None:
-        """Use ``Orca.picker``. ``inner`` is the schedule to go on with."""
+    def __init__(self, settings: Orca, candidates: Sequence[Candidate], previous: OrcaPicker | None) -> None:
+        """Use ``Orca.picker``. Weights that ``previous`` read a moment ago are not read again."""
         self._settings = settings
         self._candidates = tuple(candidates)
-        self._reporting = 0
-        self._update_at = -inf
-        self.inner = inner
+        self._known: dict[Candidate, float] = {} if previous is None else previous._known
+        """Reported weights as of the last update."""
+        self._update_at: float = -inf if previous is None else previous._update_at
+        self._current = False
+        self.inner: Picker | None = None if previous is None else previous.inner
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The next of the schedule. O(1) on average, but for the first after ``update_s``, which is O(n)."""
         inner = self.inner
-        if inner is None or now >= self._update_at:
-            inner = self.inner = self._schedule(now)
-            self._update_at = now + self._settings.update_s
+        if inner is None or not self._current or now >= self._update_at:
+            if now >= self._update_at:
+                weight_of = self._settings.weight_of
+                self._known = {c: weight for c in self._candidates if (weight := weight_of(c, now))}
+                self._update_at = now + self._settings.update_s
+            inner = self.inner = self._schedule()
+            self._current = True
         return inner.pick(call, now, rng)
 
-    def _schedule(self, now: float) -> Picker:
-        weight_of = self._settings.weight_of
-        reported = [weight_of(candidate, now) for candidate in self._candidates]
-        usable = [weight for weight in reported if weight > 0]
-        self._reporting = len(usable)
-        if len(usable) < 2:
-            return by_weights(self._candidates, [candidate.weight for candidate in self._candidates], self.inner)
-        mean, scale = sum(usable) / len(usable), FULL / max(usable)
-        return by_weights(
-            self._candidates, [max(1, round((weight or mean) * scale)) for weight in reported], self.inner
-        )
+    def _schedule(self) -> Picker:
+        known, candidates = self._known, self._candidates
+        if len(known) < 2:
+            return by_weights(candidates, [candidate.weight for candidate in candidates], self.inner)
+        # The scale is a power of two, so that it does not change all weights with the largest of them.
+        scale = FULL / 2.0 ** ceil(log2(max(known.values())))
+        mean = sum(known.values()) / len(known)
+        return by_weights(candidates, [int(known.get(c, mean) * scale) or 1 for c in candidates], self.inner)
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"in turn by reported load, {self._reporting} of {len(self._candidates)} have reported"
+        return f"in turn by reported load, {len(self._known)} of {len(self._candidates)} have reported"
