@@ -19,6 +19,7 @@ from tests.chaos.load import TIMEOUT_S
 from tests.chaos.rig import IN_FLIGHT, LATENCY_S, RETRY, ROOT, Rig
 from tests.chaos.rows import ROWS, Line, Row
 
+_SHOWN = 400
 RESULTS = ROOT / "bench" / "results" / "chaos.json"
 PACKAGES = ("grpcio", "lb-mesh", "tenacity", "py-consul")
 HEAD = ("row", "fault", "p50 ms", "p99 ms", "calls", "failed", "retries", "hedges", "last s", "probes", "goals")
@@ -95,8 +96,8 @@ async def run(rows: list[Row], shorter: float) -> list[Line]:
             found = await row.run(rig, row, row.full_s * shorter)
         for line in found:
             show(columns(line))
-            for error in line.figures.errors:
-                print(f"      {error}")
+            for error in line.figures.errors if line.broken else ():
+                print(f"      {error[:_SHOWN]}")
         lines += found
     return lines
 

@@ -20,7 +20,7 @@ from tests.chaos.server import UNARY
 TIMEOUT_S = 5.0
 BODY = b"x" * 100
 
-_WARM_CALLS = 200
+_WARM_ROUNDS = 3
 _WARM_S = 30.0
 _KEPT_ERRORS = 3
 _AFTER_FAILURE_S = 0.02
@@ -101,8 +101,9 @@ class Load:
         self._stop = True
         await asyncio.gather(*self._workers)
 
-    async def warm(self, *ids: str, calls: int = _WARM_CALLS) -> None:
-        """Wait until so many calls went well, and each of these endpoints answered one. Raises ``TimeoutError``."""
+    async def warm(self, *ids: str) -> None:
+        """Wait until a few calls of each worker went well, and each endpoint answered one. Raises ``TimeoutError``."""
+        calls = _WARM_ROUNDS * self._in_flight
         async with asyncio.timeout(_WARM_S):
             while self._answered.total() < calls or not all(self._answered[each] for each in ids):
                 await self._change()
@@ -142,6 +143,11 @@ class Load:
         """These endpoints are bad from now on."""
         now = time.monotonic()
         self._hit |= dict.fromkeys(ids, now)
+
+    def heal(self, *ids: str) -> None:
+        """These endpoints are good again."""
+        for each in ids:
+            self._hit.pop(each, None)
 
     async def _work(self) -> None:
         while not self._stop:
