@@ -17,18 +17,29 @@ import grpc
 from lb.aio._grpcio import as_with_core_retries
 from lb.core.balancer import Attempt
 from lb.core.call import Action, Done, Others
-from lb.core.outcome import OK, Origin, Outcome, Retryable, Verdict, classify
+from lb.core.outcome import LOST, OK, Origin, Outcome, Retryable, Verdict, lost
 
 if TYPE_CHECKING:
     from lb.aio.calls import LogicalCall
 
-_LOST = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER, details="another attempt was faster")
+_ASK_AGAIN_S = 0.01
 
 
 class Race:
     """The attempts of one call with one request and one response. Lives as long as the call runs."""
 
-    __slots__ = ("_call", "_context", "_hedges", "_metadata", "_next", "_request", "_response", "_tasks", "_timer")
+    __slots__ = (
+        "_call",
+        "_context",
+        "_hedges",
+        "_metadata",
+        "_next",
+        "_request",
+        "_response",
+        "_tasks",
+        "_timer",
+        "_winner_s",
+    )
 
     def __init__(self, call: LogicalCall, request: bytes, metadata: tuple[Any, ...], context: tuple[Any, ...]) -> None:
         self._call: LogicalCall | None = call
@@ -40,6 +51,7 @@ class Race:
         self._timer: asyncio.TimerHandle | None = None
         self._next: asyncio.Future[Action | None] | None = None
         self._response: bytes | None = None
+        self._winner_s: float | None = None
 
     @property
     def running(self) -> int:
@@ -64,7 +76,7 @@ class Race:
                     raise
                 if call._status is None and real._status.code() == 0:
                     self._response = response
-                    self._measure(action)
+                    self._won(action, time.monotonic())
                 action = call._answered(real)
                 if type(action) is Others:  # this attempt failed: what runs beside it need not wait for its turn
                     self._disarm()
@@ -89,18 +101,18 @@ class Race:
         hedges, self._hedges = self._hedges, {}
         now = time.monotonic()
         for attempt, real in hedges.items():
-            call.hand_back(attempt, _LOST, now)
+            call.hand_back(attempt, self._lost(attempt, now), now)
             if not real.done():
                 real.cancel("another attempt was faster")
         self._wake(None)
 
-    def _arm(self) -> None:
+    def _arm(self, least_s: float = 0.0) -> None:
         call = self._call
         if call is None:
             return
         delay = call.call.hedge_delay_s()
         if delay is not None:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+            self._timer = asyncio.get_running_loop().call_later(max(delay, least_s), self._begin)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -115,6 +127,7 @@ class Race:
         self._timer = None
         attempt = call._ask(call.call.hedge, time.monotonic())
         if type(attempt) is not Attempt:
+            self._arm(_ASK_AGAIN_S)  # the budget may have more by then, or an endpoint room
             return
         try:
             self._hedges[attempt] = call.lower_call(attempt)
@@ -148,8 +161,8 @@ class Race:
         if status.code() == 0:
             self._response = response
             call.hand_back(attempt, OK, now)
-            self._measure(attempt)
-            call.won(_LOST, status, real)
+            self._won(attempt, now)
+            self._end(call, status, real, now)
             return
         status = as_with_core_retries(status)
         outcome = call.outcome(attempt, real, status, now)
@@ -161,7 +174,7 @@ class Race:
             self._disarm()
             self._begin()
         elif type(action) is Done:
-            call.won(_LOST, status, real)
+            self._end(call, status, real, now)
         else:
             self._failed(call, action)
 
@@ -176,12 +189,21 @@ class Race:
         if self._next is not None and not self._next.done():
             self._next.set_result(action)
 
-    def _measure(self, attempt: Attempt) -> None:
-        """The winner's latency: that of the losers is not known."""
+    def _won(self, attempt: Attempt, now: float) -> None:
+        """Take in the winner's latency: that of the losers is not known."""
+        self._winner_s = now - attempt.started_at
         call = self._call
         latency = None if call is None else call.call.settings.latency
         if latency is not None:
-            latency.observe(time.monotonic() - attempt.started_at)
+            latency.observe(self._winner_s)
+
+    def _lost(self, attempt: Attempt, now: float) -> Outcome:
+        return LOST if self._winner_s is None else lost(now - attempt.started_at, self._winner_s)
+
+    def _end(self, call: LogicalCall, status: Any, real: Any, now: float) -> None:
+        """A hedge has decided the call."""
+        first = call._attempt
+        call.won(LOST if first is None else self._lost(first, now), status, real)
 
 
 def _internal(error: Exception) -> Outcome:

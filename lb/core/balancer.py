@@ -49,6 +49,7 @@ RESOLVER_GRACE_S = 1.0
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
+_LATE = Origin.LATE
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
 """A policy's optional hook: candidate, outcome, duration in seconds, now."""
@@ -373,7 +374,11 @@ class Balancer:
             verdict = _FAILURE
             candidate.last_error = f"slower than {self._slow_s:g} s"
         generation = attempt.generation
-        move = candidate.breaker.release(generation, verdict, now, self.rng)
+        if outcome.origin is _LATE:
+            candidate.last_error = "answers came from elsewhere, much sooner"
+            move = candidate.breaker.late(generation, now, self.rng)
+        else:
+            move = candidate.breaker.release(generation, verdict, now, self.rng)
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
         if move is not None or (generation and candidate.breaker.state is not _CLOSED):
             self._dirty = True

@@ -247,6 +247,20 @@ class BreakerState:
             return self._move(State.CLOSED, now, "the probe succeeded")
         return self._open(now, rng, "the probe failed")
 
+    def late(self, generation: int, now: float, rng: Random) -> Transition | None:
+        """Return a permit whose call was answered by another endpoint, though this one had far more time.
+
+        That counts into the failures in a row, not into the share: a healthy endpoint is late now and
+        then, one that hangs or has become far slower is late each time. A late probe has failed.
+        """
+        if generation != self.generation or self.state is not _CLOSED:
+            return self.release(generation, Verdict.FAILURE, now, rng)
+        self._failures += 1
+        limit = self.settings.consecutive_failures
+        if limit is not None and self._failures >= limit:
+            return self._open(now, rng, f"{self._failures} failures or late answers in a row")
+        return None
+
     def _too_many(self, now: float) -> str:
         """Which limit the failures so far fill, in words; empty when none."""
         limit, ratio = self.settings.consecutive_failures, self.settings.failure_ratio

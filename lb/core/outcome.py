@@ -9,7 +9,9 @@ how it ended                          verdict  retried
 OK                                    SUCCESS  never
 the caller cancelled, or its own      IGNORED  never
 deadline passed (but see the breaker's
-``unanswered_s``)
+``unanswered_s``), or a hedge was faster
+a hedge was faster by far             IGNORED  never
+                                      (counts as a failure in a row)
 never found a connection              FAILURE  always
 sent on a connection that was closing IGNORED  always, and
 (GOAWAY), never processed                      for nothing
@@ -45,6 +47,9 @@ REPORT_KEY = "lb-endpoint-load-metrics-bin"
 ``endpoint-load-metrics-bin`` from whoever is not its own policy."""
 
 
+_LATE_FACTOR = 2.0
+
+
 class Verdict(enum.Enum):
     """What an outcome says of the endpoint."""
 
@@ -72,6 +77,8 @@ class Origin(enum.Enum):
     """The connection was closing (GOAWAY), and the server says that it has not looked at the call."""
     ATTEMPT_TIMEOUT = "attempt timeout"
     """The attempt's own time-out passed, while the call had time left."""
+    LATE = "late"
+    """It lost against a later attempt of the same call, having had twice its time: see `lost`."""
     CALLER = "caller"
     """The caller cancelled, or its deadline passed."""
 
@@ -93,6 +100,19 @@ class Outcome:
         if self.origin is not Origin.PEER:
             words += f" ({self.origin.value})"
         return f"{words}: {self.details}" if self.details else words
+
+
+LOST = Outcome(StatusCode.CANCELLED, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, "another attempt was faster")
+LATE = Outcome(StatusCode.CANCELLED, Verdict.IGNORED, Retryable.NEVER, Origin.LATE, "another attempt was faster by far")
+
+
+def lost(ran_s: float, winner_s: float) -> Outcome:
+    """The outcome of an attempt of a hedged call that ran for ``ran_s`` when another won after ``winner_s``.
+
+    Losing says little by itself, with a short delay any attempt may lose. Who had twice the winner's
+    time is late: several in a row are what a hung or far slower endpoint shows when calls are hedged.
+    """
+    return LATE if ran_s >= _LATE_FACTOR * winner_s else LOST
 
 
 OK = Outcome(StatusCode.OK, Verdict.SUCCESS, Retryable.NEVER)

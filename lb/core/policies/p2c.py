@@ -17,7 +17,8 @@ when latencies scatter; with the power it gets 0.2 %. A higher power makes healt
   It is not flooded, for each call on it counts, nor starved. Two such are compared by calls in flight.
 - **Failures** are quick, and must not look fast: one counts as ``failure_s`` at least, and at once.
 - **Ended without a verdict** (cancelled, as the losers of hedging are, or refused): it took at least that
-  long, so it may raise the latency and never lowers it.
+  long, so it may raise the latency and never lowers it. Who lost a race by far counts twice: how long it
+  would have taken is not known, and what was cut off must not be read as the whole.
 - **Weights**: candidates are drawn by weight, and calls in flight count by weight over the mean weight. So
   equal latencies give shares by weight; with equal weights it is the formula above.
 
@@ -37,7 +38,10 @@ from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.weighted_random import WeightedRandomPicker
 
-_SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
+_FAILURE, _IGNORED = Verdict.FAILURE, Verdict.IGNORED
+_LATE = Origin.LATE
+_GIVEN_UP = (Origin.CALLER, Origin.LATE)
+LATE_FACTOR = 2.0
 
 
 RISE, FALL = 1 / 2, 1 / 32
@@ -100,9 +104,11 @@ class P2C:
         verdict = outcome.verdict
         if verdict is _FAILURE:
             duration_s = max(duration_s, self.failure_s)
-        elif verdict is not _SUCCESS and (
-            # Only the caller's giving up says something of one that was not measured.
-            outcome.origin is not Origin.CALLER if peak is None else duration_s <= peak.latency_s
+        elif outcome.origin is _LATE:
+            duration_s *= LATE_FACTOR
+        if verdict is _IGNORED and (
+            # Only giving up on it says something of one that was not measured.
+            outcome.origin not in _GIVEN_UP if peak is None else duration_s <= peak.latency_s
         ):
             return
         if peak is None or (verdict is _FAILURE and duration_s > peak.latency_s):
