@@ -134,7 +134,7 @@ async def test_hedging(fleet: Fleet) -> None:
 async def test_the_policy(fleet: Fleet) -> None:
     """The document's policy chooses, unless another is given beside it."""
     backends = await fleet(3)
-    document = {"loadBalancingConfig": [{"no_such": {}}, {"pick_first": {}}]}
+    document: dict[str, Any] = {"loadBalancingConfig": [{"no_such": {}}, {"pick_first": {}}]}
     async with channel_to(*backends, service_config=document) as channel:
         await ready(channel, 3)
         assert channel.snapshot().policy == "pick_first"
