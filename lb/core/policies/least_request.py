@@ -53,6 +53,7 @@ class LeastRequestPicker:
     """For equal weights: a list to draw from."""
 
     __slots__ = ("_candidates", "_choices", "_size")
+    repeatable: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate], choices: int) -> None:
         """Over ``candidates``, at least one; ``choices`` >= 2."""
