@@ -121,6 +121,7 @@ class P2CPicker:
     """For equal weights: a list to draw from."""
 
     __slots__ = ("_candidates", "_decay_s", "_size")
+    repeatable: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate], decay_s: float) -> None:
         """Over ``candidates``, at least one."""

@@ -97,6 +97,11 @@ class SlowStartPicker:
             )
             self._review_at = max(next_warm + self._window_s, now + REVIEW_S)
 
+    @property
+    def repeatable(self) -> bool:
+        """As the picker inside."""
+        return bool(getattr(self.inner, "repeatable", False))
+
     def explain(self) -> str:
         """The rule in words."""
         inside = getattr(self.inner, "explain", None)

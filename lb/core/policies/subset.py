@@ -101,6 +101,11 @@ class SubsetPicker:
         self.inner: Picker = settings.policy.picker(self.part, previous and previous.inner)
         self.pick = self.inner.pick
 
+    @property
+    def repeatable(self) -> bool:
+        """As the picker inside."""
+        return bool(getattr(self.inner, "repeatable", False))
+
     def explain(self) -> str:
         """The rule in words."""
         inside = getattr(self.inner, "explain", None)

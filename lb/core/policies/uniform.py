@@ -25,6 +25,7 @@ class RandomPicker:
     """A list to draw from."""
 
     __slots__ = ("_candidates", "_size")
+    repeatable: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         """Over ``candidates``, at least one."""

@@ -33,6 +33,7 @@ class WeightedRandomPicker:
     """Cumulated weights to search in, in units of a cell of the guide table."""
 
     __slots__ = ("_candidates", "_guide", "_size", "_sums")
+    repeatable: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         """Over ``candidates``, at least one; their weights are read now."""

@@ -85,6 +85,11 @@ class ZonePicker:
         away = far.pick(call, now, rng)
         return away if away.in_flight * home.weight < home.in_flight * away.weight else home
 
+    @property
+    def repeatable(self) -> bool:
+        """As the picker inside."""
+        return bool(getattr(self.near or self.far, "repeatable", False))
+
     def explain(self) -> str:
         """The rule in words."""
         inside = getattr(self.near or self.far, "explain", None)
