@@ -6,9 +6,10 @@
                  ▲                                     │
                  └───────── a dependency fails ────────┘
 
-DRAINING, in this order: new calls are refused with push-back 0, health says NOT_SERVING, Consul says
-maintenance; after a wait, in which clients notice, the registration goes; the port closes; calls in
-flight end, or are cancelled when their time is over. A second signal skips what is left.
+DRAINING, in this order: health says NOT_SERVING, Consul says maintenance; in a wait, in which clients
+notice, who has not heard is still served, so that leaving costs nobody a retry; then new calls are
+refused with push-back 0, the registration goes and the port closes; calls in flight end, or are
+cancelled when their time is over. A second signal skips what is left.
 """
 
 from __future__ import annotations
@@ -148,15 +149,16 @@ class Instance:
             )
 
     async def drain(self) -> None:
-        """Leave: refuse new calls, tell everyone, wait, deregister, finish what is in flight."""
+        """Leave: tell everyone, wait, refuse new calls, deregister, finish what is in flight."""
         settings = self._settings
-        self._gate.draining = True
         self._about.state = ServingState.SERVING_STATE_DRAINING
         await self._health.enter_graceful_shutdown()
         log.info("draining", in_flight=self.meter.in_flight)
         if self._registration is not None:
             await self._registration.drain()
             await asyncio.sleep(settings.drain_wait_s)
+        self._gate.draining = True
+        if self._registration is not None:
             await self._registration.close()
         stopping = asyncio.create_task(self._server.stop(settings.drain_s))
         idle = asyncio.create_task(self.meter.idle())
@@ -186,7 +188,7 @@ class Instance:
                 failures[name] = failures[name] + 1 if why else 0
                 if not why or failures[name] >= _FAILURES or not self._healthy.is_set():
                     self._about.unhealthy[name] = why
-            if not self._gate.draining:
+            if self._about.state != ServingState.SERVING_STATE_DRAINING:
                 await self._judge()
             await asyncio.sleep(_CHECK_EVERY_S)
 
