@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import grpc
 
-from lb.aio import _grpcio
+from lb.aio import _grpcio, fork
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.resolvers import make_resolver
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
@@ -146,10 +146,7 @@ class Channel(_grpcio.UpperChannel):
         The mapping replaces the one before; ``{}`` gives the resolver its word back. Raises
         ``ValueError`` for a weight that is no whole number >= 0.
         """
-        for name, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
-                raise ValueError(f"weights[{name!r}] is {weight!r}; expected a whole number >= 0")
-        self._channel.balancer.change_weights(weights)
+        self._channel.change_weights(weights)
 
     def __repr__(self) -> str:
         return f"<lb.aio.Channel {self._channel.target}>"
@@ -174,6 +171,7 @@ class LogicalChannel:
     # `lb.sync` puts its own here.
     balancer_type: ClassVar[type[Balancer]] = Balancer
     subchannel_type: ClassVar[type[Subchannel]] = Subchannel
+    _refusal = _grpcio.CHANNEL_CLOSED
 
     def __init__(
         self,
@@ -200,6 +198,7 @@ class LogicalChannel:
             self.target = str(getattr(target, "target", type(target).__name__))
             authority = str(getattr(target, "authority", ""))
             self._resolver = target
+        self._check_fork()
         _grpcio.check_arguments(self.target, options, credentials, compression)
         self.settings = settings
         self.propagate = settings.propagate
@@ -244,10 +243,11 @@ class LogicalChannel:
     ) -> LogicalCall:
         """A new logical call (grpcio's upper layer makes it)."""
         if self._closing:
-            raise _grpcio.UsageError(_grpcio.CHANNEL_CLOSED)
+            raise _grpcio.UsageError(self._refusal)
         if credentials is not None and self._credentials is None:
             raise _grpcio.UsageError(_grpcio.CREDENTIALS_ON_INSECURE)
-        self._start()
+        if self._loop is not asyncio.get_running_loop():
+            self._start()
         self._used = True
         if self._asleep:
             self._wake_up()
@@ -320,6 +320,8 @@ class LogicalChannel:
 
         ``again``: it was first in line, but the place was gone; it goes back to the front.
         """
+        if not again and not self._line:
+            return True  # a place may have become free while the call was on its way here
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(max(0.0, until - time.monotonic()), _resolve, waiter, False)
@@ -465,7 +467,9 @@ class LogicalChannel:
             raise _grpcio.UsageError(
                 f"channel {self.target}: it belongs to the event loop that used it first; make one channel per loop"
             )
+        self._check_fork()
         self._loop = loop
+        fork.remember(self)
         start: Callable[[LogicalChannel], object] = self._resolver.start
         try:
             # In a context of its own: the first caller may be in the middle of a trace.
@@ -478,6 +482,15 @@ class LogicalChannel:
             self.update(Resolution((), f"the resolver did not start: {error!r}"))
         self._wake()
         self._watch_idling()
+
+    def _check_fork(self) -> None:
+        if fork.lost():
+            raise _grpcio.UsageError(f"channel {self.target}: {fork.FORKED}")
+
+    def forked(self) -> None:
+        """This is a forked child: refuse everything, and leave the parent's connections alone."""
+        self._closing = self._closed = True
+        self._refusal = f"channel {self.target}: {fork.FORKED}"
 
     def _close_subchannel(self, candidate: Candidate) -> None:
         if candidate.handle is None:
@@ -536,12 +549,19 @@ class LogicalChannel:
     async def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> bool:
         """Wait until the state is another than ``last_observed``; False at the deadline (wall clock)."""
         if self._closing:
-            raise _grpcio.UsageError(_grpcio.CHANNEL_CLOSED)
+            raise _grpcio.UsageError(self._refusal)
         until = None if deadline is None else time.monotonic() + deadline - time.time()
         while self.check_connectivity_state(False) == last_observed:
             if not await self.changed(until):
                 return False
         return True
+
+    def change_weights(self, weights: Mapping[str, int]) -> None:
+        """See `Channel.change_weights`."""
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
+                raise ValueError(f"weights[{name!r}] is {weight!r}; expected a whole number >= 0")
+        self.balancer.change_weights(weights)
 
     def snapshot(self) -> Snapshot:
         """See `Channel.snapshot`."""

@@ -10,6 +10,7 @@ import pytest
 
 from lb.testing import Backend
 from tests.transport.kit import KINDS, Kind
+from tests.transport.worlds import SIDES, Side, World
 
 Fleet = Callable[..., Awaitable[list[Backend]]]
 
@@ -36,3 +37,18 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     """Each of the four kinds of call in turn."""
     found: Kind = request.param
     return found
+
+
+@pytest.fixture(params=SIDES, ids=str)
+def side(request: pytest.FixtureRequest) -> Side:
+    """Grpcio's channel, and ours over one endpoint and over three."""
+    found: Side = request.param
+    return found
+
+
+@pytest.fixture
+async def world(side: Side, fleet: Fleet) -> AsyncIterator[World]:
+    """A channel of each side, with its backends."""
+    backends = await fleet(side.backends)
+    async with side.to(backends) as channel:
+        yield World(side, channel, backends)

@@ -1,9 +1,4 @@
-"""One test body, plain ``grpc.aio`` and ours: what code written for grpcio relies on.
-
-Each test runs three times: on a channel of grpcio's, on one of `lb` with one endpoint, and on
-one with three. An assertion here is true for all of them; where they differ on purpose, another
-file says so.
-"""
+"""One test body, plain ``grpc.aio`` and ours (see `worlds`): what code written for grpcio relies on."""
 
 from __future__ import annotations
 
@@ -17,62 +12,12 @@ import grpc
 import pytest
 from grpc.aio import EOF
 
-from lb.testing import Backend
-from lb.testing.backend import NAME_KEY, Gate, Received, Step, echo, fail, hang, hold
-from tests.transport.conftest import Fleet
-from tests.transport.kit import KINDS, REQUESTS, SS, SU, US, UU, Kind, channel_to, each, eventually, failure
+from lb.testing.backend import NAME_KEY, Gate, echo, fail, hang, hold
+from tests.transport.kit import KINDS, REQUESTS, SS, UU, Kind, each, failure
+from tests.transport.worlds import ONE_RESPONSE, REQUEST_STREAMS, RESPONSE_STREAMS, World
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ALL_TEXT = "".join(chr(c) for c in range(0x20, 0x7F))
-
-
-class World:
-    """A channel and what stands behind it."""
-
-    def __init__(self, channel: Any, backends: list[Backend]) -> None:
-        self.channel = channel
-        self.backends = backends
-
-    def always(self, step: Step) -> None:
-        """Whichever backend gets the call."""
-        for backend in self.backends:
-            backend.always(step)
-
-    @property
-    def received(self) -> list[Received]:
-        """By any of them."""
-        return [call for backend in self.backends for call in backend.received]
-
-    def start_quietly(self, kind: Kind) -> Any:
-        """A call that writes nothing: grpcio's writer would turn a failure it runs into to INTERNAL."""
-        return kind.start(self.channel, () if kind.streams_requests else REQUESTS)
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for something that the backends see."""
-        await eventually(condition, "the backends see it")
-
-    async def arrived(self) -> Received:
-        """The one call, once it is there."""
-        await self.until(lambda: self.received)
-        (call,) = self.received
-        return call
-
-
-@pytest.fixture(params=["grpcio", "lb, one endpoint", "lb, three endpoints"])
-async def world(request: pytest.FixtureRequest, fleet: Fleet) -> AsyncIterator[World]:
-    """Each in turn."""
-    backends = await fleet(3 if "three" in request.param else 1)
-    if request.param == "grpcio":
-        channel: Any = grpc.aio.insecure_channel(backends[0].address)
-    else:
-        channel = channel_to(*backends)
-    async with channel:
-        yield World(channel, backends)
-
-
-RESPONSE_STREAMS = pytest.mark.parametrize("kind", [US, SS], ids=str)
-REQUEST_STREAMS = pytest.mark.parametrize("kind", [SU, SS], ids=str)
-ONE_RESPONSE = pytest.mark.parametrize("kind", [UU, SU], ids=str)
 
 
 # ---- a call that goes well ----
