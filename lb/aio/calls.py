@@ -39,6 +39,7 @@ from lb.aio.outbox import Outbox
 from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
+from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
@@ -68,6 +69,10 @@ class Owner(Protocol):
     @property
     def tracer(self) -> Spans:
         """Makes the spans."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Measures."""
 
     @property
     def propagate(self) -> bool:
@@ -440,7 +445,7 @@ class LogicalCall:
         action, self._action = self._action, None
         if self._status is not None:
             return None
-        if type(action) is Queued and (action.line_s is None or not self._channel.balancer.waiting):
+        if type(action) is Queued and action.line_s is None:
             # What it waits for may have come between the call's beginning and its task's.
             return self._ask(self.call.resume, time.monotonic())
         return action
@@ -597,6 +602,9 @@ class LogicalCall:
             _log.exception("%s: the policy %s failed", self._channel.target, self._channel.balancer.policy.name)
         if attempt.span is not None:
             self._channel.tracer.attempt_ended(attempt)
+        metrics = self._channel.metrics
+        if metrics.on:
+            metrics.attempt_ended(self.call, attempt)
 
     def report(self, attempt: Attempt, status: Any) -> None:
         """Hand a server's load report to the policy that reads them."""
@@ -701,6 +709,9 @@ class LogicalCall:
             _wake(self._status_waiters)
         if self._outbox is not None:
             self._outbox.settled()
+        metrics = self._channel.metrics
+        if metrics.on:
+            metrics.call_ended(self.call, _grpcio.STATUS_CODES[status.code()], self._span)
         if self._span is not None:
             self._channel.tracer.call_ended(
                 self._span, self.call, _grpcio.STATUS_CODES[status.code()], status.details()

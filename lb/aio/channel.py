@@ -37,6 +37,7 @@ from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import GrpcTarget, parse_target
 from lb.core.throttle import ThrottleState
 from lb.methods import is_idempotent
+from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
 
 _log = logging.getLogger("lb.channel")
@@ -212,7 +213,9 @@ class LogicalChannel:
             limit=settings.limit,
             throttle=self._budget if isinstance(self._budget, ThrottleState) else None,
         )
-        self.tracer = Spans(self.target, self.balancer)
+        self.metrics = Metrics(self.target, self.balancer, self._budget.balance)
+        self.tracer = Spans(self.target, self.balancer, self.metrics.look)
+        self._registered: set[str] = set()
         self._methods: dict[bytes, Method] = {}
         self._credentials = credentials
         self._options = subchannel_options(options, authority, settings)
@@ -293,11 +296,13 @@ class LogicalChannel:
                 Quantile() if measured else None,
                 found.timeout_s,
                 found.wait_for_ready,
+                self.metrics.tally(name, self._registered),
             )
         return known
 
     def get_registered_call_handle(self, method: bytes) -> int:
         """Not a handle (those belong to one connection), only "it is registered"."""
+        self._registered.add(method.decode())
         return 1
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:

@@ -17,7 +17,7 @@ an attempt runs, a driver asks for a `hedge` each time `hedge_delay_s` has passe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from grpc import StatusCode
 
@@ -75,6 +75,15 @@ OTHERS = Others()
 Action = Attempt | Pause | Queued | Failed | Done | Others
 
 
+@dataclass(slots=True)
+class Tally:
+    """What was counted of one method, or of several that go by one ``label`` in the metrics."""
+
+    label: str
+    attempts: int = 0
+    """How many were started."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """What all calls of one method share.
@@ -93,6 +102,7 @@ class Method:
     latency: Quantile | None = None
     timeout_s: float | None = None
     wait_for_ready: bool | None = None
+    tally: Tally = field(default_factory=lambda: Tally(""))
 
 
 class Call:
@@ -103,7 +113,8 @@ class Call:
 
     # What a call that succeeds at once never sets stands here once, not in each of them.
     _why = ""
-    _slept_s = 0.0
+    slept_s = 0.0
+    """How long it has waited between attempts."""
     _unprocessed = 0
     _queued = False
     _in_line = False
@@ -137,6 +148,7 @@ class Call:
         picked = self._balancer.pick(self, now)
         if type(picked) is Attempt:
             self.attempts.append(picked)
+            self.settings.tally.attempts += 1
             return picked
         assert isinstance(picked, Unpicked)
         return self._unpicked(picked)
@@ -153,6 +165,7 @@ class Call:
                 self._queued = False
                 self.leave_line()
             attempts.append(picked)
+            self.settings.tally.attempts += 1
             return picked
         assert isinstance(picked, Unpicked)
         return self._unpicked(picked)
@@ -226,6 +239,7 @@ class Call:
         if attempt is not None:
             self.settings.budget.withdraw(now)
             attempts.append(attempt)
+            self.settings.tally.attempts += 1
         return attempt
 
     def _may_lose(self, outcome: Outcome) -> bool:
@@ -270,7 +284,7 @@ class Call:
             outcome,
             attempts=len(attempts) - self._unprocessed,
             started_at=self.started_at,
-            slept_s=self._slept_s,
+            slept_s=self.slept_s,
             idempotent=self.settings.idempotent,
             now=now,
             rng=self._balancer.rng,
@@ -292,7 +306,7 @@ class Call:
         self._why = f"retry: {outcome.reason()}"
         if delay <= 0.0:
             return self.resume(now)
-        self._slept_s += delay
+        self.slept_s += delay
         return Pause(delay)
 
     def expired(self, now: float) -> Failed:
