@@ -102,22 +102,28 @@ async def run(rows: list[Row], shorter: float) -> list[Line]:
     return lines
 
 
-def chosen(names: list[str]) -> list[Row]:
-    """The rows of these numbers; all when there are none. Ends the program on a number that is none."""
+def chosen(words: list[str]) -> list[Row]:
+    """The rows of these numbers (``3`` or ``3,7``); all when there are none. Ends the program on an unknown one."""
     known = {row.number: row for row in ROWS}
+    names = [name for word in words for name in word.split(",") if name]
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"chaos: row {unknown[0]!r} is unknown; expected some of {', '.join(known)}")
     return [known[name] for name in names] or list(ROWS)
 
 
+def exit_status(lines: list[Line], *, strict: bool) -> int:
+    """1 when a promise broke; for goals of speed only if ``strict``."""
+    return int(any(line.broken or (strict and line.missed) for line in lines))
+
+
 def main() -> int:
-    """Exit status 1 when a promise broke; for goals of speed only with STRICT=1."""
+    """Run the rows, print the table and write the results. See `exit_status`."""
     parser = argparse.ArgumentParser(prog="tests.chaos", description="faults against the channel, as a table")
     parser.add_argument("rows", nargs="*", help="numbers of rows, all by default")
     parser.add_argument("--shorter", type=float, default=1.0, help="multiplies how long each fault lasts")
     arguments = parser.parse_args()
     logging.getLogger("lb").setLevel(logging.CRITICAL)  # what it would tell is done on purpose here
-    rows = chosen([name for word in arguments.rows for name in word.split(",")])
+    rows = chosen(arguments.rows)
     print(
         f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"
         f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times).\n"
@@ -137,9 +143,7 @@ def main() -> int:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{line}")
-    broken = any(each.broken for each in lines)
-    missed = any(each.missed for each in lines)
-    return 1 if broken or (missed and os.environ.get("STRICT") == "1") else 0
+    return exit_status(lines, strict=os.environ.get("STRICT") == "1")
 
 
 if __name__ == "__main__":
