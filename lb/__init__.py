@@ -7,14 +7,13 @@
     async with lb.aio.channel("consul:///catalog", policy=lb.WeightedRoundRobin()) as channel:
         product = await CatalogStub(channel).GetProduct(request, timeout=0.5)
 
-The channel is a ``grpc.aio.Channel``: generated stubs, interceptors, health and reflection
-clients work on it unchanged.
+The channel is a ``grpc.aio.Channel`` (and `lb.sync.channel` makes a ``grpc.Channel`` for threads):
+generated stubs, interceptors, health and reflection clients work on it unchanged.
 """
 
 from __future__ import annotations
 
-from lb import aio
-from lb.aio.channel import attempts
+from lb import aio, sync
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
@@ -43,6 +42,7 @@ from lb.core.retry import Retry
 from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.core.token_bucket import TokenBucket
 from lb.incoming import detached
+from lb.sync.channel import attempts
 
 __all__ = [
     "Attempt",
@@ -77,4 +77,5 @@ __all__ = [
     "aio",
     "attempts",
     "detached",
+    "sync",
 ]

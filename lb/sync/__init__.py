@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lb.sync.channel import Channel, channel
+from lb.sync.channel import Channel, attempts, channel
 from lb.sync.incoming import incoming
 
-__all__ = ["Channel", "channel", "incoming"]
+__all__ = ["Channel", "attempts", "channel", "incoming"]

@@ -36,6 +36,8 @@ OPERATION_COMPLETE: int = cygrpc.CompletionType.operation_complete
 _WAIT_FOR_READY: int = cygrpc.InitialMetadataFlags.wait_for_ready
 _EXPLICIT: int = cygrpc.InitialMetadataFlags.wait_for_ready_explicitly_set
 
+InactiveRpcError = grpcio_channel._InactiveRpcError
+
 Options = Sequence[tuple[str, Any]]
 
 
@@ -83,7 +85,8 @@ def watching_channel(
     address: str, options: Options, credentials: grpc.ChannelCredentials | None, compression: grpc.Compression | None
 ) -> grpc.aio.Channel:
     """A channel for the running loop with the very arguments of `blocking_channel`: the two share a connection."""
-    arguments = grpcio_channel._augment_options(options, compression)
+    epoch = ("grpc.fork_epoch", cygrpc.get_fork_epoch())  # which ``cygrpc.Channel`` adds by itself
+    arguments = (*grpcio_channel._augment_options(options, compression), epoch)
     lower = cygrpc.AioChannel(address.encode(), arguments, _lowered(credentials), asyncio.get_running_loop())
     return AioUpperChannel(lower, None)  # type: ignore[abstract]  # grpcio's own class implements them
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 
+from lb.aio import fork
 from lb.aio._grpcio import UsageError
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
+from lb.aio.channel import attempts as aio_attempts
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
 from lb.core.endpoint import Resolver
@@ -74,7 +74,8 @@ def channel(
         TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
         RuntimeError: this process was forked from one in which such a channel was in use.
     """
-    loop.check_fork()
+    if fork.lost():
+        raise RuntimeError(fork.FORKED)
     python_options, core_options = _grpcio.separate_options(tuple(options or ()))
     inner = InLoop(
         target,
@@ -155,8 +156,31 @@ class Channel(grpc.Channel):
         """Choose by another policy from the next call on; running calls are not touched."""
         self._logical.inner.balancer.change_policy(resolve(policy))
 
+    def change_weights(self, weights: Mapping[str, int]) -> None:
+        """From the next call on these weights hold, by endpoint id, whatever the resolver says of them.
+
+        The mapping replaces the one before; ``{}`` gives the resolver its word back. Raises
+        ``ValueError`` for a weight that is no whole number >= 0.
+        """
+        self._logical.inner.change_weights(weights)
+
     def __repr__(self) -> str:
         return f"<lb.sync.Channel {self._logical.inner.target}>"
+
+
+def attempts(call: Any) -> list[Attempt]:
+    """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
+
+    ``call`` is what the stub returned, of either kind of channel and also under interceptors: a
+    call object, a future, the call that ``with_call`` gives, or the ``grpc.RpcError`` that a
+    blocking call raised. Empty when nothing was sent (yet), or when the call is not one of ours.
+    """
+    lower = _grpcio.lower_call(call)
+    if isinstance(lower, (BlockingCall, LoopCall)):
+        return [] if lower.call is None else list(lower.call.attempts)
+    if isinstance(call, _grpcio.InactiveRpcError):
+        return list(getattr(call.debug_error_string(), "attempts", ()))
+    return aio_attempts(call)
 
 
 class InLoop(AioLogicalChannel):
@@ -172,9 +196,13 @@ class InLoop(AioLogicalChannel):
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Give an attempt back; from any thread."""
-        closable = self.balancer.ended(attempt, outcome, now)
-        if closable is not None:
-            self.in_loop(self._close_subchannel, closable)
+        if self.settings.limit is None:
+            closable = self.balancer.ended(attempt, outcome, now)
+            if closable is not None:
+                self.in_loop(self._close_subchannel, closable)
+        else:
+            # The line of those that wait for a place belongs to the loop, so places become free there.
+            self.in_loop(lambda ended: super(InLoop, self).attempt_ended(ended, outcome, now), attempt)
 
     def snapshot(self) -> Snapshot:
         """See `Channel.snapshot`."""
@@ -205,7 +233,6 @@ class LogicalChannel:
         self._lock = threading.RLock()
         self._loop: loop.LoopThread | None = None
         self._running: set[Any] = set()
-        _channels.add(self)
 
     # ---- calls ----
 
@@ -254,11 +281,11 @@ class LogicalChannel:
 
     def get_registered_call_handle(self, method: bytes) -> int:
         """Not a handle (those belong to one connection), only "it is registered"."""
-        return 1
+        return self.inner.get_registered_call_handle(method)
 
     def _why_closed(self, words: str = "") -> str:
         """What grpcio says of a closed channel; ``words`` where it says something else of blocking calls."""
-        return words if words and self.closed_reason != loop.FORKED else f"Cannot invoke RPC: {self.closed_reason}"
+        return words if words and self.closed_reason != fork.FORKED else f"Cannot invoke RPC: {self.closed_reason}"
 
     # ---- the loop ----
 
@@ -292,6 +319,7 @@ class LogicalChannel:
                 used = self._loop
                 if used is None:
                     used = self._loop = loop.acquire()
+                    fork.remember(self)
         return used
 
     # ---- connectivity ----
@@ -349,20 +377,5 @@ class LogicalChannel:
     def forked(self) -> None:
         """This process is a child of the one that used the channel: nothing of it works here."""
         self._lock = threading.RLock()
-        if self._loop is not None:
-            self._loop = None
-            self.closed_reason = loop.FORKED
-            # Core's threads are not here, so its objects must not even be freed.
-            _parents.append(self)
-
-
-_channels: weakref.WeakSet[LogicalChannel] = weakref.WeakSet()
-_parents: list[LogicalChannel] = []
-
-
-def _forked() -> None:
-    for channel in list(_channels):
-        channel.forked()
-
-
-os.register_at_fork(after_in_child=_forked)
+        self._loop = None
+        self.closed_reason = fork.FORKED

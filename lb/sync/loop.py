@@ -2,10 +2,7 @@
 
 It starts at the first use of a channel and ends when the last one is closed or forgotten.
 
-A forked child has none of its parent's threads, those of grpcio's core among them, and core can
-not be started anew: calls in such a child hang or crash it. So a process whose parent had a
-channel in use gets an error instead. A child of a parent that had made channels, and not used
-them, is as good as any other process.
+A forked child of a process that had a channel in use gets an error (`lb.aio.fork` tells why).
 """
 
 from __future__ import annotations
@@ -16,6 +13,8 @@ import os
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from lb.aio import fork
 
 _JOIN_S = 2.0
 
@@ -72,30 +71,16 @@ async def _drain() -> None:
 # A plain lock would do, were it not for finalizers: they may run while this thread holds it.
 _lock = threading.RLock()
 _current: LoopThread | None = None
-_used = False
-_lost = False
-
-FORKED = (
-    "grpcio was in use when this process was forked, and can not be used in the child: "
-    "fork first, or start processes by spawn"
-)
-
-
-def check_fork() -> None:
-    """Raise ``RuntimeError`` in a child of a process that had a channel in use."""
-    if _lost:
-        raise RuntimeError(f"lb.sync: {FORKED}")
-
 
 def acquire() -> LoopThread:
     """The process's loop, started if there is none. Each user gives it back by `release`.
 
-    Raises ``RuntimeError`` as `check_fork` does.
+    Raises ``RuntimeError`` in a forked child in which grpcio can not work.
     """
-    global _current, _used
-    check_fork()
+    global _current
+    if fork.lost():
+        raise RuntimeError(fork.FORKED)
     with _lock:
-        _used = True
         if _current is None:
             _current = LoopThread()
         _current.users += 1
@@ -127,10 +112,9 @@ def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 
 def _forked() -> None:
-    global _current, _lock, _lost
+    global _current, _lock
     _lock = threading.RLock()
     _current = None
-    _lost = _used
 
 
 def _at_exit() -> None:

@@ -1,0 +1,379 @@
+"""Threads, processes and what is left: the background loop, many endpoints, forks, forgotten channels, other loops."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+from typing import Any
+
+import grpc
+import pytest
+
+import lb
+from lb.sync import loop
+from tests.sync.conftest import Fleet
+from tests.sync.kit import (
+    HANGS_S,
+    IDEMPOTENT,
+    REQUESTS,
+    SS,
+    US,
+    UU,
+    Kind,
+    Server,
+    channel_to,
+    eventually,
+    failure,
+    in_flight,
+    lb_threads,
+    ready,
+    wait_for,
+)
+
+
+def run(code: str, *arguments: str, **environment: str) -> list[str]:
+    """What a new process prints that executes this; it must end well and say nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "GRPC_VERBOSITY": "NONE", **environment},
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-3000:])
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+# ---- threads ----
+
+
+def test_no_thread_before_the_first_use(server: Server) -> None:
+    """Making a channel starts nothing; the first call starts the loop; the last close ends it."""
+    assert lb_threads() == []
+    with channel_to(server) as one, channel_to(server) as two:
+        assert lb_threads() == []
+        UU.run(one)
+        UU.run(two)
+        assert lb_threads() == ["lb: loop"]
+    eventually(lambda: lb_threads() == [])
+    with channel_to(server) as again:
+        assert UU.run(again) == UU.echo()
+
+
+def test_the_loop_lives_as_long_as_any_channel(server: Server) -> None:
+    """The one that closes first takes nothing from the other."""
+    with channel_to(server) as one:
+        UU.run(one)
+        with channel_to(server) as two:
+            UU.run(two)
+        assert UU.run(one) == UU.echo()
+        assert UU.finish(UU.start(one)) == UU.echo()
+
+
+def test_two_hundred_endpoints(fleet: Fleet) -> None:
+    """The number of threads does not depend on that of endpoints, whatever is done with them."""
+    servers = fleet(2, workers=64)
+    # Every name resolves to one of the two servers, and is an endpoint of its own.
+    endpoints = tuple(lb.Endpoint(servers[i % 2].address, id=f"e{i}") for i in range(200))
+
+    class All:
+        target = "all"
+
+        def start(self, listener: Any) -> None:
+            listener.update(lb.Resolution(endpoints))
+
+        def close(self) -> None:
+            pass
+
+    before = set(threading.enumerate())
+    states: list[Any] = []
+    with lb.sync.channel(All(), policy="round_robin", retry=IDEMPOTENT) as channel:
+        channel.subscribe(states.append, try_to_connect=True)
+        ready(channel, 200)
+        most = 0
+        gate = threading.Event()
+
+        def work() -> None:
+            for _ in range(25):
+                UU.run(channel, timeout=HANGS_S)
+            gate.wait(HANGS_S)
+
+        callers = [threading.Thread(target=work) for _ in range(16)]
+        for caller in callers:
+            caller.start()
+        futures = [UU.start(channel, timeout=HANGS_S) for _ in range(200)]
+        streams = [US.start(channel, timeout=HANGS_S) for _ in range(200)]
+        ours = set(threading.enumerate()) - before - set(callers)
+        most = len([t for t in ours if "ThreadPoolExecutor" not in t.name])
+        for future in futures:
+            assert UU.finish(future) == UU.echo()
+        for stream in streams:
+            assert US.finish(stream) == US.echo()
+        gate.set()
+        for caller in callers:
+            caller.join(HANGS_S)
+        picks = [endpoint.picks for endpoint in channel.snapshot().endpoints]
+        assert sum(picks) == 16 * 25 + 400
+        assert min(picks) == max(picks) == 4
+        # The loop, grpcio's poller, the thread of the futures' events, that of the subscription, one that delivers.
+        assert most <= 5, [thread.name for thread in ours]
+        channel.unsubscribe(states.append)
+
+
+def test_one_thread_for_each_stream_of_requests(server: Server) -> None:
+    """As in grpcio: a user's iterator may block, so each has a thread of its own, which ends with it."""
+    before = threading.active_count()
+    gate = threading.Event()
+    with channel_to(server) as channel:
+        ready(channel, 1)
+
+        def requests() -> Any:
+            yield b"one"
+            gate.wait(HANGS_S)
+
+        calls = [SS.stub(channel)(requests()) for _ in range(5)]
+        for call in calls:
+            assert next(call) == b"one"
+        gate.set()
+        for call in calls:
+            assert list(call) == []
+    eventually(lambda: threading.active_count() <= before + 32)
+
+
+# ---- what is left ----
+
+
+def test_a_forgotten_channel(server: Server, recwarn: pytest.WarningsRecorder, caplog: Any) -> None:
+    """Nobody closed it: it goes with its last reference, without a word, and so does the loop."""
+    channel = channel_to(server)
+    stub = channel.unary_unary(UU.method)
+    assert stub(b"x") == b"x"
+    assert UU.finish(UU.start(channel)) == UU.echo()
+    inner = weakref.ref(channel._logical.inner)
+    with caplog.at_level(logging.DEBUG, "asyncio"):
+        del channel
+        gc.collect()
+        assert stub(b"x") == b"x"
+        del stub
+        gc.collect()
+        eventually(lambda: lb_threads() == [])
+    eventually(lambda: gc.collect() >= 0 and inner() is None, "the channel is collected")
+    assert [str(warning.message) for warning in recwarn] == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_no_call_is_left(server: Server, kind: Kind) -> None:
+    """Calls that ended, in whichever way, are collected and hold no place."""
+    from lb.sync.calls import BlockingCall, LoopCall
+
+    with channel_to(server) as channel:
+        ready(channel, 1)
+        for _ in range(10):
+            kind.run(channel)
+            kind.finish(kind.start(channel))
+            kind.start(channel).cancel()
+            failure(lambda: kind.run(channel, timeout=-1))
+            getattr(channel, kind.name)("/lb.testing.Echo/Nothing")
+        eventually(lambda: in_flight(channel) == 0)
+        gc.collect()
+        eventually(
+            lambda: not [o for o in gc.get_objects() if isinstance(o, (BlockingCall, LoopCall))], "calls are collected"
+        )
+        assert channel._logical._running == set()
+
+
+def test_cancelling_at_random(fleet: Fleet, kind: Kind) -> None:
+    """Calls cancelled at any moment leave nothing in flight, and no thread waiting."""
+    servers = fleet(2)
+    with channel_to(*servers, retry=IDEMPOTENT) as channel:
+        ready(channel, 2)
+
+        def work(number: int) -> None:
+            for i in range(40):
+                call = kind.start(channel)
+                for _ in range((i * 7 + number) % 50 * 20):
+                    pass
+                call.cancel()
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANGS_S)
+        eventually(lambda: in_flight(channel) == 0)
+        eventually(lambda: channel._logical._running == set())
+        assert kind.run(channel) == kind.echo()
+
+
+def test_descriptors(server: Server) -> None:
+    """Making, using and closing channels opens nothing that stays."""
+
+    def once() -> None:
+        with channel_to(server) as channel:
+            UU.run(channel)
+            UU.finish(UU.start(channel))
+
+    for _ in range(3):
+        once()
+    eventually(lambda: lb_threads() == [])
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    for _ in range(10):
+        once()
+    eventually(lambda: lb_threads() == [])
+    if before:
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= before + 2)
+
+
+# ---- the end of the process ----
+
+
+def test_a_process_that_closes_nothing_ends(server: Server) -> None:
+    """At once, and without a word, even with a call under way."""
+    server.script(None, None, wait_for(threading.Event()))
+    code = """
+        import sys, lb
+        channel = lb.sync.channel("static:///" + sys.argv[1])
+        stub = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
+        print(stub(b"x"), stub.future(b"y").result())
+        call = stub.future(b"z")
+        print("end")
+    """
+    assert run(code, server.address) == ["b'x' b'y'", "end"]
+
+
+def test_ctrl_c_in_a_blocking_call(server: Server) -> None:
+    """It ends the wait, in the caller's own thread as in the loop's care; the process can go on."""
+    server.always = wait_for(threading.Event())
+    code = """
+        import os, signal, sys, threading, lb
+        channel = lb.sync.channel("static:///" + sys.argv[1])
+        nobody = lb.sync.channel("static:///127.0.0.1:1")
+        first = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
+        for stub, options in ((first, {}), (first, {}), (nobody.unary_unary("/a/b"), {"wait_for_ready": True})):
+            timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            try:
+                stub(b"x", timeout=30, **options)
+            except KeyboardInterrupt:
+                print("interrupted")
+        print(sum(e.in_flight for e in channel.snapshot().endpoints))
+        channel.close()
+        nobody.close()
+    """
+    lines = run(code, server.address)
+    assert lines == ["interrupted", "interrupted", "interrupted", "0"]
+    assert signal.SIGINT
+
+
+# ---- forks ----
+
+FORK = """
+    import os, sys, lb
+    address, use = sys.argv[1:]
+    channel = lb.sync.channel("static:///" + address)
+    method = "/lb.testing.Echo/UnaryUnary"
+    if use == "used":
+        assert channel.unary_unary(method)(b"x", timeout=20) == b"x"
+    child = os.fork()
+    if not child:
+        for call in (
+            lambda: channel.unary_unary(method)(b"x", timeout=20),
+            lambda: channel.unary_unary(method).future(b"x", timeout=20).result(),
+            lambda: list(channel.unary_stream("/lb.testing.Echo/UnaryStream")(b"x", timeout=20)),
+            lambda: lb.sync.channel("static:///" + address).unary_unary(method)(b"x", timeout=20),
+        ):
+            try:
+                print(call(), flush=True)
+            except (ValueError, RuntimeError) as error:
+                print(type(error).__name__, "forked" in str(error), flush=True)
+        channel.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert channel.unary_unary(method)(b"x", timeout=20) == b"x"
+    print("parent")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_of_a_process_that_used_it(server: Server) -> None:
+    """The child gets an error, for the old channel and for new ones; the parent goes on."""
+    # Core's own handlers are kept out: they crash a child now and then, grpcio's own channels alike.
+    lines = run(FORK, server.address, "used", GRPC_ENABLE_FORK_SUPPORT="0")
+    assert lines == ["ValueError True", "ValueError True", "ValueError True", "RuntimeError True", "parent"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_before_the_first_use(server: Server) -> None:
+    """A channel that is made and not used works on both sides."""
+    lines = run(FORK, server.address, "made", GRPC_ENABLE_FORK_SUPPORT="0")
+    assert lines == ["b'x'", "b'x'", "[b'x', b'x', b'x']", "b'x'", "parent"]
+
+
+# ---- asyncio beside it ----
+
+
+def test_both_kinds_of_channel_in_one_process(server: Server) -> None:
+    """A loop of the user's own with an `lb.aio` channel runs beside the background loop."""
+    with channel_to(server) as channel:
+        ready(channel, 1)
+
+        async def main() -> list[bytes]:
+            async with lb.aio.channel(f"static:///{server.address}") as other:
+                calls = [other.unary_unary(UU.method)(b"%d" % i) for i in range(50)]
+                threads = [asyncio.to_thread(lambda: UU.finish(UU.start(channel))) for _ in range(10)]
+                assert await asyncio.gather(*threads) == [UU.echo()] * 10
+                return [await call for call in calls]
+
+        # In a thread: the tests' own loop must not be replaced.
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(asyncio.run(main())))
+        thread.start()
+        thread.join(HANGS_S)
+        assert answers == [[b"%d" % i for i in range(50)]]
+        assert US.run(channel) == US.echo()
+
+
+def test_a_blocking_call_inside_a_loop(server: Server) -> None:
+    """It blocks that loop, as in grpcio, and works."""
+    with channel_to(server) as channel:
+
+        async def main() -> list[bytes]:
+            return UU.run(channel)
+
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(asyncio.run(main())))
+        thread.start()
+        thread.join(HANGS_S)
+        assert answers == [UU.echo()]
+
+
+def test_grpcios_race_is_not_told(caplog: Any) -> None:
+    """Loops that share grpcio's socket find it empty now and then: ours says nothing of it, but of all else."""
+
+    class Handle:
+        def __repr__(self) -> str:
+            return "<Handle PollerCompletionQueue._handle_events(...)>"
+
+    class Loop:
+        told = 0
+
+        def default_exception_handler(self, context: Any) -> None:
+            self.told += 1
+
+    other: Any = Loop()
+    loop._on_exception(other, {"exception": BlockingIOError(), "handle": Handle()})
+    assert other.told == 0
+    loop._on_exception(other, {"exception": LookupError(), "handle": Handle()})
+    loop._on_exception(other, {"exception": BlockingIOError(), "handle": "<Handle other>"})
+    assert other.told == 2
+    assert REQUESTS and grpc  # shared

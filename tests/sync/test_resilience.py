@@ -1,0 +1,490 @@
+"""What grpcio's channel does not do: choosing, retries, breakers, hedges and limits, for threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, ClassVar
+
+import grpc
+import pytest
+from tenacity import stop_after_attempt, wait_fixed, wait_none
+
+import lb
+from lb.testing.backend import METHODS, UNARY_UNARY
+from tests.sync.conftest import Fleet
+from tests.sync.kit import (
+    HANGS_S,
+    IDEMPOTENT,
+    NAME_KEY,
+    REQUESTS,
+    SU,
+    UU,
+    Kind,
+    Server,
+    channel_to,
+    eventually,
+    fail,
+    failure,
+    in_flight,
+    ready,
+    target,
+    wait_for,
+)
+
+Code = grpc.StatusCode
+
+
+def names(servers: list[Server]) -> list[int]:
+    """How many calls each server got."""
+    return [len(server.received) for server in servers]
+
+
+def drained(channel: Any) -> None:
+    """No attempt is left in flight."""
+    eventually(lambda: in_flight(channel) == 0, "nothing is in flight")
+
+
+# ---- choosing ----
+
+
+def test_calls_are_spread(fleet: Fleet, kind: Kind) -> None:
+    """Each endpoint gets its share, of every kind of call, blocking or not."""
+    servers = fleet(3)
+    with channel_to(*servers, policy="round_robin") as channel:
+        ready(channel, 3)
+        for _ in range(6):
+            assert kind.run(channel) == kind.echo()
+            assert kind.finish(kind.start(channel)) == kind.echo()
+        assert names(servers) == [4, 4, 4]
+        drained(channel)
+
+
+def test_threads_share_one_sequence(fleet: Fleet) -> None:
+    """Calls from many threads at once are counted rightly: shares and loads are exact."""
+    servers = fleet(3)
+    with channel_to(*servers, policy="round_robin") as channel:
+        ready(channel, 3)
+
+        def work() -> None:
+            for _ in range(25):
+                UU.run(channel)
+
+        threads = [threading.Thread(target=work) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANGS_S)
+        assert names(servers) == [100, 100, 100]
+        assert sum(endpoint.picks for endpoint in channel.snapshot().endpoints) == 300
+        drained(channel)
+
+
+def test_snapshot_policy_and_weights(fleet: Fleet) -> None:
+    """The channel can be looked at, and told to choose in another way, while it works."""
+    servers = fleet(2)
+    with channel_to(*servers, policy="round_robin") as channel:
+        ready(channel, 2)
+        assert "READY" in str(channel.snapshot())
+        assert channel.snapshot().policy == "round_robin"
+        channel.change_policy(lb.WeightedRoundRobin())
+        channel.change_weights({servers[0].address: 3, servers[1].address: 1})
+        for _ in range(8):
+            UU.run(channel)
+        assert names(servers) == [6, 2]
+        with pytest.raises(ValueError, match="expected a whole number"):
+            channel.change_weights({"a": -1})
+
+
+class ByMetadata:
+    """A policy that reads the call's metadata."""
+
+    name = "by_metadata"
+    needs_metadata: ClassVar[bool] = True
+
+    def picker(self, candidates: Any, previous: Any) -> Any:
+        """Itself."""
+        self._candidates = candidates
+        return self
+
+    def pick(self, call: Any, now: float, rng: Any) -> Any:
+        """The one whose index is told."""
+        return self._candidates[int(dict(call.metadata)["x-index"])]
+
+
+def test_a_policy_that_reads_metadata(fleet: Fleet, kind: Kind) -> None:
+    """It is asked when the metadata is known."""
+    servers = fleet(3)
+    with channel_to(*servers, policy=ByMetadata()) as channel:
+        ready(channel, 3)
+        for index in (2, 2, 0):
+            kind.run(channel, metadata=(("x-index", str(index)),))
+        assert names(servers) == [1, 0, 2]
+
+
+def test_a_policy_that_raises(server: Server, kind: Kind) -> None:
+    """The call ends INTERNAL and says why; nothing hangs."""
+    with channel_to(server, policy=ByMetadata()) as channel:
+        ready(channel, 1)
+        error = failure(lambda: kind.run(channel, timeout=HANGS_S))
+        assert error.code() is Code.INTERNAL
+        assert "the policy by_metadata failed: KeyError" in error.details()
+        drained(channel)
+
+
+# ---- retries ----
+
+
+def test_a_retry_goes_elsewhere(fleet: Fleet, kind: Kind) -> None:
+    """A call that fails UNAVAILABLE is tried again on another endpoint; the caller sees the answer alone."""
+    servers = fleet(3)
+    for server in servers:
+        server.script(fail(Code.UNAVAILABLE))
+    with channel_to(*servers, retry=IDEMPOTENT) as channel:
+        ready(channel, 3)
+        assert kind.run(channel) == kind.echo()
+        assert names(servers) == [1, 1, 2] or sorted(names(servers)) == [1, 1, 2]
+        drained(channel)
+
+
+def test_a_retry_of_a_future(fleet: Fleet, kind: Kind) -> None:
+    """So is a future, and an iterator."""
+    servers = fleet(2)
+    servers[0].script(fail(Code.UNAVAILABLE))
+    servers[1].script(fail(Code.UNAVAILABLE))
+    with channel_to(*servers, retry=IDEMPOTENT) as channel:
+        ready(channel, 2)
+        call = kind.start(channel)
+        assert kind.finish(call) == kind.echo()
+        assert [attempt.number for attempt in lb.attempts(call)] == [1, 2, 3]
+        drained(channel)
+
+
+@pytest.mark.parametrize("kind", [UU, SU], ids=str)
+def test_attempts_of_a_blocking_call(fleet: Fleet, kind: Kind) -> None:
+    """``with_call`` tells them for a call that went well, and the error for one that did not."""
+    servers = fleet(2)
+    with channel_to(*servers, retry=IDEMPOTENT, policy="round_robin") as channel:
+        ready(channel, 2)
+        _, call = kind.stub(channel).with_call(kind.argument())
+        assert [attempt.address for attempt in lb.attempts(call)] == [servers[0].address]
+        servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "no")
+        error = failure(lambda: kind.run(channel))
+        assert error.details() == "no"
+        assert [attempt.number for attempt in lb.attempts(error)] == [1, 2, 3, 4]
+        assert {attempt.address for attempt in lb.attempts(error)} == {server.address for server in servers}
+        assert lb.attempts(object()) == []
+
+
+def test_attempts_under_interceptors(server: Server, kind: Kind) -> None:
+    """They are found there, too."""
+    from tests.sync.test_conformance_channel import Recorder
+
+    with channel_to(server, interceptors=[Recorder("one"), Recorder("two")]) as channel:
+        ready(channel, 1)
+        call = kind.start(channel)
+        kind.finish(call)
+        assert len(lb.attempts(call)) == 1
+        if kind in (UU, SU):
+            _, call = kind.stub(channel).with_call(kind.argument())
+            assert len(lb.attempts(call)) == 1
+
+
+def test_no_retry_where_it_may_harm(fleet: Fleet, kind: Kind) -> None:
+    """A method that is not idempotent is tried once."""
+    servers = fleet(2)
+    servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "maybe done")
+    with channel_to(*servers) as channel:
+        ready(channel, 2)
+        assert failure(lambda: kind.run(channel)).details() == "maybe done"
+        assert sum(names(servers)) == 1
+
+
+def test_pushback(fleet: Fleet) -> None:
+    """A refusal is tried elsewhere; one that says so is not."""
+    servers = fleet(2)
+    servers[0].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "0"}))
+    servers[1].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "0"}))
+    with channel_to(*servers) as channel:
+        ready(channel, 2)
+        assert UU.run(channel) == UU.echo()
+        assert sum(names(servers)) == 3
+        servers[0].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "-1"}))
+        servers[1].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "-1"}))
+        failure(lambda: UU.run(channel))
+        assert sum(names(servers)) == 4
+
+
+def test_previous_attempts_are_told(fleet: Fleet) -> None:
+    """gRFC A6's header says how many there were."""
+    servers = fleet(2)
+    servers[0].script(fail(Code.UNAVAILABLE))
+    servers[1].script(fail(Code.UNAVAILABLE))
+    with channel_to(*servers, retry=IDEMPOTENT) as channel:
+        ready(channel, 2)
+        UU.run(channel)
+        told = [r.metadata.get("grpc-previous-rpc-attempts") for server in servers for r in server.received]
+        assert sorted(str(count) for count in told) == ["1", "2", "None"]
+
+
+def test_the_deadline_holds_over_all_attempts(fleet: Fleet, kind: Kind) -> None:
+    """A call waits for no retry beyond its time-out."""
+    servers = fleet(2)
+    servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "no")
+    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(5), stop=stop_after_attempt(10))
+    with channel_to(*servers, retry=retry) as channel:
+        ready(channel, 2)
+        error = failure(lambda: kind.run(channel, timeout=1))
+        assert error.code() is Code.UNAVAILABLE
+        assert sum(names(servers)) == 1
+
+
+def test_attempt_timeout(fleet: Fleet) -> None:
+    """An endpoint that hangs is given up in time, and another one answers."""
+    servers = fleet(2)
+    gate = threading.Event()
+    servers[0].always = wait_for(gate)
+    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), attempt_timeout=0.2)
+    with channel_to(*servers, retry=retry, policy="round_robin") as channel:
+        ready(channel, 2)
+        for _ in range(2):
+            assert UU.run(channel, timeout=HANGS_S) == UU.echo()
+        assert names(servers)[0] >= 1
+        drained(channel)
+    gate.set()
+
+
+def test_a_pause_between_attempts_is_cut_short(server: Server) -> None:
+    """Closing the channel ends a call that waits for its next attempt."""
+    server.always = fail(Code.UNAVAILABLE)
+    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(60), stop=stop_after_attempt(3))
+    with channel_to(server, retry=retry) as channel:
+        ready(channel, 1)
+        errors: list[Any] = []
+        thread = threading.Thread(target=lambda: errors.append(failure(lambda: UU.run(channel))))
+        thread.start()
+        future = UU.start(channel)
+        eventually(lambda: len(server.received) == 2)
+        assert future.cancel()
+    thread.join(HANGS_S)
+    assert [error.code() for error in errors] == [Code.CANCELLED]
+
+
+def test_a_server_dies_under_load(fleet: Fleet) -> None:
+    """Idempotent calls from many threads meet no failure when an endpoint goes away."""
+    servers = fleet(3)
+    with channel_to(*servers, retry=lb.Retry(idempotent=METHODS)) as channel:
+        ready(channel, 3)
+        stop = threading.Event()
+        done: list[int] = []
+        errors: list[Any] = []
+
+        def work(blocking: bool) -> None:
+            while not stop.is_set():
+                try:
+                    if blocking:
+                        UU.run(channel, timeout=HANGS_S)
+                    else:
+                        UU.finish(UU.start(channel, timeout=HANGS_S))
+                except grpc.RpcError as error:
+                    errors.append(error)
+                done.append(1)
+
+        threads = [threading.Thread(target=work, args=(i % 2 == 0,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(done) > 100, within_s=HANGS_S)
+        servers[1].stop()
+        before = len(done)
+        eventually(lambda: len(done) > before + 200, within_s=HANGS_S)
+        stop.set()
+        for thread in threads:
+            thread.join(HANGS_S)
+        assert errors == []
+        drained(channel)
+
+
+# ---- breaker, hedging, limits, service config ----
+
+
+def test_a_breaker_opens(fleet: Fleet) -> None:
+    """An endpoint that fails is left out after a while, whichever thread meets its failures."""
+    servers = fleet(2)
+    servers[0].always = fail(Code.INTERNAL)
+    with channel_to(*servers, breaker=lb.Breaker(consecutive_failures=3), policy="round_robin") as channel:
+        ready(channel, 2)
+        failures = 0
+        for _ in range(20):
+            try:
+                UU.run(channel)
+            except grpc.RpcError:
+                failures += 1
+        assert failures == 3
+        assert names(servers)[0] == 3
+
+
+def test_hedging(fleet: Fleet) -> None:
+    """A call that gets no answer in time is sent to another endpoint, too, and the first answer wins."""
+    servers = fleet(2)
+    gate = threading.Event()
+    servers[0].always = wait_for(gate)
+    hedging = lb.Hedging(delay_s=0.05)
+    with channel_to(*servers, retry=IDEMPOTENT, hedging=hedging, policy="round_robin") as channel:
+        ready(channel, 2)
+        for run in (lambda: UU.run(channel), lambda: UU.finish(UU.start(channel))):
+            for _ in range(2):
+                assert run() == UU.echo()
+        assert names(servers)[0] >= 1
+        drained(channel)
+    gate.set()
+
+
+def test_a_concurrency_limit(fleet: Fleet) -> None:
+    """No endpoint gets more calls at once than it may; those beyond wait in line, or are refused."""
+    servers = fleet(2)
+    most = [0, 0]
+    now = [0, 0]
+    lock = threading.Lock()
+
+    def step_of(i: int) -> Any:
+        def step(context: Any) -> None:
+            with lock:
+                now[i] += 1
+                most[i] = max(most[i], now[i])
+            threading.Event().wait(0.005)
+            with lock:
+                now[i] -= 1
+
+        return step
+
+    for i, server in enumerate(servers):
+        server.always = step_of(i)
+    with channel_to(*servers, limit=lb.ConcurrencyLimit(limit=2, queue=100, queue_s=HANGS_S)) as channel:
+        ready(channel, 2)
+        errors: list[Any] = []
+
+        def work() -> None:
+            for _ in range(5):
+                try:
+                    UU.run(channel)
+                    UU.finish(UU.start(channel))
+                except grpc.RpcError as error:
+                    errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(HANGS_S)
+        assert errors == []
+        assert max(most) <= 2
+        drained(channel)
+
+
+def test_more_than_the_limit_is_refused(server: Server) -> None:
+    """At once, where no line is allowed."""
+    gate = threading.Event()
+    server.always = wait_for(gate)
+    with channel_to(server, limit=lb.ConcurrencyLimit(limit=1, queue=0), retry=lb.Retry(enabled=False)) as channel:
+        ready(channel, 1)
+        running = UU.start(channel)
+        eventually(lambda: server.received)
+        error = failure(lambda: UU.run(channel))
+        assert error.code() is Code.UNAVAILABLE
+        assert "concurrency limit" in error.details()
+        gate.set()
+        assert UU.finish(running) == UU.echo()
+
+
+def test_a_service_config(fleet: Fleet) -> None:
+    """gRPC's document is understood: here a time-out and a retry policy for a method."""
+    servers = fleet(1)
+    servers[0].script(fail(Code.ABORTED), fail(Code.ABORTED))
+    service, method = UNARY_UNARY[1:].split("/")
+    config = {
+        "methodConfig": [
+            {
+                "name": [{"service": service, "method": method}],
+                "timeout": "20s",
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.01s",
+                    "maxBackoff": "0.01s",
+                    "backoffMultiplier": 1,
+                    "retryableStatusCodes": ["ABORTED"],
+                },
+            }
+        ]
+    }
+    with channel_to(*servers, service_config=config) as channel:
+        ready(channel, 1)
+        assert UU.run(channel) == UU.echo()
+        assert 10 < servers[0].received[0].time_remaining <= 20
+
+
+# ---- errors in words ----
+
+
+def test_no_endpoint(kind: Kind) -> None:
+    """A set that is known to be empty fails at once, and says so."""
+
+    class Nothing:
+        target = "nothing"
+
+        def start(self, listener: Any) -> None:
+            listener.update(lb.Resolution((), "there is none"))
+
+        def close(self) -> None:
+            pass
+
+    with lb.sync.channel(Nothing()) as channel:
+        error = failure(lambda: kind.run(channel, timeout=HANGS_S))
+        assert error.code() is Code.UNAVAILABLE
+        assert "nothing has no endpoint: there is none" in error.details()
+        assert "no endpoint" in failure(lambda: kind.finish(kind.start(channel, timeout=HANGS_S))).details()
+
+
+def test_a_resolver_of_ones_own(fleet: Fleet) -> None:
+    """It may tell from any thread; endpoints come and go under calls."""
+    servers = fleet(2)
+
+    class Told:
+        target = "told"
+        listener: Any = None
+        closed = threading.Event()
+
+        def start(self, listener: Any) -> None:
+            self.listener = listener
+
+        def close(self) -> None:
+            self.closed.set()
+
+    told = Told()
+    with lb.sync.channel(told) as channel:
+        call = UU.start(channel, timeout=HANGS_S)
+        eventually(lambda: told.listener is not None)
+        told.listener.update(lb.Resolution((lb.Endpoint(servers[0].address),)))
+        assert UU.finish(call) == UU.echo()
+        told.listener.update(lb.Resolution((lb.Endpoint(servers[1].address),)))
+        eventually(lambda: UU.run(channel) == UU.echo() and names(servers)[1] > 0)
+    assert told.closed.wait(HANGS_S)
+
+
+def test_bad_settings() -> None:
+    """They raise when the channel is made, as of `lb.aio.channel`."""
+    with pytest.raises(ValueError, match="policy"):
+        lb.sync.channel("static:///127.0.0.1:1", policy="nonsense")
+    with pytest.raises(TypeError, match="retry"):
+        lb.sync.channel("static:///127.0.0.1:1", retry=5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="target"):
+        lb.sync.channel("static:///")
+    with pytest.raises(TypeError, match="credentials"):
+        lb.sync.channel("static:///127.0.0.1:1", credentials="nonsense")  # type: ignore[arg-type]
+
+
+def test_both_channels_take_the_same_arguments() -> None:
+    """What one knows, the other does."""
+    import inspect
+
+    ours, theirs = (inspect.signature(module.channel).parameters for module in (lb.sync, lb.aio))
+    assert list(ours) == list(theirs)
+    assert target and NAME_KEY and REQUESTS  # shared with other tests
