@@ -42,8 +42,8 @@ lowest: $(DEV) ## test lb at the lowest versions that pyproject.toml allows
 chaos: $(DEV) ## break things under load: a table of what that costs (ROWS=3,7 some of it, STRICT=1)
 	@$(PY) -m tests.chaos $(ROWS) $(ARGS)
 
-bench: $(RUN) ## what a call costs in the client, against grpcio's own round_robin
-	@$(PY) bench/calls.py
+bench: $(DEV) ## what calls, picks, memory and imports cost, against grpcio's own channel (some minutes)
+	@$(PY) -m bench
 
 clean: ## remove the venv, caches and built servers
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
