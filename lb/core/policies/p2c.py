@@ -1,15 +1,17 @@
 """P2C: of two drawn at random the one that will answer sooner, by peak EWMA latency.
 
-``cost = latency(now) ** 1.5 * (in_flight + 1)``, after linkerd's and Finagle's: how long a call would
-wait behind those that are out. The latency of an endpoint rises at once, by half the way to each
-slower answer, and falls by a 32nd of the way with each faster one, and with time (to a third in ten seconds). So a slow
-endpoint is left within two answers, and asked again now and then.
+``cost = latency(now) ** 2 * (in_flight + 1)``, after linkerd's and Finagle's: how long a call would
+wait behind those that are out. The latency of an endpoint rises at once, by a quarter of the way to each
+slower answer, and falls by a 32nd of the way with each faster one, and with time (to a third in ten
+seconds). So a slow endpoint is left within a few answers, and asked again now and then.
 
 Two things differ from theirs, for one endpoint ten times slower must not touch the 99th percentile.
-A single outlier does not keep a healthy endpoint down for seconds (their peak falls with time only),
-which would send its calls to the slow one. And the power: with 64 calls in flight over three endpoints
-the plain product lets the slow one hold two calls all the time, 0.5 % of all calls and near to 1 %
-when latencies scatter; with the power it gets 0.2 %. A higher power makes healthy endpoints swing.
+A single outlier does not keep a healthy endpoint down for seconds (their peak is taken whole, and falls with
+time only), which would send its calls to the slow one. And the square: with 64 calls in flight over three
+endpoints the plain product lets the slow one hold two calls all the time, 0.5 % of all calls and 1 %
+when latencies scatter; squared it gets a fifth to a half of that. It costs evenness where latency does
+nothing but grow with the calls in flight: there healthy endpoints swing, and their 99th percentile is a
+quarter higher.
 
 - **Reading changes nothing.** The latency that a pick reads is the last one, decayed by the time since:
   who is not asked any more becomes cheaper, until it is asked again.
@@ -44,8 +46,7 @@ _GIVEN_UP = (Origin.CALLER, Origin.LATE)
 LATE_FACTOR = 2.0
 
 
-RISE, FALL = 1 / 2, 1 / 32
-POWER = 1.5
+RISE, FALL = 1 / 4, 1 / 32
 
 
 class Peak:
@@ -144,13 +145,15 @@ class P2CPicker:
         b: Peak | None = second.stats
         one, two = first.in_flight + 1.0, second.in_flight + 1.0
         if a is not None and b is not None:
-            one *= (a.latency_s * exp((a.stamp - now) / self._decay_s)) ** POWER
-            two *= (b.latency_s * exp((b.stamp - now) / self._decay_s)) ** POWER
+            here = a.latency_s * exp((a.stamp - now) / self._decay_s)
+            there = b.latency_s * exp((b.stamp - now) / self._decay_s)
+            one *= here * here
+            two *= there * there
         return second if two < one else first
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"lower latency times calls in flight, of two drawn from {self._size}"
+        return f"lower latency squared times calls in flight, of two drawn from {self._size}"
 
 
 class WeightedP2CPicker(P2CPicker):
@@ -175,10 +178,10 @@ class WeightedP2CPicker(P2CPicker):
         a: Peak | None = first.stats
         b: Peak | None = second.stats
         if a is not None and b is not None:
-            one *= a.read(now, self._decay_s) ** POWER
-            two *= b.read(now, self._decay_s) ** POWER
+            one *= a.read(now, self._decay_s) ** 2
+            two *= b.read(now, self._decay_s) ** 2
         return second if two < one else first
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"lower latency times calls in flight for its weight, of two drawn by weight from {self._size}"
+        return f"lower latency squared times calls in flight for its weight, of two drawn by weight from {self._size}"
