@@ -16,6 +16,7 @@ on an attempt's span      ``Attempt.package.Service/Method``
 ``lb.attempt``            its number, from 1
 ``lb.retry.reason``       why there was another one
 ``lb.breaker.state``      of the endpoint, when it was picked
+``lb.lost``               it was hedged, and another attempt was faster; it is no error
 ``rpc.grpc.status_code``  how it ended (both)
 ========================  ============================================================
 """
@@ -38,6 +39,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Call
+from lb.core.outcome import LATE, LOST
 from lb.core.target import split_host_port
 
 Metadata = tuple[Any, ...]
@@ -116,7 +118,12 @@ class Spans:
         span, outcome = attempt.span, attempt.outcome
         assert isinstance(span, Span)
         assert outcome is not None
-        if span.is_recording():
+        if not span.is_recording():
+            return
+        if outcome is LOST or outcome is LATE:  # no error: the call was answered, by another attempt
+            span.set_attribute("lb.lost", outcome.details)
+            span.end()
+        else:
             _end(span, outcome.code, outcome.reason())
 
     def call_ended(self, span: Span, call: Call, code: StatusCode, details: str | None) -> None:

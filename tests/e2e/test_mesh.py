@@ -213,10 +213,12 @@ async def more(buyers: Buyers, count: int) -> bool:
 
 
 class Refusing(grpc.GenericRpcHandler):
-    """A server that fails every unary call before it did anything."""
+    """A server that fails every unary call before it did anything, and serves no health to watch."""
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         """One handler for all methods."""
+        if details.method.startswith("/grpc.health."):
+            return None
         return grpc.unary_unary_rpc_method_handler(self._refuse)
 
     async def _refuse(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
