@@ -217,11 +217,12 @@ class Balancer:
                 candidate.weight = max(1, endpoint.weight)
             fresh[key] = candidate
         closable = []
-        for key, candidate in old.items():
-            if key not in fresh:
-                candidate.retired = True
-                if not candidate.in_flight:
-                    closable.append(candidate)
+        if len(fresh) - len(added) < len(old):
+            for key, candidate in old.items():
+                if key not in fresh:
+                    candidate.retired = True
+                    if not candidate.in_flight:
+                        closable.append(candidate)
         self._candidates = fresh
         self.resolution = resolution
         self.resolver_error = ""

@@ -33,6 +33,9 @@ class Endpoint:
     zone: str = ""
     # A factory: before 3.12 a mappingproxy has no hash, and dataclasses refuse it as a default.
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
+    # Made once: a set of 10,000 is compared by it at each change.
+    key: tuple[str, str] = field(init=False, repr=False, compare=False)
+    """What identifies the instance across resolutions: ``(id, address)``."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, str):
@@ -43,11 +46,7 @@ class Endpoint:
             raise ValueError(f"endpoint {self.address}: weight is {self.weight!r}; expected a whole number >= 0")
         if not self.id:
             object.__setattr__(self, "id", self.address)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What identifies the instance across resolutions: ``(id, address)``."""
-        return (self.id, self.address)
+        object.__setattr__(self, "key", (self.id, self.address))
 
 
 @dataclass(frozen=True, slots=True)
