@@ -124,11 +124,13 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("lb").setLevel(logging.CRITICAL)  # what it would tell is done on purpose here
     rows = chosen(arguments.rows)
+    load = os.getloadavg()[0]
     print(
         f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"
         f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times).\n"
         f"Every channel: attempt_timeout {RETRY.attempt_timeout:g} s, else the defaults.\n"
         "last s: from the fault to the last attempt on a bad endpoint that was no probe of its breaker.\n"
+        f"This machine has {os.cpu_count()} cores; their load before the start was {load:.1f}.\n"
     )
     show(HEAD)
     lines = asyncio.run(run(rows, arguments.shorter))
@@ -136,6 +138,7 @@ def main() -> int:
     results = {
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_before": load,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "rows": [as_dict(each) for each in lines],
         "goals": line,

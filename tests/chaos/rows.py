@@ -91,43 +91,42 @@ async def healthy(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 
 
 async def _signalled(
-    rig: Rig, row: Row, lasts_s: float, number: signal.Signals, names: str, hit: str, name: str = "", **settings: Any
+    rig: Rig, row: Row, lasts_s: float, servers: list[Process], number: signal.Signals, hit: str, **settings: Any
 ) -> Line:
-    servers = await rig.servers(names)
     async with rig.load(await rig.channel(Told(*servers), **settings)) as load:
-        await load.warm(*names)
+        await load.warm(*(server.id for server in servers))
         load.fault(*hit)
         for server in servers:
             if server.id in hit:
                 server.signal(number)
         await asyncio.sleep(lasts_s)
-    return _line(row, load.figures, name)
+    return _line(row, load.figures, f"{row.name}: hedging" if settings else "")
 
 
 async def killed(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """One of three is gone at once: its connections end."""
-    return [await _signalled(rig, row, lasts_s, signal.SIGKILL, "abc", "a")]
+    return [await _signalled(rig, row, lasts_s, await rig.servers("abc"), signal.SIGKILL, "a")]
 
 
 async def stopped(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """One of three hangs: its connections stand, the kernel accepts more, nothing answers."""
-    return [
-        await _signalled(rig, row, lasts_s, signal.SIGSTOP, "abc", "a"),
-        await _signalled(rig, row, lasts_s, signal.SIGSTOP, "abc", "a", f"{row.name}: hedging", hedging=lb.Hedging()),
-    ]
+    servers = await rig.servers("abc")
+    plain = await _signalled(rig, row, lasts_s, servers, signal.SIGSTOP, "a")
+    servers[0].signal(signal.SIGCONT)
+    return [plain, await _signalled(rig, row, lasts_s, servers, signal.SIGSTOP, "a", hedging=lb.Hedging())]
 
 
 async def all_but_one(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """Four of five are gone at once."""
-    return [await _signalled(rig, row, lasts_s, signal.SIGKILL, "abcde", "abcd")]
+    return [await _signalled(rig, row, lasts_s, await rig.servers("abcde"), signal.SIGKILL, "abcd")]
 
 
 async def _proxied(
-    rig: Rig, row: Row, lasts_s: float, mode: str, every_s: float = 0.0, name: str = "", **settings: Any
+    rig: Rig, row: Row, lasts_s: float, servers: list[Process], mode: str, every_s: float = 0.0, **settings: Any
 ) -> Line:
-    servers = await rig.servers("abc")
-    proxy = await rig.proxy(servers[0])
-    async with rig.load(await rig.channel(Told(proxy, *servers[1:]), **settings)) as load:
+    """The first of the servers is a proxy."""
+    proxy = servers[0]
+    async with rig.load(await rig.channel(Told(*servers), **settings)) as load:
         await load.warm("a", "b", "c")
         load.fault("a")
         loop = asyncio.get_running_loop()
@@ -137,25 +136,30 @@ async def _proxied(
             await asyncio.sleep(every_s)
             await proxy.tell(mode=mode)
         await asyncio.sleep(end - loop.time())
-    return _line(row, load.figures, name)
+    return _line(row, load.figures, f"{row.name}: hedging" if settings else "")
+
+
+async def _one_behind_a_proxy(rig: Rig) -> list[Process]:
+    first, *others = await rig.servers("abc")
+    return [await rig.proxy(first), *others]
 
 
 async def refusing(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """One of three no longer listens, and closed the connections it had."""
-    return [await _proxied(rig, row, lasts_s, "refuse")]
+    return [await _proxied(rig, row, lasts_s, await _one_behind_a_proxy(rig), "refuse")]
 
 
 async def black_hole(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """What is sent to one of three vanishes, on the old connection and on new ones."""
-    return [
-        await _proxied(rig, row, lasts_s, "hole"),
-        await _proxied(rig, row, lasts_s, "hole", name=f"{row.name}: hedging", hedging=lb.Hedging()),
-    ]
+    servers = await _one_behind_a_proxy(rig)
+    plain = await _proxied(rig, row, lasts_s, servers, "hole")
+    await servers[0].tell(mode="pass")
+    return [plain, await _proxied(rig, row, lasts_s, servers, "hole", hedging=lb.Hedging())]
 
 
 async def resets(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """The connection to one of three is reset ten times a second, in the midst of calls."""
-    return [await _proxied(rig, row, lasts_s, "reset", _RESETS_S)]
+    return [await _proxied(rig, row, lasts_s, await _one_behind_a_proxy(rig), "reset", _RESETS_S)]
 
 
 async def half_failing(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
