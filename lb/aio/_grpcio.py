@@ -116,6 +116,8 @@ def check_arguments(
     if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
         # Core must not see it: it counts its users down for a channel that it never counted up.
         raise TypeError(f"credentials is {credentials!r}; expected grpc.ChannelCredentials or None")
+    if not options and compression is None and credentials is None:
+        return  # nothing to check: core is left alone, so that the process may still fork
     arguments = grpcio_channel._augment_channel_arguments(tuple(options), compression)
     lowered = getattr(credentials, "_credentials", credentials)
     cygrpc.Channel(target.encode(), arguments, lowered).close(cygrpc.StatusCode.cancelled, "not needed")

@@ -27,10 +27,8 @@ from lb import incoming
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
 from lb.aio.calls import CANCELLED, LogicalCall
 from lb.core.balancer import Attempt
-from lb.core.call import Queued
-from lb.core.outcome import OK
 from lb.sync import _grpcio
-from lb.sync.locked import LockedCall
+from lb.sync.locked import LockedBalancer, LockedCall
 
 if TYPE_CHECKING:
     from lb.sync.channel import LogicalChannel
@@ -257,7 +255,7 @@ class BlockingCall(_Locked):
         elif task is not None:
             self._owner.in_loop(task.cancel)
 
-    def cancel(self, code: Any, details: str = "") -> None:
+    def cancel(self, *_: Any) -> None:
         """Called by call objects after the end, where nothing is left to cancel."""
 
     # ---- what the loop takes over ----
@@ -322,7 +320,7 @@ class LoopCall:
         events: SimpleQueue[Any],
     ) -> None:
         self._channel = channel
-        self._arguments = arguments
+        _, self._method, _, _, self._context = arguments
         self._deadline = deadline
         self._credentials = credentials
         self._registered = registered
@@ -385,7 +383,33 @@ class LoopCall:
     def _start(self, context: contextvars.Context) -> None:
         if self._over or self._ended_with is not None:
             return
-        self._task(self._run(), context)
+        if self._credentials is not None and not self._channel.secure:
+            self._ended_with = _NOT_SECURE
+            self._finish()
+            return
+        try:
+            logical = self._logical = context.run(self._make)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the caller must not wait for ever
+            self._ended_with = _broken(error)
+            self._finish()
+            return
+        if not self._one_response:
+            if self._request is None:
+                opening = logical.initiate_stream_stream(self._metadata, self._metadata_sent, self._context)
+            else:
+                opening = logical.initiate_unary_stream(self._request, self._metadata, self._context)
+            self._opened = self._task(opening, context)
+        self._task(self._run(logical), context)
+
+    def _make(self) -> _Locked:
+        return _Locked(
+            self._channel.inner,
+            self._method,
+            self._deadline,
+            self._credentials,
+            self._wait_for_ready,
+            self._registered,
+        )
 
     def _task(self, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context | None = None) -> Any:
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
@@ -393,49 +417,30 @@ class LoopCall:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self) -> None:
-        flags, method, host, metadata, context = self._arguments
+    async def _run(self, logical: _Locked) -> None:
         try:
-            if self._credentials is not None and not self._channel.secure:
-                self._ended_with = _NOT_SECURE
-                return
-            logical = self._logical = _Locked(
-                self._channel.inner,
-                method,
-                self._deadline,
-                self._credentials,
-                self._wait_for_ready,
-                self._registered,
-            )
-            if self._one_response:
-                await self._run_unary(logical, context)
+            if self._opened is not None:
+                await self._follow(logical, self._opened)
+            elif self._request is not None:
+                self._message = await logical.unary_unary(self._request, self._metadata, self._context)
             else:
-                await self._run_stream(logical, context)
+                self._task(self._headers(logical))
+                self._message = await logical.stream_unary(self._metadata, self._metadata_sent, self._context)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, the caller must not wait for ever
+        except Exception as error:  # noqa: BLE001  # as above
             if isinstance(error, InternalError) and not _legal(self._metadata):
                 self._ended_with = _ILLEGAL
-            elif self._logical is None or self._logical._status is None:
-                self._ended_with = AioRpcStatus(_grpcio.INTERNAL, f"{type(error).__name__}: {error}", (), repr(error))
+            elif logical._status is None:
+                self._ended_with = _broken(error)
         finally:
             self._finish()
 
-    async def _run_unary(self, logical: _Locked, context: Any) -> None:
-        if self._request is None:
-            self._task(self._headers(logical))
-            answered = logical.stream_unary(self._metadata, self._metadata_sent, context)
-        else:
-            answered = logical.unary_unary(self._request, self._metadata, context)
-        self._message = await answered
-
-    async def _run_stream(self, logical: _Locked, context: Any) -> None:
-        if self._request is None:
-            opening = logical.initiate_stream_stream(self._metadata, self._metadata_sent, context)
-        else:
-            opening = logical.initiate_unary_stream(self._request, self._metadata, context)
-        self._opened = self._task(opening)
-        await asyncio.wait((self._opened,))
+    async def _follow(self, logical: _Locked, opened: asyncio.Task[None]) -> None:
+        """A stream of responses, from its headers to its status."""
+        await asyncio.wait((opened,))
+        if not opened.cancelled() and (error := opened.exception()) is not None:
+            raise error
         if not self._told_headers(logical):
             self._task(self._headers(logical))
         await logical.status()
@@ -469,9 +474,6 @@ class LoopCall:
 
     async def _carry_out(self, kind: int, operation: Any) -> bytes | None:
         logical = self._logical
-        while logical is None and not self._over:  # the call's own task is about to make it
-            await asyncio.sleep(0)
-            logical = self._logical
         if logical is None or self._over:
             return None
         try:
@@ -485,9 +487,7 @@ class LoopCall:
             pass  # the call is over: its status tells
         return None
 
-    async def _receive(self, logical: LogicalCall) -> bytes | None:
-        while self._opened is None and not self._over:  # as above
-            await asyncio.sleep(0)
+    async def _receive(self, logical: _Locked) -> bytes | None:
         if self._opened is not None and not self._opened.done():
             await asyncio.wait((self._opened,))
         message = await logical.receive_serialized_message()
@@ -527,6 +527,10 @@ class LoopCall:
         self._due.remove(batch)
         operations, tag = batch
         self._events.put(_Event(tag, _completed(operations, self._logical, status, self._message, headers)))
+
+
+def _broken(error: Exception) -> Any:
+    return AioRpcStatus(_grpcio.INTERNAL, f"{type(error).__name__}: {error}", (), repr(error))
 
 
 def _waits_for_end(batch: Batch) -> bool:

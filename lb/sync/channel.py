@@ -17,6 +17,9 @@ from lb.aio.channel import LogicalChannel as AioLogicalChannel
 from lb.aio.channel import attempts as aio_attempts
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
+from lb.core.concurrency import ConcurrencyLimit
+from lb.core.connection import Connection
+from lb.core.ejection import Ejection
 from lb.core.endpoint import Resolver
 from lb.core.hedging import Hedging
 from lb.core.outcome import Outcome
@@ -129,7 +132,7 @@ class Channel(grpc.Channel):
         self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
     ) -> None:
         """See ``grpc.Channel``: the whole set's connectivity, by gRPC's aggregation rule."""
-        self._upper.subscribe(callback, try_to_connect)
+        self._upper.subscribe(callback, bool(try_to_connect))
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
         """See ``grpc.Channel``."""

@@ -31,25 +31,29 @@ class LockedCall(Call):
     _balancer: LockedBalancer
 
 
-def _locked(function: Callable[..., Any], lock_of: Callable[[Any], threading.RLock]) -> Callable[..., Any]:
-    @functools.wraps(function)
+def _locked(function: Callable[..., Any], *, of_call: bool) -> Callable[..., Any]:
+    # Two wrappers, since this stands on the path of every call.
     def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with lock_of(self):
+        with self.lock:
             return function(self, *args, **kwargs)
 
-    return locked
+    def locked_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._balancer.lock:
+            return function(self, *args, **kwargs)
+
+    return functools.wraps(function)(locked_call if of_call else locked)
 
 
-def _lock_public(locked: type, base: type, lock_of: Callable[[Any], threading.RLock]) -> None:
+def _lock_public(locked: type, base: type, *, of_call: bool) -> None:
     """Put every public method and property of ``base`` under the lock."""
     for name, value in vars(base).items():
         if name.startswith("_"):
             continue
         if isinstance(value, property) and value.fget is not None:
-            setattr(locked, name, property(_locked(value.fget, lock_of), doc=value.__doc__))
+            setattr(locked, name, property(_locked(value.fget, of_call=of_call), doc=value.__doc__))
         elif callable(value):
-            setattr(locked, name, _locked(value, lock_of))
+            setattr(locked, name, _locked(value, of_call=of_call))
 
 
-_lock_public(LockedBalancer, Balancer, lambda balancer: balancer.lock)
-_lock_public(LockedCall, Call, lambda call: call._balancer.lock)
+_lock_public(LockedBalancer, Balancer, of_call=False)
+_lock_public(LockedCall, Call, of_call=True)

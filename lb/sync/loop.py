@@ -72,6 +72,7 @@ async def _drain() -> None:
 _lock = threading.RLock()
 _current: LoopThread | None = None
 
+
 def acquire() -> LoopThread:
     """The process's loop, started if there is none. Each user gives it back by `release`.
 

@@ -82,7 +82,7 @@ class Server:
         self._lock = threading.Lock()
         self._pool = futures.ThreadPoolExecutor(workers)
         self._server = grpc.server(
-            self._pool, handlers=(_Handler(self),), options=(("grpc.so_reuseport", 0),), compression=None
+            self._pool, handlers=[_Handler(self)], options=(("grpc.so_reuseport", 0),), compression=None
         )
         where = f"127.0.0.1:{port}"
         if credentials is None:
@@ -141,9 +141,9 @@ class Server:
             yield request
 
 
-class _Handler(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
+class _Handler(grpc.GenericRpcHandler):
     def __init__(self, server: Server) -> None:
-        self._methods = {
+        self._methods: dict[str, Any] = {
             UNARY_UNARY: grpc.unary_unary_rpc_method_handler(server.unary_unary),
             UNARY_STREAM: grpc.unary_stream_rpc_method_handler(server.unary_stream),
             STREAM_UNARY: grpc.stream_unary_rpc_method_handler(server.stream_unary),

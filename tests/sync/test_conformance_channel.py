@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, REQUESTS, SS, SU, UU, Kind, Server, eventually, fail, failure, wait_for
 from tests.sync.test_conformance import FUTURES, STREAMS, Where, gated, where
 
@@ -29,17 +28,19 @@ def channel(where: Where) -> Any:
 
 
 class Details(
-    collections.namedtuple("Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
+    collections.namedtuple(
+        "Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")
+    ),
     grpc.ClientCallDetails,
 ):
     """Call details of an interceptor's own."""
 
 
 class Recorder(
-    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]  # generic in the stubs alone
-    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
-    grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
-    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
 ):
     """An interceptor of all kinds: notes what it sees and adds metadata."""
 
@@ -73,7 +74,7 @@ class Recorder(
         return self._intercept("stream_stream", continuation, client_call_details, request_iterator)
 
 
-class OnlyUnary(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+class OnlyUnary(grpc.UnaryUnaryClientInterceptor):
     """Whatever it is told to do with a unary call."""
 
     def __init__(self, act: Any) -> None:
@@ -177,7 +178,7 @@ def test_an_interceptor_that_retries(where: Where) -> None:
 def test_an_interceptor_that_answers(where: Where) -> None:
     """It may answer by itself; nothing is sent."""
 
-    class Answer(grpc.Future):  # type: ignore[type-arg]
+    class Answer(grpc.Future):  # type: ignore[type-arg]  # generic in the stubs alone
         def result(self, timeout: float | None = None) -> bytes:
             return b"mine"
 
@@ -346,11 +347,11 @@ def test_wait_for_ready_waits(free_port: int, kind: Kind) -> None:
     """A call that waits is answered once a server is there."""
     import lb.sync
 
-    for open_channel in (
-        lambda: grpc.insecure_channel(f"127.0.0.1:{free_port}", options=(("grpc.max_reconnect_backoff_ms", 200),)),
-        lambda: lb.sync.channel(f"static:///127.0.0.1:{free_port}"),
+    for channel in (
+        grpc.insecure_channel(f"127.0.0.1:{free_port}", options=(("grpc.max_reconnect_backoff_ms", 200),)),
+        lb.sync.channel(f"static:///127.0.0.1:{free_port}"),
     ):
-        with open_channel() as channel:
+        with channel:
             call = kind.start(channel, wait_for_ready=True, timeout=HANGS_S)
             states = States()
             channel.subscribe(states, try_to_connect=True)

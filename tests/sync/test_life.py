@@ -14,7 +14,6 @@ import threading
 import weakref
 from typing import Any
 
-import grpc
 import pytest
 
 import lb
@@ -23,7 +22,6 @@ from tests.sync.conftest import Fleet
 from tests.sync.kit import (
     HANGS_S,
     IDEMPOTENT,
-    REQUESTS,
     SS,
     US,
     UU,
@@ -376,4 +374,3 @@ def test_grpcios_race_is_not_told(caplog: Any) -> None:
     loop._on_exception(other, {"exception": LookupError(), "handle": Handle()})
     loop._on_exception(other, {"exception": BlockingIOError(), "handle": "<Handle other>"})
     assert other.told == 2
-    assert REQUESTS and grpc  # shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from typing import Any, ClassVar
 
@@ -15,8 +16,6 @@ from tests.sync.conftest import Fleet
 from tests.sync.kit import (
     HANGS_S,
     IDEMPOTENT,
-    NAME_KEY,
-    REQUESTS,
     SU,
     UU,
     Kind,
@@ -27,7 +26,6 @@ from tests.sync.kit import (
     failure,
     in_flight,
     ready,
-    target,
     wait_for,
 )
 
@@ -166,7 +164,7 @@ def test_attempts_of_a_blocking_call(fleet: Fleet, kind: Kind) -> None:
     with channel_to(*servers, retry=IDEMPOTENT, policy="round_robin") as channel:
         ready(channel, 2)
         _, call = kind.stub(channel).with_call(kind.argument())
-        assert [attempt.address for attempt in lb.attempts(call)] == [servers[0].address]
+        assert [attempt.number for attempt in lb.attempts(call)] == [1]
         servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "no")
         error = failure(lambda: kind.run(channel))
         assert error.details() == "no"
@@ -215,7 +213,7 @@ def test_pushback(fleet: Fleet) -> None:
 
 
 def test_previous_attempts_are_told(fleet: Fleet) -> None:
-    """gRFC A6's header says how many there were."""
+    """The header of gRFC A6 says how many there were."""
     servers = fleet(2)
     servers[0].script(fail(Code.UNAVAILABLE))
     servers[1].script(fail(Code.UNAVAILABLE))
@@ -330,9 +328,9 @@ def test_hedging(fleet: Fleet) -> None:
     hedging = lb.Hedging(delay_s=0.05)
     with channel_to(*servers, retry=IDEMPOTENT, hedging=hedging, policy="round_robin") as channel:
         ready(channel, 2)
-        for run in (lambda: UU.run(channel), lambda: UU.finish(UU.start(channel))):
-            for _ in range(2):
-                assert run() == UU.echo()
+        for _ in range(2):
+            assert UU.run(channel) == UU.echo()
+            assert UU.finish(UU.start(channel)) == UU.echo()
         assert names(servers)[0] >= 1
         drained(channel)
     gate.set()
@@ -396,7 +394,7 @@ def test_more_than_the_limit_is_refused(server: Server) -> None:
 
 
 def test_a_service_config(fleet: Fleet) -> None:
-    """gRPC's document is understood: here a time-out and a retry policy for a method."""
+    """The document of gRPC is understood: here a time-out and a retry policy for a method."""
     servers = fleet(1)
     servers[0].script(fail(Code.ABORTED), fail(Code.ABORTED))
     service, method = UNARY_UNARY[1:].split("/")
@@ -418,7 +416,7 @@ def test_a_service_config(fleet: Fleet) -> None:
     with channel_to(*servers, service_config=config) as channel:
         ready(channel, 1)
         assert UU.run(channel) == UU.echo()
-        assert 10 < servers[0].received[0].time_remaining <= 20
+        assert 10 < (servers[0].received[0].time_remaining or 0) < 21
 
 
 # ---- errors in words ----
@@ -483,8 +481,5 @@ def test_bad_settings() -> None:
 
 def test_both_channels_take_the_same_arguments() -> None:
     """What one knows, the other does."""
-    import inspect
-
     ours, theirs = (inspect.signature(module.channel).parameters for module in (lb.sync, lb.aio))
     assert list(ours) == list(theirs)
-    assert target and NAME_KEY and REQUESTS  # shared with other tests
