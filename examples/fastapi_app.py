@@ -1,0 +1,79 @@
+"""A FastAPI application that calls a gRPC service: one channel for its whole life, and the request's deadline.
+
+::
+
+    pip install fastapi uvicorn
+    python examples/servers.py              # in another terminal
+    uvicorn examples.fastapi_app:app
+    curl -H 'x-timeout-ms: 500' 127.0.0.1:8000/products/espresso
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import grpc
+from fastapi import Depends, FastAPI, Header, Request
+from fastapi.responses import JSONResponse
+
+import lb
+from mesh.catalog.v1 import CatalogStub, GetProductRequest
+
+HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """The channel lives as long as the application: made in its event loop, closed when that ends.
+
+    A channel for each request would find, connect and measure everything anew each time.
+    """
+    async with lb.aio.channel("consul:///catalog", policy="p2c", hedging=lb.Hedging()) as channel:
+        channel.get_state(try_to_connect=True)  # the first request should not have to wait for that
+        app.state.channel = channel
+        app.state.catalog = CatalogStub(channel)
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+class Deadline:
+    """The instant at which the caller stops waiting. All calls of one request share it, retries too."""
+
+    def __init__(self, x_timeout_ms: Annotated[int, Header(ge=1, le=60_000)] = 5_000) -> None:
+        self._at = time.monotonic() + x_timeout_ms / 1000
+
+    def left_s(self) -> float:
+        """What is left for the next call, in seconds."""
+        return max(0.0, self._at - time.monotonic())
+
+
+@app.get("/products/{sku}")
+async def product(sku: str, request: Request, deadline: Annotated[Deadline, Depends()]) -> dict[str, Any]:
+    """A product of the catalog."""
+    call = request.app.state.catalog.GetProduct(GetProductRequest(sku=sku), timeout=deadline.left_s())
+    found = (await call).product
+    return {"sku": found.sku, "name": found.name, "attempts": [a.endpoint_id for a in lb.attempts(call)]}
+
+
+@app.get("/endpoints")
+async def endpoints(request: Request) -> dict[str, Any]:
+    """What the channel knows, for operators."""
+    snapshot: dict[str, Any] = request.app.state.channel.snapshot().as_dict()
+    return snapshot
+
+
+@app.exception_handler(grpc.aio.AioRpcError)
+async def failed(request: Request, error: grpc.aio.AioRpcError) -> JSONResponse:
+    """A call's status as HTTP's; the channel has tried by then what could be tried."""
+    return JSONResponse({"error": error.code().name, "details": error.details()}, HTTP_STATUS.get(error.code(), 502))

@@ -1,0 +1,91 @@
+"""How code that calls through lb is tested: with servers that do as they are told, and a clock that a test moves.
+
+::
+
+    pip install pytest pytest-asyncio
+    pytest examples/test_with_lb_testing.py
+
+Nothing is patched, nobody sleeps, and no port is fixed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import grpc
+import pytest
+
+import lb
+from lb.core.outcome import Verdict
+from lb.testing import Backend, FakeClock
+from lb.testing.backend import UNARY_UNARY, answered_by, fail, hang
+
+# ---- the code under test ----
+
+
+async def greeting(channel: Any, name: str, timeout_s: float = 1.0) -> str:
+    """A greeting from the server; a plain one when there is no answer."""
+    try:
+        answer: bytes = await channel.unary_unary(UNARY_UNARY)(name.encode(), timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise
+        return f"hello, {name}"
+    return f"welcome back, {answer.decode()}"
+
+
+# ---- its tests ----
+
+
+@pytest.mark.asyncio
+async def test_a_failure_is_tried_on_another_server() -> None:
+    """`Backend` answers with the request; a script tells it what to do instead, a step for each call."""
+    async with Backend("a") as a, Backend("b") as b:
+        a.script(fail(grpc.StatusCode.UNAVAILABLE))
+        b.script(fail(grpc.StatusCode.UNAVAILABLE))
+        target = f"static:///{a.address},{b.address}"
+        async with lb.aio.channel(target, retry=lb.Retry(idempotent=[UNARY_UNARY])) as channel:
+            assert await greeting(channel, "Ada", timeout_s=10) == "welcome back, Ada"
+        calls = a.received + b.received
+        assert len(calls) == 3
+        assert all(call.timeout_s and call.timeout_s < 10 for call in calls)  # the deadline travels
+
+
+@pytest.mark.asyncio
+async def test_no_answer_is_a_plain_greeting() -> None:
+    """`hang()` never answers: the caller's timeout ends the call, and the server hears of it."""
+    async with Backend("a") as a:
+        a.always(hang())
+        async with lb.aio.channel(f"static:///{a.address}") as channel:
+            assert await greeting(channel, "Ada", timeout_s=0.2) == "hello, Ada"
+        await a.until(lambda: a.received[0].cancelled)
+
+
+@pytest.mark.asyncio
+async def test_another_server_takes_over() -> None:
+    """A backend may be stopped and started again; it keeps its address."""
+    async with Backend("a") as a, Backend("b") as b:
+        retry = lb.Retry(idempotent=[UNARY_UNARY])
+        async with lb.aio.channel(f"static:///{a.address},{b.address}", policy="pick_first", retry=retry) as channel:
+            call = channel.unary_unary(UNARY_UNARY)(b"Ada", timeout=10)
+            await call
+            served, other = (a, b) if answered_by(await call.trailing_metadata()) == "a" else (b, a)
+            await served.stop()
+            assert await greeting(channel, "Ada", timeout_s=10) == "welcome back, Ada"
+            assert len(other.received) == 1
+
+
+def test_a_breaker_opens_and_probes() -> None:
+    """The rules of lb take the time as an argument, so an hour of them takes no time."""
+    clock = FakeClock()
+    breaker = lb.Breaker(consecutive_failures=3, open_s=2.0, jitter=0).new_state()
+    rng = random.Random(1)
+    for _ in range(3):
+        permit = breaker.acquire(clock())
+        breaker.release(permit, Verdict.FAILURE, clock(), rng)
+    assert not breaker.admits(clock())
+    clock.advance(1.9)
+    assert not breaker.admits(clock())
+    clock.advance(0.1)
+    assert breaker.admits(clock())

@@ -1,0 +1,179 @@
+"""Each program under ``examples/`` runs and says what it should."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from lb.testing import Agent
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+_ENV = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_", "CONSUL_"))}
+_ENV |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}", "PYTHONUNBUFFERED": "1"}
+_WITHIN_S = 60
+
+
+async def run(*command: str, env: dict[str, str] | None = None) -> str:
+    """What a Python process says on both streams, in all; it must end well."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command),
+        cwd=ROOT,
+        env=_ENV | (env or {}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(_WITHIN_S):
+            said = (await process.communicate())[0].decode()
+    except TimeoutError:
+        process.kill()
+        said = (await process.communicate())[0].decode()
+        pytest.fail(f"{command} did not end within {_WITHIN_S} s; it said:\n{said}")
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+async def consul() -> AsyncIterator[dict[str, str]]:
+    """``examples/servers.py`` runs; the environment in which its servers are found."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(EXAMPLES / "servers.py"), "--port", "0"),
+        env=_ENV,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(_WITHIN_S):
+            said = (await process.stdout.readline()).decode()
+        name, _, address = said.strip().partition("=")
+        assert name == "CONSUL_HTTP_ADDR", said
+        yield {name: address}
+    finally:
+        process.terminate()
+        async with asyncio.timeout(_WITHIN_S):
+            rest, _ = await process.communicate()
+    assert process.returncode == 0
+    assert rest == b""
+
+
+async def test_asyncio_client(consul: dict[str, str]) -> None:
+    """Every call is answered; one was hedged away from the slow server, and the attempts are told in order."""
+    said = await run("examples/asyncio_client.py", env=consul)
+    assert said.count("Espresso, 250 g\n") == 6
+    assert re.search(r"^  1\. catalog-2: CANCELLED .*\n  2\. catalog-[13]: OK \(hedge: no answer yet\)$", said, re.M)
+    assert re.search(r"^consul:///catalog  round_robin  READY", said, re.M)
+    assert said.count("READY, CLOSED") == 3
+
+
+async def test_threads(consul: dict[str, str]) -> None:
+    """Blocking, with_call, future, many threads, and an error with its attempt."""
+    said = (await run("examples/threads.py", env=consul)).splitlines()
+    assert said[0] == "Espresso, 250 g"
+    assert re.fullmatch(r"Filter coffee, 500 g from catalog-\d", said[1])
+    assert said[2] == "Filter coffee, 500 g later"
+    shares = {name: int(count) for name, count in re.findall(r"'(catalog-\d)': (\d+)", said[3])}
+    assert sum(shares.values()) == 60
+    assert re.fullmatch(r"catalog-\d says NOT_FOUND: no product 'tea'", said[4])
+
+
+async def test_own_policy() -> None:
+    """The canary gets its share, and next to nothing once it fails; no call fails."""
+    said = await run("examples/own_policy.py")
+    well, failing = re.findall(r"^the canary .*: (\{.*\})$", said, re.M)
+    shares = {name: int(count) for name, count in re.findall(r"'(\w+)': (\d+)", well)}
+    assert sum(shares.values()) == 300
+    assert 25 <= shares["new"] <= 105  # 60, by six standard deviations
+    shares = {name: int(count) for name, count in re.findall(r"'(\w+)': (\d+)", failing)}
+    assert set(shares) == {"one", "two"}
+    assert sum(shares.values()) == 300
+    assert said.endswith("it was asked 3 times\n")
+
+
+async def test_own_resolver() -> None:
+    """An endpoint that appears is found, and a broken file changes nothing."""
+    said = (await run("examples/own_resolver.py")).splitlines()
+    assert said == [
+        "a has 1 call, b has 0",
+        "b was found",
+        "the file is broken: file endpoints.txt: 'no address at all, really': expected host:port, and maybe a weight",
+        "and calls go on",
+    ]
+
+
+async def test_service_config() -> None:
+    """The document's policy, retries, timeout and hedging hold; a bad one is refused by its path."""
+    said = (await run("examples/service_config.py")).splitlines()
+    assert said == [
+        "policy: round_robin",
+        "retried: 3 attempts, 3 answers",
+        "timeout: DEADLINE_EXCEEDED",
+        "hedged: a then b",
+        'service config: methodConfig[0].timeout is "soon"; expected seconds as text like "0.1s"',
+    ]
+
+
+async def test_production_settings() -> None:
+    """A server hangs, and every call is answered."""
+    said = await run("examples/production_settings.py")
+    assert said.startswith("{'answered': 600} slowest ")
+
+
+async def test_a_users_own_test() -> None:
+    """A pytest of its own runs it, as a user would."""
+    said = await run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_with_lb_testing.py")
+    assert "4 passed" in said
+
+
+async def test_fastapi(consul: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lifespan owns the channel, a route calls with the request's deadline, and a status becomes HTTP's."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", consul["CONSUL_HTTP_ADDR"])
+    from examples.fastapi_app import app
+
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://app") as client,
+    ):
+        answer = await client.get("/products/espresso", headers={"x-timeout-ms": "10000"})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        assert (found["sku"], found["name"]) == ("espresso", "Espresso, 250 g")
+        assert set(found["attempts"]) <= {"catalog-1", "catalog-2", "catalog-3"}
+
+        answer = await client.get("/products/tea")
+        assert (answer.status_code, answer.json()["error"]) == (404, "NOT_FOUND")
+
+        answer = await client.get("/products/espresso", headers={"x-timeout-ms": "soon"})
+        assert answer.status_code == 422
+
+        answer = await client.get("/endpoints")
+        assert len(answer.json()["endpoints"]) == 3
+
+
+async def test_fastapi_passes_the_deadline_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes its time is not waited for any longer than the request allows."""
+    from examples.fastapi_app import app
+    from examples.servers import Catalog, running
+
+    async with Agent() as agent, running("slow", Catalog(takes_s=60), agent.address):
+        monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.address)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://app") as client,
+        ):
+            answer = await client.get("/products/espresso", headers={"x-timeout-ms": "300"})
+            assert (answer.status_code, answer.json()["error"]) == (504, "DEADLINE_EXCEEDED")
+
+
+def test_every_example_is_in_the_list() -> None:
+    """The page of the examples names each file, and no other."""
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    assert set(re.findall(r"\]\((\w+\.py)\)", page)) == {path.name for path in EXAMPLES.glob("*.py")}
