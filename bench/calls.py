@@ -221,7 +221,7 @@ async def work(row: Row, addresses: list[str], calls: int) -> None:
             ours = grpc.aio.insecure_channel(
                 "ipv4:" + ",".join(addresses),
                 options=[ROUND_ROBIN],
-                interceptors=aio_client_interceptors(),
+                interceptors=aio_client_interceptors(),  # type: ignore[no-untyped-call]
             )
         else:
             ours = lb.aio.channel(target, **settings(row))

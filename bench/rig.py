@@ -55,7 +55,7 @@ async def serve(ports: int) -> None:
         return request
 
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    handlers = {
+    handlers: dict[str, Any] = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Hang": grpc.unary_unary_rpc_method_handler(hang),
         "Responses": grpc.unary_stream_rpc_method_handler(responses),

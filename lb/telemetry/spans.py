@@ -67,13 +67,16 @@ class Spans:
         self._tracer = trace.get_tracer("lb")
         self._sdk = False
         self._plain = False
+        self._attributes: dict[str, Attributes] = {}
         self._look_again_at = -inf
 
     def call_started(self, call: Call, now: float) -> Span | None:
         """The call's span, in the caller's context; None when there is nothing to trace or pass on."""
         if now >= self._look_again_at:
             self._look_again_at = now + _LOOK_EVERY_S
-            self._sdk = self._sdk or type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider
+            if not self._sdk and type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider:
+                self._sdk = True
+                self._tracer = trace.get_tracer("lb")  # the SDK's own: no stand-in asks for it at each span
             self._plain = _by_the_standard()
             self._look()
         if not self._sdk:
@@ -82,7 +85,10 @@ class Spans:
             current = trace.get_current_span()
             return None if current is trace.INVALID_SPAN else trace.NonRecordingSpan(current.get_span_context())
         name, _, rpc = _names(call.settings.name)
-        return self._tracer.start_span(name, attributes={**rpc, "lb.target": self._target})
+        attributes = self._attributes.get(name)
+        if attributes is None:
+            attributes = self._attributes[name] = {**rpc, "lb.target": self._target}
+        return self._tracer.start_span(name, attributes=attributes)
 
     def attempt_started(self, span: Span, call: Call, attempt: Attempt, metadata: Metadata) -> Metadata:
         """Start the attempt's span, if the call is sampled; returns the metadata with the trace context."""

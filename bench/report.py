@@ -1,0 +1,50 @@
+"""Prints the results that are kept in ``bench/results`` as the tables of ``docs/performance.md``.
+
+``python bench/report.py`` prints, ``--write`` puts them into that page, between its marks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- begin: python bench/report.py -->", "<!-- end -->"
+
+
+def _kept(name: str) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return kept
+
+
+def tables() -> str:
+    """The tables, in Markdown."""
+    calls, costs = _kept("calls"), _kept("costs")
+    lines = ["| client CPU | goal | ratio to grpcio | quartiles | us | grpcio us |", "|---|---|---|---|---|---|"]
+    for name, row in calls["rows"].items():
+        goal = "" if row["goal"] is None else f"<= {row['goal']:.2f}"
+        low, high = row["quartiles"]
+        cells = (name, goal, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['us']:.0f}", row["plain_us"])
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    lines += ["", "| | lb | grpcio |", "|---|---|---|"]
+    lines += [f"| {name} | {row['lb']} | {row['grpcio']} |" for name, row in costs["rows"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in calls["versions"].items())
+    return "\n".join([*lines, "", f"With {versions}."])
+
+
+def main() -> int:
+    """Print or write."""
+    if sys.argv[1:] == ["--write"]:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+    else:
+        print(tables())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
