@@ -7,7 +7,7 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help demo test lint stubs servers lock lowest chaos bench clean
+.PHONY: help demo test lint docs stubs servers lock lowest chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -18,13 +18,18 @@ demo: $(RUN) ## run the whole mesh on this machine until Ctrl-C (MESH_PORT, MESH
 test: $(DEV) ## all tests; ARGS="-k retry" passes options to pytest
 	@$(PY) -m pytest $(ARGS)
 
-lint: $(DEV) ## ruff, mypy --strict, stubs up to date, contracts compatible
+lint: $(DEV) ## ruff, mypy --strict, stubs and docs up to date, contracts compatible
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) tools/stubs.py --check
+	@$(PY) tools/api.py --check
 	@.venv/bin/buf lint
 	@.venv/bin/buf breaking --against protos/released.binpb
+
+docs: $(DEV) ## write docs/api.md from the docstrings, and the pictures of docs/policies.md
+	@$(PY) tools/api.py
+	@$(PY) tools/policy_pictures.py
 
 stubs: $(DEV) ## generate stubs/mesh from protos/
 	@$(PY) tools/stubs.py

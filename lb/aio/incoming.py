@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def incoming() -> grpc.aio.ServerInterceptor:
     """An interceptor for ``grpc.aio.server``: calls made through `lb` channels in a handler inherit from its call.
 
-    See `lb.incoming` for what they inherit. It may stand anywhere among the interceptors; last,
+    No such call outlives the deadline of the incoming one; when that is cancelled, by its client or its
+    deadline, the calls that still run are cancelled, too. Blocks of `lb.detached`, and channels made with
+    ``propagate=False``, have no part in it. The interceptor may stand anywhere among the interceptors; last,
     next to the handlers, costs the least. Handlers that are no ``async def`` run in other threads
     and are left alone.
     """

@@ -100,7 +100,6 @@ class Breaker:
         slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
             the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
             None. What counts of a stream of responses is the time to the first one.
-            A cancelled call counts when it took so long.
         open_s: how long the first opening refuses, in seconds, > 0.
         max_open_s: the longest an opening refuses, >= ``open_s``.
         jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that

@@ -76,7 +76,9 @@ class Resolver(Protocol):
 
     ``start`` is called once, from the channel's event loop, at the channel's first use.
     ``close`` is called once, when the channel closes; it may return an awaitable, which the
-    channel awaits. After it no method of the listener is called.
+    channel awaits. After it no method of the listener is called. Two attributes are read if they are there:
+    ``target``, what messages and snapshots call it, and ``authority``, the name that servers are called by
+    (``:authority``, and the name that a certificate must have).
     """
 
     def start(self, listener: Listener) -> None:

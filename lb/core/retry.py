@@ -50,7 +50,7 @@ class Retry:
     Args:
         stop: tenacity's ``stop_*``; counts attempts, the first one too. Default: after 4.
         wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubling, at most 1 s.
-        retry: tenacity's ``retry_if_*``, or None. It *widens* the table in ``outcome``: a failure
+        retry: tenacity's ``retry_if_*``, or None. It *widens* the table of verdicts (`lb.core.outcome`): a failure
             for which it says yes is tried again although the table would not. Who gives one
             answers for idempotence. Committed calls are never retried, whatever it says.
         jitter: share of the wait that is drawn at random around it, 0 to 1.

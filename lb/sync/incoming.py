@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def incoming() -> grpc.ServerInterceptor:
     """An interceptor for ``grpc.server``: calls made through `lb` channels in a handler inherit from its call.
 
-    See `lb.incoming` for what they inherit. Threads that a handler starts have no part in it,
+    They inherit as with `lb.aio.incoming`. Threads that a handler starts have no part in it,
     unless it runs them in ``contextvars.copy_context()``.
     """
     return _Incoming()

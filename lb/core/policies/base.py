@@ -45,7 +45,7 @@ class Candidate(Protocol):
 
     @property
     def endpoint(self) -> Endpoint:
-        """The instance: ``id``, ``address``, ``zone``, ``metadata``."""
+        """The instance: its ``id``, ``address``, ``zone`` and ``metadata``, as the resolver told them."""
 
     @property
     def weight(self) -> int:
@@ -109,4 +109,4 @@ class Hooks(Protocol):
         """An attempt on ``candidate`` ended, after so many seconds. Called once for each attempt."""
 
     def report(self, candidate: Candidate, report: bytes, now: float) -> None:
-        """An attempt's trailing metadata had ``endpoint-load-metrics-bin`` (gRFC A51), with these bytes."""
+        """An attempt's trailing metadata had ``lb-endpoint-load-metrics-bin`` with these bytes: gRFC A51's message."""
