@@ -124,6 +124,7 @@ class LogicalCall:
     _bounded = True
     _timer: asyncio.TimerHandle | None = None
     _timed_out: Any = None
+    _passing_time: asyncio.Task[Any] | None = None
     _last: tuple[Any, Any] = (None, None)
     _arguments: tuple[Any, ...] = ()
 
@@ -253,6 +254,8 @@ class LogicalCall:
         self._drop_real(details)
         if self._retrying is not None:
             self._retrying.cancel()
+        if self._passing_time is not None:  # who cancels may be another than grpcio's upper layer
+            self._passing_time.cancel()
 
     def incoming_cancelled(self) -> None:
         """The incoming call that this one is made for was cancelled. From any thread."""
@@ -578,8 +581,8 @@ class LogicalCall:
             if _grpcio.never_connected(real):
                 if not handle.connected():
                     origin = Origin.UNSENT
-            elif _grpcio.never_processed(real) and (handle.lost_at >= attempt.started_at or not handle.connected()):
-                origin = Origin.UNPROCESSED
+            elif _grpcio.never_processed(real):
+                origin = Origin.CLOSING if handle.connected() else Origin.UNPROCESSED
         pushback = None
         for key, value in status.trailing_metadata() or ():
             if key == PUSHBACK_KEY:
@@ -640,6 +643,13 @@ class LogicalCall:
 
     async def _pass_time(self, action: Action) -> Action | None:
         """Wait as told and ask again; None when the call ended instead."""
+        self._passing_time = asyncio.current_task()
+        try:
+            return await self._pass(action)
+        finally:
+            self._passing_time = None
+
+    async def _pass(self, action: Action) -> Action | None:
         if type(action) is Pause:
             await asyncio.sleep(action.delay_s)
             return self._ask(self.call.resume, time.monotonic())
@@ -680,6 +690,8 @@ class LogicalCall:
         """The caller sees this attempt's answer: there will be no other."""
         self._committed = True
         self._arguments = ()
+        if self._race is not None:
+            self._race.committed()
         if self._timer is not None:
             self._timer.cancel()
         if self._attempt is not None:

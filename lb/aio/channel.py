@@ -87,7 +87,7 @@ def channel(
         service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
             also accepted among the ``options``.
         propagate: whether a call made while an incoming call is handled inherits its deadline and
-            cancellation (see `lb.incoming`).
+            cancellation (see `lb.aio.incoming`).
         credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
             must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
             option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
@@ -307,11 +307,13 @@ class LogicalChannel:
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Give an attempt back; closes the connection of a retired endpoint after its last one."""
-        closable = self.balancer.ended(attempt, outcome, now)
-        if closable is not None:
-            self._close_subchannel(closable)
-        if self._line:
-            self.next_in_line()
+        try:
+            self.balancer.ended(attempt, outcome, now)
+        finally:  # a policy's hook may raise
+            if attempt.candidate.closable:
+                self._close_subchannel(attempt.candidate)
+            if self._line:
+                self.next_in_line()
 
     def next_in_line(self) -> None:
         """A place below the concurrency limit may be free: wake the first call that waits for one."""
@@ -346,6 +348,11 @@ class LogicalChannel:
 
     async def changed(self, deadline: float | None) -> bool:
         """Wait until endpoints or connections changed; False when the deadline came first."""
+        if self._asleep:  # it fell asleep while the call waited for something else
+            self._wake_up()
+        return await self._change(deadline)
+
+    async def _change(self, deadline: float | None) -> bool:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = None
@@ -557,7 +564,7 @@ class LogicalChannel:
             raise _grpcio.UsageError(self._refusal)
         until = None if deadline is None else time.monotonic() + deadline - time.time()
         while self.check_connectivity_state(False) == last_observed:
-            if not await self.changed(until):
+            if not await self._change(until):
                 return False
         return True
 
@@ -567,6 +574,7 @@ class LogicalChannel:
             if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
                 raise ValueError(f"weights[{name!r}] is {weight!r}; expected a whole number >= 0")
         self.balancer.change_weights(weights)
+        self.in_loop(lambda _: self._wake(), None)  # an endpoint that counted for nothing may have room
 
     def snapshot(self) -> Snapshot:
         """See `Channel.snapshot`."""

@@ -16,7 +16,7 @@ import grpc
 
 from lb.aio._grpcio import as_with_core_retries
 from lb.core.balancer import Attempt
-from lb.core.call import Action, Done, Others
+from lb.core.call import DONE, Action, Others
 from lb.core.outcome import LOST, OK, Origin, Outcome, Retryable, Verdict, lost
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Race:
         self._next: asyncio.Future[Action | None] | None = None
         self._response: bytes | None = None
         self._winner_s: float | None = None
+        call.call.hedged = True
 
     @property
     def running(self) -> int:
@@ -78,13 +79,14 @@ class Race:
                     self._response = response
                     self._won(action, time.monotonic())
                 action = call._answered(real)
-                if type(action) is Others:  # this attempt failed: what runs beside it need not wait for its turn
-                    self._disarm()
-                    self._begin()
+                if type(action) is Others:
+                    self._more(action)
             elif type(action) is Others:
                 self._next = asyncio.get_running_loop().create_future()
                 action = await self._next
                 self._next = None
+                if call._status is not None:  # meanwhile; what was picked is given back
+                    return None
                 if type(action) is Attempt:
                     call._attempt = None  # taken over: opened above
             else:
@@ -97,6 +99,15 @@ class Race:
         call, self._call = self._call, None
         if call is None:
             return
+        self._give_up_hedges(call)
+        self._wake(None)
+
+    def committed(self) -> None:
+        """The caller sees the headers of the first attempt: it is the only one from now on (gRFC A6)."""
+        if self._call is not None:
+            self._give_up_hedges(self._call)
+
+    def _give_up_hedges(self, call: LogicalCall) -> None:
         self._disarm()
         hedges, self._hedges = self._hedges, {}
         now = time.monotonic()
@@ -104,11 +115,11 @@ class Race:
             call.hand_back(attempt, self._lost(attempt, now), now)
             if not real.done():
                 real.cancel("another attempt was faster")
-        self._wake(None)
 
     def _arm(self, least_s: float = 0.0) -> None:
         call = self._call
-        if call is None:
+        self._disarm()
+        if call is None or call._committed:
             return
         delay = call.call.hedge_delay_s()
         if delay is not None:
@@ -119,6 +130,16 @@ class Race:
             self._timer.cancel()
             self._timer = None
 
+    def _more(self, others: Others) -> None:
+        """An attempt failed while others run: what comes beside them need not wait for its turn."""
+        self._disarm()
+        if others.delay_s is None:
+            return
+        if others.delay_s > 0.0:
+            self._timer = asyncio.get_running_loop().call_later(others.delay_s, self._begin)
+        else:
+            self._begin()
+
     def _begin(self) -> None:
         """One more attempt, if there is an endpoint and budget for it."""
         call = self._call
@@ -127,7 +148,8 @@ class Race:
         self._timer = None
         attempt = call._ask(call.call.hedge, time.monotonic())
         if type(attempt) is not Attempt:
-            self._arm(_ASK_AGAIN_S)  # the budget may have more by then, or an endpoint room
+            if attempt is None:  # the budget may have more by then, or an endpoint room
+                self._arm(_ASK_AGAIN_S)
             return
         try:
             self._hedges[attempt] = call.lower_call(attempt)
@@ -150,7 +172,8 @@ class Race:
         except Exception as error:  # noqa: BLE001  # what grpcio raises says nothing of the endpoint
             if self._hedges.pop(attempt, None) is not None:
                 call.hand_back(attempt, _internal(error), time.monotonic())
-                self._failed(call, Done())
+                if not self._hedges:
+                    self._failed(call, DONE)
             return
         if self._hedges.pop(attempt, None) is None:
             return  # lost: handed back already
@@ -171,9 +194,8 @@ class Race:
         action = call._ask(call.call.ended, outcome, now, committed=bool(real._initial_metadata), running=running)
         call._last = (status, real._initial_metadata)
         if type(action) is Others:
-            self._disarm()
-            self._begin()
-        elif type(action) is Done:
+            self._more(action)
+        elif action is DONE:
             self._end(call, status, real, now)
         else:
             self._failed(call, action)

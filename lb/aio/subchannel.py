@@ -7,7 +7,6 @@ import contextvars
 import re
 import time
 from collections.abc import Callable, Sequence
-from math import inf
 from typing import Any
 
 import grpc
@@ -24,6 +23,7 @@ Report = Callable[[Candidate, Connectivity, str], None]
 _DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retries", 0))
 
 _WHY_S = 0.5
+_NUDGE_S = 0.1
 _ADDRESS = re.compile(r"^(?:UNKNOWN|UNAVAILABLE): (?:ipv[46]:\S+: )?")
 
 STATES = {
@@ -71,8 +71,6 @@ class Subchannel:
         self._candidate = candidate
         self._report = report
         self._closed = False
-        self.lost_at = -inf
-        """When the connection was lost last (monotonic)."""
         self._handles: dict[bytes, int] = {}
         self._channel = self._connect(candidate.endpoint.address, options, credentials, compression)
         self._lower = _grpcio.lower(self._channel)
@@ -134,11 +132,22 @@ class Subchannel:
                     state = grpc.ChannelConnectivity.READY
                     continue
             self._report(self._candidate, STATES[state], trouble)
-            await channel.wait_for_state_change(state)
-            if state is grpc.ChannelConnectivity.READY:
-                self.lost_at = time.monotonic()
+            await self._left(state)
+            lost = state is grpc.ChannelConnectivity.READY
             # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
             state = channel.get_state(try_to_connect=True)
+            if lost:  # told even if another one stands by now: what comes of calls may depend on it
+                self._report(self._candidate, Connectivity.IDLE, "")
+
+    async def _left(self, state: grpc.ChannelConnectivity) -> None:
+        """Wait until the connection is in another state.
+
+        An idle one may have stood for a moment and be idle again, all before core was asked to watch it:
+        so it is told to connect again and again.
+        """
+        idle = state is grpc.ChannelConnectivity.IDLE
+        while not await self._lower.watch_connectivity_state(state.value[0], time.time() + _NUDGE_S if idle else None):
+            self._channel.get_state(try_to_connect=True)
 
     async def _why(self) -> str:
         """Why connecting fails. Core tells it to calls only, so one is made that can not be sent."""

@@ -44,6 +44,7 @@ from lb.core.throttle import ThrottleState
 READY = Connectivity.READY
 _DRAWS = 4
 """So often a policy is asked for an endpoint that was not tried, before one is drawn."""
+FULL = "every endpoint is at its concurrency limit"
 RESOLVER_GRACE_S = 1.0
 """How long calls wait for a first answer of a resolver that reports errors; then they fail (or wait for ready)."""
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
@@ -75,15 +76,19 @@ class Attempt:
         self.candidate = candidate
         self.generation = generation
         self.number = number
+        """1 is the first of its call."""
         self.why = why
+        """Why there is another attempt: a retry or a hedge, and what led to it; empty for the first."""
         self.started_at = now
+        """Monotonic seconds, as all instants here."""
         self.answered_at: float | None = None
         """When a stream's first response came; its latency ends there."""
         self.ended_at: float | None = None
         self.outcome: Outcome | None = None
+        """How it ended; None while it runs."""
         self.breaker_state = candidate.breaker.state
-        self.span: object = None
-        """Belongs to the telemetry listener."""
+        """Its endpoint's breaker's, when it began."""
+        self.span: object = None  # belongs to the telemetry listener
 
     @property
     def endpoint(self) -> Endpoint:
@@ -221,7 +226,7 @@ class Balancer:
             for key, candidate in old.items():
                 if key not in fresh:
                     candidate.retired = True
-                    if not candidate.in_flight:
+                    if candidate.closable:
                         closable.append(candidate)
         self._candidates = fresh
         self.resolution = resolution
@@ -237,7 +242,12 @@ class Balancer:
             self._resolver_failing_since = now
 
     def set_connectivity(self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "") -> None:
-        """A connection changed. ``trouble`` says why it failed, if it did."""
+        """A connection changed. ``trouble`` says why it failed, if it did.
+
+        Drivers report the loss of a connection also when another one stands by then.
+        """
+        if candidate.connectivity is READY and state is not READY:
+            candidate.lost_at = now
         candidate.connectivity = state
         if state is READY:
             if candidate.ready_since is None:
@@ -313,7 +323,7 @@ class Balancer:
         if limit is not None and candidate.in_flight >= limit.limit:
             roomy = self._with_room(tried)
             if roomy is None:
-                return Unpicked(f"{self.target}: every endpoint is at its concurrency limit", wait=True, full=True)
+                return Unpicked(f"{self.target}: {FULL}", wait=True, full=True)
             candidate = roomy
         return self._admit(candidate, now, number, why)
 
@@ -340,6 +350,7 @@ class Balancer:
         """Give an attempt back with its outcome, at its true end.
 
         Returns the candidate when it is retired and this was its last attempt: close its connection.
+        A policy's hook is called last and may raise; all else is done by then.
         """
         candidate = attempt.candidate
         attempt.outcome = outcome
@@ -359,8 +370,6 @@ class Balancer:
                 candidate.limit.observe(took_s, candidate.in_flight + 1)
             elif outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT:
                 candidate.limit.overloaded()
-        if self._ended is not None:
-            self._ended(candidate, outcome, took_s, now)
         if (
             outcome.origin is Origin.CALLER
             and outcome.code is StatusCode.DEADLINE_EXCEEDED
@@ -370,12 +379,12 @@ class Balancer:
             verdict = _FAILURE
             candidate.last_error = f"no answer in {took_s:.1f} s, when the caller's deadline passed"
         if self._slow_s is not None and verdict is not _FAILURE and took_s >= self._slow_s:
-            # Too slow is a failure of its own, whatever came of it: a hung endpoint shows in
-            # nothing but its callers' deadlines.
+            # Too slow is a failure of its own, whatever came of it: a hung endpoint shows in nothing
+            # but its callers' deadlines. An attempt that lost a race after that long is no exception.
             verdict = _FAILURE
             candidate.last_error = f"slower than {self._slow_s:g} s"
         generation = attempt.generation
-        if outcome.origin is _LATE:
+        if outcome.origin is _LATE and verdict is not _FAILURE:
             candidate.last_error = "answers came from elsewhere, much sooner"
             move = candidate.breaker.late(generation, now, self.rng)
         else:
@@ -383,7 +392,9 @@ class Balancer:
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
         if move is not None or (generation and candidate.breaker.state is not _CLOSED):
             self._dirty = True
-        return candidate if candidate.retired and not candidate.in_flight else None
+        if self._ended is not None:
+            self._ended(candidate, outcome, took_s, now)
+        return candidate if candidate.closable else None
 
     def admission(self, now: float) -> Admission:
         """Which endpoints are admitted, by the rule at the top of this file. Changes nothing."""
@@ -420,7 +431,8 @@ class Balancer:
         pool = self._pool
         start = int(self.rng.random() * len(pool))
         found = None
-        for candidate in (*pool[start:], *pool[:start]):
+        for at in range(start - len(pool), start):  # all of them, from a random one on
+            candidate = pool[at]
             if candidate.limit is None or candidate.in_flight < candidate.limit.limit:
                 if candidate not in tried:
                     return candidate

@@ -4,7 +4,7 @@
 
     begin ──► Attempt ──ended──► Done                     the attempt's status is the call's
       │          ▲         ├───► Failed                   the call's own status
-      │          │         ├───► Others                   a hedge still runs: wait for it
+      │          │         ├───► Others                   a hedge still runs: wait for it, begin one more
       │          │         └───► Pause ──resume──► ...    try again after so long
       ▼          │
     Queued ──────┘  resume, when the balancer changed, or a place is free (``line``)
@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 
 from grpc import StatusCode
 
-from lb.core.balancer import Attempt, Balancer, Unpicked
+from lb.core.balancer import FULL, Attempt, Balancer, Unpicked
 from lb.core.budget import BudgetState
+from lb.core.candidate import Connectivity
 from lb.core.hedging import Hedging
 from lb.core.outcome import Origin, Outcome, Retryable
 from lb.core.quantile import Quantile
@@ -33,6 +34,9 @@ _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
 _MOST_UNPROCESSED = 3
 """Transparent retries of one call; after these a retry is as any other."""
+_DOUBT_S = 0.005
+_DOUBT_MOST_S = 0.03
+"""So long the news of a lost connection may stay behind the status of a call that was on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,17 @@ class Done:
     """The call ends with the status of its last attempt."""
 
 
+@dataclass(frozen=True, slots=True)
 class Others:
-    """Another attempt of this call still runs: what it brings decides."""
+    """Another attempt of this call still runs: what it brings decides.
+
+    Meanwhile ask for the next hedge after ``delay_s`` seconds; None: for no more.
+    """
+
+    delay_s: float | None
 
 
 DONE = Done()
-OTHERS = Others()
 Action = Attempt | Pause | Queued | Failed | Done | Others
 
 
@@ -118,6 +127,10 @@ class Call:
     _unprocessed = 0
     _queued = False
     _in_line = False
+    _doubt: Outcome | None = None
+    _no_hedges = False
+    hedged = False
+    """Whether the driver runs attempts beside each other: it does for one request and one response."""
     error: Exception | None = None
     """What a user's retry strategy raised; the driver tells it in its log."""
     gave_up = ""
@@ -144,7 +157,7 @@ class Call:
         if self.deadline is not None and now >= self.deadline:
             return self.expired(now)
         if self._balancer.waiting:  # nobody goes past the line
-            return self._line(f"{self._balancer.target}: every endpoint is at its concurrency limit")
+            return self._line(f"{self._balancer.target}: {FULL}")
         picked = self._balancer.pick(self, now)
         if type(picked) is Attempt:
             self.attempts.append(picked)
@@ -155,6 +168,8 @@ class Call:
 
     def resume(self, now: float) -> Action:
         """Go on after a pause or a change of the balancer."""
+        if self._doubt is not None:
+            return self._judge(self._doubt, now)
         attempts = self.attempts
         if attempts:
             picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
@@ -174,6 +189,7 @@ class Call:
         attempts = self.attempts
         if picked.full:
             return self._line(picked.message)
+        self.leave_line()
         if picked.wait or self.wait_for_ready:
             self._queued = True
             return Queued(picked.message)
@@ -217,7 +233,7 @@ class Call:
     def hedge_delay_s(self) -> float | None:
         """Seconds from an attempt to the next one beside it; None: no hedges for this call (now)."""
         hedging = self.settings.hedging
-        if hedging is None or len(self.attempts) >= hedging.max_attempts:
+        if hedging is None or self._no_hedges or len(self.attempts) >= hedging.max_attempts:
             return None
         if hedging.delay_s is not None:
             return hedging.delay_s
@@ -226,15 +242,18 @@ class Call:
             return None
         return max(latency.value_s, hedging.least_delay_s)
 
-    def hedge(self, now: float) -> Attempt | None:
-        """One more attempt beside those that run; None when there is no other endpoint, or no budget."""
+    def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
+        """One more attempt beside those that run.
+
+        None when there is no other endpoint with room, no budget, or calls in line: those go first.
+        """
         hedging, attempts = self.settings.hedging, self.attempts
-        if hedging is None or len(attempts) >= hedging.max_attempts:
+        if hedging is None or self._no_hedges or len(attempts) >= hedging.max_attempts:
             return None
-        if self.settings.budget.balance(now) < 1:
+        if self._balancer.waiting or self.settings.budget.balance(now) < 1:
             return None
         attempt = self._balancer.pick_another(
-            self, now, len(attempts) + 1, "hedge: no answer yet", [a.candidate for a in attempts]
+            self, now, len(attempts) + 1, f"hedge: {why}", [a.candidate for a in attempts]
         )
         if attempt is not None:
             self.settings.budget.withdraw(now)
@@ -243,10 +262,13 @@ class Call:
         return attempt
 
     def _may_lose(self, outcome: Outcome) -> bool:
-        """Whether a hedged call goes on with its other attempts after this outcome."""
+        """Whether a hedged call goes on with other attempts after this outcome."""
         hedging = self.settings.hedging
+        if outcome.origin is Origin.CALLER:
+            return False
         return (
             outcome.retryable is Retryable.ALWAYS
+            or outcome.code is StatusCode.UNAVAILABLE  # also with "do not retry": see `_beside`
             or (outcome.retryable is Retryable.IF_IDEMPOTENT and self.settings.idempotent)
             or (hedging is not None and outcome.code in hedging.non_fatal)
         )
@@ -263,22 +285,61 @@ class Call:
         ``running``: how many other attempts of this call have not ended.
         """
         if running:
-            # A fatal status ends all of them (gRFC A6).
-            return OTHERS if self._may_lose(outcome) else self._give_up(f"{outcome.code.name} ends all attempts")
+            return self._beside(outcome)
         if committed:
             return self._give_up("the response had begun")
         if not replayable:
             return self._give_up("the request stream can not be sent again")
-        attempts = self.attempts
         if self.wait_for_ready and outcome.origin is Origin.UNSENT:
             # It asked to wait for a connection, and this one was gone before anything was sent.
             self._why = f"wait for ready: {outcome.reason()}"
-            return Pause(min(_UNSENT_PAUSE_S * len(attempts), _UNSENT_PAUSE_MOST_S))
-        if outcome.origin is Origin.UNPROCESSED and self._unprocessed < _MOST_UNPROCESSED:
-            # No server has looked at it: gRFC A6's transparent retry, outside of count and budget.
-            self._unprocessed += 1
-            self._why = f"transparent: {outcome.reason()}"
-            return self.resume(now)
+            return Pause(min(_UNSENT_PAUSE_S * len(self.attempts), _UNSENT_PAUSE_MOST_S))
+        if self.settings.retry.enabled and self._unprocessed < _MOST_UNPROCESSED:
+            if outcome.origin is Origin.UNPROCESSED:
+                return self._transparent(outcome, now)
+            if outcome.origin is Origin.CLOSING:
+                return self._judge(outcome, now)
+        return self._again(outcome, now)
+
+    def _beside(self, outcome: Outcome) -> Action:
+        """What follows a failure while other attempts run: gRFC A6's rules for hedges."""
+        if not self._may_lose(outcome):
+            return self._give_up(f"{outcome.code.name} ends all attempts")
+        if self._balancer.throttle is not None:
+            self._balancer.throttle.failed()
+        pushback_s = outcome.pushback_s
+        if pushback_s is not None and pushback_s < 0:
+            self._no_hedges = True
+        return Others(None if self._no_hedges else pushback_s or 0.0)
+
+    def _transparent(self, outcome: Outcome, now: float) -> Action:
+        """No server has looked at it: gRFC A6's transparent retry, outside of count and budget."""
+        self._unprocessed += 1
+        self._why = f"transparent: {outcome.reason()}"
+        return self.resume(now)
+
+    def _judge(self, outcome: Outcome, now: float) -> Action:
+        """Whether the connection was lost as the status says; the news of it may come a little later."""
+        attempt = self.attempts[-1]
+        candidate = attempt.candidate
+        self._doubt = None
+        if candidate.lost_at >= attempt.started_at or candidate.connectivity is not Connectivity.READY:
+            return self._transparent(outcome, now)
+        if attempt.ended_at is None or now >= attempt.ended_at + _DOUBT_MOST_S:
+            return self._again(outcome, now)
+        self._doubt = outcome
+        return Pause(_DOUBT_S)
+
+    def _again(self, outcome: Outcome, now: float) -> Action:
+        """Another attempt by the rules of hedging and retrying, or the end."""
+        attempts, throttle = self.attempts, self._balancer.throttle
+        if self.hedged and self._may_lose(outcome) and not outcome.pushback_s:
+            # The next hedge need not wait for its turn (gRFC A6).
+            attempt = self.hedge(now, outcome.reason())
+            if attempt is not None:
+                if throttle is not None:
+                    throttle.failed()
+                return attempt
         choice = decide(
             self.settings.retry,
             outcome,
@@ -289,7 +350,6 @@ class Call:
             now=now,
             rng=self._balancer.rng,
         )
-        throttle = self._balancer.throttle
         if type(choice) is GiveUp:
             if choice.counts and throttle is not None:
                 throttle.failed()
@@ -313,9 +373,12 @@ class Call:
         """The deadline passed while no attempt ran."""
         waited = now - self.started_at
         tried = f"; tried {self.tried()}" if self.attempts else ""
-        reason = self._balancer.unpicked(now).message if self._queued else "between attempts"
-        if not self.attempts and not self._queued:
-            reason = "before the first attempt"
+        if self._in_line:
+            reason = f"{self._balancer.target}: {FULL}"
+        elif self._queued:
+            reason = self._balancer.unpicked(now).message
+        else:
+            reason = "between attempts" if self.attempts else "before the first attempt"
         return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
 
     def tried(self) -> str:

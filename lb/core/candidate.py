@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from math import inf
 from typing import Any
 
 from lb.core.breaker import BreakerState
@@ -34,6 +35,7 @@ class Candidate:
         "last_error",
         "limit",
         "load",
+        "lost_at",
         "picks",
         "ready_since",
         "retired",
@@ -62,10 +64,17 @@ class Candidate:
         self.failing_since: float | None = None
         """Since when connecting fails. It stays set through CONNECTING until READY: an endpoint that
         fails, waits and tries anew counts as failing all the while (gRPC's sticky TRANSIENT_FAILURE)."""
+        self.lost_at = -inf
+        """When its connection was lost last."""
         self.retired = False
         """No longer in the set; its connection closes when the last attempt on it ended."""
         self.handle: Any = None
         """The driver's subchannel."""
+
+    @property
+    def closable(self) -> bool:
+        """Whether nobody needs its connection any more."""
+        return self.retired and not self.in_flight
 
     def __repr__(self) -> str:
         return (

@@ -67,8 +67,7 @@ class Ejection:
         if size > self.small:
             most = int(size * self.max_share)
             if out > most:
-                kept = sorted(refusing, key=_retry_at)[: out - most]
-                refusing = [c for c in refusing if c not in kept]
+                refusing = sorted(refusing, key=_retry_at)[out - most :]
                 out = most
             if size - out < self.panic_share * known:
                 return ready, True

@@ -15,6 +15,8 @@ a hedge was faster by far             IGNORED  never
 never found a connection              FAILURE  always
 sent on a connection that was closing IGNORED  always, and
 (GOAWAY), never processed                      for nothing
+the same, says the status, but the    FAILURE  if idempotent;
+connection's loss is not seen (yet)            as above, once it is
 the attempt's own time-out            FAILURE  if idempotent
 UNAVAILABLE or RESOURCE_EXHAUSTED     IGNORED  always
 with push-back >= 0 (refused before
@@ -75,6 +77,9 @@ class Origin(enum.Enum):
     """No connection was found; the server has seen nothing."""
     UNPROCESSED = "unprocessed"
     """The connection was closing (GOAWAY), and the server says that it has not looked at the call."""
+    CLOSING = "closing"
+    """The status says the same, but a server may pass on such words of a client of its own: it waits for
+    the news that the connection was lost."""
     ATTEMPT_TIMEOUT = "attempt timeout"
     """The attempt's own time-out passed, while the call had time left."""
     LATE = "late"

@@ -1,8 +1,9 @@
 """The p95 of a method's latency, for hedging: a histogram that forgets.
 
-Durations are counted in buckets that grow by a quarter each, so a quantile is right within
-12 %. When `HALVE_AT` were counted all counts are halved: older ones fade, and the memory and
-the cost of an observation stay the same whatever the traffic.
+Durations are counted in buckets that grow by a quarter each, and a quantile is told as its
+bucket's upper edge: never too low, at most a quarter too high. When `HALVE_AT` were counted all
+counts are halved: older ones fade, and the memory and the cost of an observation stay the same
+whatever the traffic.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ HALVE_AT = 2000
 _LEAST_S = 1e-5
 _GROWTH = 1.25
 _PER_LOG = 1 / log(_GROWTH)
-_BUCKETS = 80  # up to about 570 s
+_BUCKETS = 80  # up to about 450 s
 _EVERY = 32
 """So often the quantile is worked out anew; between, it stands."""
 

@@ -200,9 +200,11 @@ class InLoop(AioLogicalChannel):
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Give an attempt back; from any thread."""
         if self.settings.limit is None:
-            closable = self.balancer.ended(attempt, outcome, now)
-            if closable is not None:
-                self.in_loop(self._close_subchannel, closable)
+            try:
+                self.balancer.ended(attempt, outcome, now)
+            finally:  # a policy's hook may raise
+                if attempt.candidate.closable:
+                    self.in_loop(self._close_subchannel, attempt.candidate)
         else:
             # The line of those that wait for a place belongs to the loop, so places become free there.
             self.in_loop(lambda ended: super(InLoop, self).attempt_ended(ended, outcome, now), attempt)
