@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from tests.chaos.load import TIMEOUT_S
-from tests.chaos.rig import IN_FLIGHT, LATENCY_S, RETRY, ROOT, Rig
+from tests.chaos.rig import ATTEMPT_TIMEOUT_S, IN_FLIGHT, LATENCY_S, ROOT, Rig
 from tests.chaos.rows import ROWS, Line, Row
 
 _SHOWN = 400
@@ -128,7 +128,7 @@ def main() -> int:
     print(
         f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"
         f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times).\n"
-        f"Every channel: attempt_timeout {RETRY.attempt_timeout:g} s, else the defaults.\n"
+        f"Every channel: attempt_timeout {ATTEMPT_TIMEOUT_S:g} s, else the defaults.\n"
         "last s: from the fault to the last attempt on a bad endpoint that was no probe of its breaker.\n"
         f"This machine has {os.cpu_count()} cores; their load before the start was {load:.1f}.\n"
     )

@@ -17,7 +17,7 @@ from lb.aio.channel import Channel
 from lb.core.breaker import State
 from tests.chaos.server import UNARY
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 10.0
 BODY = b"x" * 100
 
 _WARM_ROUNDS = 3
@@ -123,6 +123,12 @@ class Load:
                 await self._change()
         return time.monotonic() - since
 
+    async def failure(self, within_s: float) -> None:
+        """Wait until a call failed. Raises ``TimeoutError``."""
+        async with asyncio.timeout(within_s):
+            while not self.figures.failed:
+                await self._change()
+
     async def _change(self) -> None:
         self._news.clear()
         await self._news.wait()
@@ -182,6 +188,7 @@ class Load:
                 self.answered_at = time.monotonic()
                 self._news.set()
         if error is not None:
+            self._news.set()
             figures.failed += 1
             figures.codes[error.code().name] += 1
             figures.slowest_failure_s = max(figures.slowest_failure_s, took)

@@ -22,8 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IN_FLIGHT = 64
 LATENCY_S = 0.02
 """What an answer takes in a healthy server, on average."""
-RETRY = lb.Retry(idempotent=METHODS, attempt_timeout=0.5)
-"""What every row sets, beside the defaults: the methods may run twice, and an attempt may take half a second."""
+ATTEMPT_TIMEOUT_S = 0.5
 
 _START_S = 20.0
 _OBEY_S = 10.0
@@ -175,9 +174,16 @@ class Registry:
 class Rig(AsyncExitStack):
     """Starts processes and channels, and ends them all at the block's end."""
 
-    def __init__(self, *, in_flight: int = IN_FLIGHT, real_consul: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        in_flight: int = IN_FLIGHT,
+        attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
+        real_consul: bool = True,
+    ) -> None:
         """``real_consul`` takes a real Consul where there is one."""
         super().__init__()
+        self._retry = lb.Retry(idempotent=METHODS, attempt_timeout=attempt_timeout_s)
         self._in_flight = in_flight
         self._real_consul = real_consul
 
@@ -208,7 +214,7 @@ class Rig(AsyncExitStack):
 
     async def channel(self, target: Any, **settings: Any) -> Channel:
         """A channel with the settings of every row, unless others are given."""
-        return await self.enter_async_context(lb.aio.channel(target, **({"retry": RETRY} | settings)))
+        return await self.enter_async_context(lb.aio.channel(target, **({"retry": self._retry} | settings)))
 
     def load(self, channel: Channel) -> Load:
         """Calls on a channel, as many in flight as this rig has them."""

@@ -17,7 +17,7 @@ import grpc
 import lb
 from tests.chaos import cancellations
 from tests.chaos.load import BODY, TIMEOUT_S, Figures
-from tests.chaos.rig import RETRY, Process, Rig, Told
+from tests.chaos.rig import Process, Rig, Told
 from tests.chaos.server import UNARY
 from tests.support.wait import until
 
@@ -280,7 +280,7 @@ async def goaways(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """Every server ends each connection after a second (maximum connection age); no call may notice, whatever it is."""
     servers = await rig.servers("abc", "--max-age-ms", 1000)
     lines = []
-    for name, settings in (("", {}), ("not idempotent", {"retry": lb.Retry(attempt_timeout=RETRY.attempt_timeout)})):
+    for name, settings in (("", {}), ("not idempotent", {"retry": lb.Retry()})):
         async with rig.load(await rig.channel(Told(*servers), **settings)) as load:
             await load.warm("a", "b", "c")
             load.measure()
@@ -352,7 +352,8 @@ async def all_hang(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         load.measure()
         for server in servers:
             server.signal(signal.SIGSTOP)
-        await asyncio.sleep(max(lasts_s, TIMEOUT_S / 2))
+        await asyncio.sleep(lasts_s)
+        await load.failure(within_s=2 * TIMEOUT_S)
         figures = load.figures
         continued_at = time.monotonic()
         servers[0].signal(signal.SIGCONT)

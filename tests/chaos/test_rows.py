@@ -7,14 +7,19 @@ import pytest
 from tests.chaos.rig import Rig
 from tests.chaos.rows import ROWS, Row
 
+# A machine that is busy with other things must not make calls time out in masses: gentler than the full form.
 IN_FLIGHT = 16
-"""A quarter of the full form's: a machine that is busy with other things must not make calls time out in masses."""
+ATTEMPT_TIMEOUT_S = 1.0
 FAULTS = [row for row in ROWS if row.number != "0"]
 WITH_CONSUL = [row for row in ROWS if row.number == "10"]
 
 
 def _name(row: Row) -> str:
     return f"{row.number} {row.name}"
+
+
+def _rig(*, real_consul: bool) -> Rig:
+    return Rig(in_flight=IN_FLIGHT, attempt_timeout_s=ATTEMPT_TIMEOUT_S, real_consul=real_consul)
 
 
 async def _kept(rig: Rig, row: Row) -> None:
@@ -29,11 +34,11 @@ async def _kept(rig: Rig, row: Row) -> None:
 @pytest.mark.parametrize("row", FAULTS, ids=_name)
 async def test_the_promises_of_each_fault_are_kept(row: Row) -> None:
     """No idempotent call fails while an endpoint lives; with none calls say so; what is cancelled leaves nothing."""
-    await _kept(Rig(in_flight=IN_FLIGHT, real_consul=False), row)
+    await _kept(_rig(real_consul=False), row)
 
 
 @pytest.mark.consul
 @pytest.mark.parametrize("row", WITH_CONSUL, ids=_name)
 async def test_the_same_with_a_real_consul(row: Row) -> None:
     """What holds with the embedded agent holds with Consul itself, which comes back empty."""
-    await _kept(Rig(in_flight=IN_FLIGHT), row)
+    await _kept(_rig(real_consul=True), row)

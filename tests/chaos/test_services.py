@@ -35,7 +35,9 @@ async def test_a_graceful_restart_needs_no_retry(tmp_path: Path) -> None:
 
     async with Agent() as agent, AsyncExitStack() as stack:
         old = [
-            await stack.enter_async_context(running("catalog", agent, tmp_path, MESH_INSTANCE_ID=f"old-{n}"))
+            await stack.enter_async_context(
+                running("catalog", agent, tmp_path, MESH_INSTANCE_ID=f"old-{n}", MESH_DRAIN_WAIT_S="2")
+            )
             for n in (1, 2)
         ]
         target = f"consul://{agent.address}/catalog"
