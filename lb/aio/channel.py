@@ -229,7 +229,7 @@ class LogicalChannel:
         self._overdue: set[LogicalCall] = set()
         self._sweeping = False
         self._asleep = False
-        self._used = True
+        self._picks = -1
         self._waiters: set[asyncio.Future[bool]] = set()
         self._line: collections.deque[asyncio.Future[bool]] = collections.deque()
         self._ending: set[asyncio.Task[None]] = set()
@@ -251,7 +251,6 @@ class LogicalChannel:
             raise _grpcio.UsageError(_grpcio.CREDENTIALS_ON_INSECURE)
         if self._loop is not asyncio.get_running_loop():
             self._start()
-        self._used = True
         if self._asleep:
             self._wake_up()
         call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
@@ -424,8 +423,10 @@ class LogicalChannel:
         loop = self._loop
         if self._closed or self._asleep or loop is None:
             return
-        if self._used or self._waiters or any(candidate.in_flight for candidate in self.balancer.candidates):
-            self._used = False
+        candidates = self.balancer.candidates
+        picks = sum(candidate.picks for candidate in candidates)
+        if picks != self._picks or self._waiters or any(candidate.in_flight for candidate in candidates):
+            self._picks = picks
             loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
             return
         self._asleep = True
