@@ -425,15 +425,14 @@ class LogicalChannel:
             return
         candidates = self.balancer.candidates
         picks = sum(candidate.picks for candidate in candidates)
-        if picks != self._picks or self._waiters or any(candidate.in_flight for candidate in candidates):
+        if picks != self._picks or self._waiters or not self.balancer.sleep(time.monotonic()):
             self._picks = picks
             loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
             return
         self._asleep = True
-        for candidate in self.balancer.candidates:
+        for candidate in candidates:
             self._close_subchannel(candidate)
             candidate.handle = None
-            self.balancer.set_connectivity(candidate, Connectivity.IDLE, time.monotonic())
         self._wake()
 
     def _wake_up(self) -> None:

@@ -262,6 +262,17 @@ class Balancer:
             candidate.trouble = trouble
         self._dirty = True
 
+    def sleep(self, now: float) -> bool:
+        """All connections are about to be closed for want of calls: from now on none is picked.
+
+        False, and nothing is changed, when an attempt runs. One step, so that threads may pick meanwhile.
+        """
+        if any(candidate.in_flight for candidate in self._candidates.values()):
+            return False
+        for candidate in self._candidates.values():
+            self.set_connectivity(candidate, Connectivity.IDLE, now)
+        return True
+
     def change_policy(self, policy: Policy) -> None:
         """Choose by another policy from the next pick on."""
         self._take_policy(policy)
