@@ -40,6 +40,10 @@ class Side:
             return grpc.aio.insecure_channel(addresses[0], **arguments)
         return grpc.aio.secure_channel(addresses[0], credentials, **arguments)
 
+    def channel_for(self, text: Any, **arguments: Any) -> Any:
+        """A channel for a target as it stands."""
+        return (lb.aio.channel if self.ours else grpc.aio.insecure_channel)(text, **arguments)
+
     def to(self, backends: list[Backend], **arguments: Any) -> Any:
         """A channel to these backends."""
         return self.make(*(backend.address for backend in backends), **arguments)
