@@ -26,7 +26,7 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import grpc
@@ -399,8 +399,16 @@ class LogicalCall:
         with contextlib.suppress(Exception):
             await self._open(action)
 
-    async def receive_serialized_message(self) -> Any:
+    def receive_serialized_message(self) -> Awaitable[Any]:
         """The next message, or EOF; the status then says why."""
+        real = self._real
+        if self._committed and real is not None:  # nothing can come in between: no coroutine of ours for each message
+            received: Awaitable[Any] = real.receive_serialized_message()
+            return received
+        return self._receive_first()
+
+    async def _receive_first(self) -> Any:
+        """The next message of a call of which nothing was shown yet: another attempt may have to bring it."""
         while True:
             real = self._real
             if real is None:  # no attempt was ever made, and none will be

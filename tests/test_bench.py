@@ -1,0 +1,63 @@
+"""The measures run, in a form of a few seconds: each row has figures, and the page's tables can be printed of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="the bench needs the OpenTelemetry SDK (extra: services)")
+pytest.importorskip("purgatory", reason="the bench compares with a breaker library (extra: dev)")
+
+from bench import calls, costs, report, rig
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results go to a directory of the test's own."""
+    for module in (rig, report):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_the_rows_of_calls(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row measures both sides, and a goal that is missed is named."""
+    rows = calls.run(list(calls.ROWS), rounds=2, calls=64)
+    assert set(rows) == set(calls.ROWS)
+    assert all(row["us"] > 0 and row["plain_us"] > 0 and row["ratio"] > 0 for row in rows.values())
+    rows["lb"]["ratio"], rows["lb, metrics"]["ratio"] = 9.0, 0.5
+    missed = calls.show(rows)
+    assert "lb <= 1.00" in missed
+    assert "lb, metrics <= 1.20" not in missed
+    assert "lb, metrics" in capsys.readouterr().out
+
+
+def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`report --write` puts the tables between the marks, and touches nothing else."""
+    rig.write("calls", {"lb": {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}})
+    rig.write("costs", {"import, ms of CPU": {"lb": 2.0, "grpcio": 1.0}})
+    assert json.loads((elsewhere / "calls.json").read_text())["versions"]["grpcio"]
+    page = elsewhere / "performance.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--write"])
+    assert report.main() == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| lb | <= 1.00 | 1.00 | 0.90 to 1.10 | 100 | 100.0 |" in text
+    assert "old" not in text
+
+
+def test_the_costs(elsewhere: Path) -> None:
+    """Memory and imports, of both sides."""
+    rows: dict[str, Any] = costs.run(calls=50, endpoints=8, imports=1)
+    assert set(rows) == {
+        "memory of a call that waits, KB",
+        "memory of a connected endpoint, KB",
+        "import, ms of CPU",
+    }
+    assert all(set(row) == {"lb", "grpcio"} for row in rows.values())
