@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import lb
 from tests.support import consul
 from tests.support.wait import until
 
@@ -20,7 +22,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
     """With a catalog registered in the Consul of the environment, it prints a product, its attempt and the snapshot."""
-    (snippet,) = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    snippet, _ = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     async with consul.embedded() as registry:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_", "CONSUL_"))}
         env |= {"CONSUL_HTTP_ADDR": registry.address, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}"}
@@ -47,6 +49,14 @@ async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
     assert lines[0] == "Brazil Cerrado, 250 g"
     assert re.fullmatch(r"attempt 1 went to catalog-1 at 127\.0\.0\.1:\d+", lines[1])
     assert lines[2].startswith("consul:///catalog  weighted_round_robin")
+
+
+def test_the_second_snippet_makes_a_channel() -> None:
+    """As it stands, behind the first one's imports; nothing is called."""
+    _, snippet = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"lb": lb}
+    exec(snippet, names)
+    names["channel"].close()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))))
