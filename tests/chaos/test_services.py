@@ -20,18 +20,28 @@ IN_FLIGHT = 16
 async def test_a_graceful_restart_needs_no_retry(tmp_path: Path) -> None:
     """Both instances of the catalog are replaced; with retries off no call fails, and each has one attempt."""
     tries: list[int] = []
+    answered: set[str] = set()
     stop = False
 
     async def work(stub: Any) -> None:
         while not stop:
             call = stub.GetProduct(GetProductRequest(sku="moka-3"), timeout=10)
             await call
-            tries.append(len(lb.attempts(call)))
+            attempts = lb.attempts(call)
+            tries.append(len(attempts))
+            answered.add(attempts[-1].endpoint_id)
 
-    async def replaced(old: Any, successor: str) -> Any:
+    async def answer(*ids: str) -> None:
+        async def known() -> bool:
+            return answered.issuperset(ids)
+
+        await until(known, within_s=20, what=f"{ids} answer")
+
+    async def replace(old: Any, successor: str) -> None:
         old.process.send_signal(signal.SIGTERM)
         assert await old.ended(within_s=20) == 0
-        return await stack.enter_async_context(running("catalog", agent, tmp_path, MESH_INSTANCE_ID=successor))
+        await stack.enter_async_context(running("catalog", agent, tmp_path, MESH_INSTANCE_ID=successor))
+        await answer(successor)
 
     async with Agent() as agent, AsyncExitStack() as stack:
         old = [
@@ -44,13 +54,8 @@ async def test_a_graceful_restart_needs_no_retry(tmp_path: Path) -> None:
         async with lb.aio.channel(target, retry=lb.Retry(enabled=False)) as channel, asyncio.TaskGroup() as group:
             for _ in range(IN_FLIGHT):
                 group.create_task(work(CatalogStub(channel)))
+            await answer("old-1", "old-2")
             for number, instance in enumerate(old, 1):
-                await replaced(instance, f"new-{number}")
-            enough = len(tries) + 2 * IN_FLIGHT
-
-            async def answered() -> bool:
-                return len(tries) >= enough
-
-            await until(answered, within_s=10, what="the successors answer")
+                await replace(instance, f"new-{number}")
             stop = True
         assert set(tries) == {1}
