@@ -11,6 +11,7 @@ on the call's span        ``Sent.package.Service/Method``
 ``lb.gave_up``            why the last failure was not followed by another attempt
 on an attempt's span      ``Attempt.package.Service/Method``
 ``server.address/port``   where it went
+``rpc.system``            ``grpc``; ``rpc.service`` and ``rpc.method`` beside it
 ``lb.endpoint.id``        the instance there
 ``lb.policy``             who chose it
 ``lb.attempt``            its number, from 1
@@ -61,13 +62,13 @@ class Spans:
     """The listener of one channel that makes spans. ``look`` is called about once a second, while calls begin."""
 
     def __init__(self, target: str, balancer: Balancer, look: Callable[[], object] = lambda: None) -> None:
-        self._target = target
         self._balancer = balancer
         self._look = look
         self._tracer = trace.get_tracer("lb")
         self._sdk = False
         self._plain = False
-        self._attributes: dict[str, Attributes] = {}
+        # No rpc.* here: the span's name says it, the attempts (of kind CLIENT) carry them, and each costs 1 us.
+        self._attributes = {"lb.target": target}
         self._look_again_at = -inf
 
     def call_started(self, call: Call, now: float) -> Span | None:
@@ -84,11 +85,7 @@ class Spans:
                 return None
             current = trace.get_current_span()
             return None if current is trace.INVALID_SPAN else trace.NonRecordingSpan(current.get_span_context())
-        name, _, rpc = _names(call.settings.name)
-        attributes = self._attributes.get(name)
-        if attributes is None:
-            attributes = self._attributes[name] = {**rpc, "lb.target": self._target}
-        return self._tracer.start_span(name, attributes=attributes)
+        return self._tracer.start_span(_names(call.settings.name)[0], attributes=self._attributes)
 
     def attempt_started(self, span: Span, call: Call, attempt: Attempt, metadata: Metadata) -> Metadata:
         """Start the attempt's span, if the call is sampled; returns the metadata with the trace context."""
