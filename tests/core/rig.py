@@ -11,10 +11,14 @@ from lb.core.balancer import Attempt, Balancer, Changes, Unpicked
 from lb.core.breaker import Breaker, State
 from lb.core.call import Action, Call, Method
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.concurrency import ConcurrencyLimit
 from lb.core.endpoint import Endpoint, Resolution
+from lb.core.hedging import Hedging
 from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.policies import Policy, RoundRobin
+from lb.core.quantile import Quantile
 from lb.core.retry import Retry
+from lb.core.throttle import Throttle
 from lb.testing.clock import FakeClock
 
 READY = Connectivity.READY
@@ -49,11 +53,19 @@ class Rig:
         retry: Retry | None = None,
         seed: int = 1,
         weights: Sequence[int] = (),
+        limit: ConcurrencyLimit | None = None,
+        hedging: Hedging | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self.clock = FakeClock()
-        self.balancer = Balancer("static:///shop", policy or RoundRobin(), breaker, Random(seed))
         self.retry = retry or Retry()
-        self.budget = self.retry.budget.new_state()
+        self.hedging = hedging
+        self.latency = Quantile()
+        self.throttle = None if throttle is None else throttle.new_state()
+        self.budget = self.throttle or self.retry.budget.new_state()
+        self.balancer = Balancer(
+            "static:///shop", policy or RoundRobin(), breaker, Random(seed), limit=limit, throttle=self.throttle
+        )
         if names is not None:
             self.update(names, weights)
             for name in names:
@@ -119,10 +131,22 @@ class Rig:
         self, *, idempotent: bool = True, timeout: float | None = None, wait_for_ready: bool | None = None
     ) -> Call:
         """A call that has not begun."""
-        method = Method("/shop.Shop/Get", idempotent, self.balancer, self.retry, self.budget)
-        return Call(method, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
+        method = Method(
+            "/shop.Shop/Get", idempotent, self.balancer, self.retry, self.budget, self.hedging, self.latency
+        )
+        call = Call(method, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
+        call.hedged = self.hedging is not None
+        return call
 
-    def fail(self, call: Call, outcome: Outcome, *, committed: bool = False, replayable: bool = True) -> Action:
-        """The call's running attempt ends so; what follows."""
-        self.end(call.attempts[-1], outcome)
-        return call.ended(outcome, self.now, committed=committed, replayable=replayable)
+    def fail(
+        self, call: Call, outcome: Outcome, *, committed: bool = False, replayable: bool = True, at: int = -1
+    ) -> Action:
+        """One of the call's attempts (the latest) ends so; what follows."""
+        self.end(call.attempts[at], outcome)
+        running = sum(attempt.outcome is None for attempt in call.attempts)
+        return call.ended(outcome, self.now, committed=committed, replayable=replayable, running=running)
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that have not ended."""
+        return sum(candidate.in_flight for candidate in self.balancer.candidates)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from random import Random
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -18,7 +19,7 @@ from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer, Unpicked
 from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Endpoint, Resolution
-from lb.core.outcome import OK, Outcome, classify
+from lb.core.outcome import LATE, LOST, OK, Origin, Outcome, classify
 from lb.core.policies import CallInfo, Picker, Policy, RoundRobin, WeightedRandom, WeightedRoundRobin
 from lb.core.policies import Random as Uniform
 from lb.core.snapshot import snapshot
@@ -430,6 +431,186 @@ def test_an_ignored_outcome_says_nothing_of_the_endpoint(outcome: Outcome) -> No
     for candidate in rig.balancer.candidates:
         assert candidate.breaker.state is State.CLOSED
         assert (candidate.load.samples, candidate.last_error, candidate.in_flight) == (0, "", 0)
+
+
+# ---- slow, unanswered, late ----
+
+HASTY = Breaker(consecutive_failures=1, failure_ratio=None, jitter=0.0, slow_call_s=0.5, unanswered_s=1.0)
+EXPIRED = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.CALLER)
+NOT_FOUND = classify(StatusCode.NOT_FOUND)
+
+
+@pytest.mark.parametrize("outcome", [OK, NOT_FOUND, CANCELLED, EXPIRED, LOST, LATE, REFUSED])
+@pytest.mark.parametrize(("took_s", "state"), [(0.49, State.CLOSED), (0.5, State.OPEN)])
+def test_what_takes_too_long_is_a_failure_whatever_came_of_it(outcome: Outcome, took_s: float, state: State) -> None:
+    """Also what lost a race after that long; the endpoint's record says so. (A late one counts by itself.)"""
+    rig = Rig("ab", breaker=HASTY)
+    attempt = rig.pick()
+    rig.clock.advance(took_s)
+    rig.end(attempt, outcome)
+    if outcome is LATE:
+        state = State.OPEN
+    assert attempt.candidate.breaker.state is state
+    if state is State.OPEN and outcome is not LATE:
+        assert attempt.candidate.last_error == "slower than 0.5 s"
+
+
+def test_a_slow_loser_counts_into_the_share_too() -> None:
+    """Late alone counts in a row only; late and slower than allowed is a failure like any other."""
+    breaker = Breaker(consecutive_failures=None, failure_ratio=0.5, minimum_calls=2, jitter=0.0, slow_call_s=0.5)
+    for took_s, state in ((0.4, State.CLOSED), (0.6, State.OPEN)):
+        rig = Rig("a", breaker=breaker)
+        for _ in range(2):
+            attempt = rig.pick()
+            rig.clock.advance(took_s)
+            rig.end(attempt, LATE)
+        assert rig.candidate("a").breaker.state is state
+
+
+def test_of_a_stream_the_time_to_its_first_response_counts() -> None:
+    """It ran for an hour, and is no slow call; its latency is that of the first response."""
+    rig = Rig("ab", breaker=HASTY)
+    attempt = rig.pick()
+    rig.clock.advance(0.25)
+    attempt.answered_at = rig.now
+    rig.clock.advance(3600)
+    rig.end(attempt, OK)
+    assert attempt.candidate.breaker.state is State.CLOSED
+    assert attempt.candidate.load.latency_s == 0.25
+
+
+@pytest.mark.parametrize(
+    ("took_s", "outcome", "answered", "state"),
+    [
+        (0.9, EXPIRED, False, State.CLOSED),
+        (1.0, EXPIRED, False, State.OPEN),
+        (1.0, EXPIRED, True, State.CLOSED),
+        (1.0, CANCELLED, False, State.CLOSED),
+        (1.0, LOST, False, State.CLOSED),
+    ],
+)
+def test_a_callers_deadline_without_an_answer_counts_after_a_second(
+    took_s: float, outcome: Outcome, answered: bool, state: State
+) -> None:
+    """A hung endpoint shows in nothing else; a cancellation, a lost race or a begun stream says nothing."""
+    rig = Rig("ab", breaker=replace(HASTY, slow_call_s=None))
+    attempt = rig.pick()
+    if answered:
+        attempt.answered_at = rig.now
+    rig.clock.advance(took_s)
+    rig.end(attempt, outcome)
+    assert attempt.candidate.breaker.state is state
+
+
+# ---- a policy's hooks ----
+
+
+class Hooked(RoundRobin):
+    """Keeps what it is told; raises when asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "told", [])
+        object.__setattr__(self, "broken", False)
+
+    def ended(self, candidate: Any, outcome: Outcome, duration_s: float, now: float) -> None:
+        """The hook."""
+        self.told.append((candidate.endpoint.id, outcome, duration_s, now, candidate.in_flight))  # type: ignore[attr-defined]
+        if self.broken:  # type: ignore[attr-defined]
+            raise ZeroDivisionError("a bug")
+
+
+def test_the_ended_hook_is_told_each_end_once() -> None:
+    """Endpoint, outcome, seconds and instant; the attempt is no longer in flight by then."""
+    policy = Hooked()
+    rig = Rig("a", policy=policy)
+    attempt = rig.pick()
+    rig.clock.advance(0.25)
+    rig.end(attempt, UNAVAILABLE)
+    assert policy.told == [("a", UNAVAILABLE, 0.25, rig.now, 0)]  # type: ignore[attr-defined]
+
+
+def test_a_hook_that_raises_loses_nothing() -> None:
+    """In flight, latency, breaker and a probe's place are accounted for before it is called."""
+    policy = Hooked()
+    object.__setattr__(policy, "broken", True)
+    rig = Rig("a", policy=policy, breaker=HASTY)
+    with pytest.raises(ZeroDivisionError):
+        rig.end(rig.pick(), INTERNAL)
+    a = rig.candidate("a")
+    assert (a.in_flight, a.breaker.state, a.last_error) == (0, State.OPEN, "INTERNAL: bug")
+    rig.clock.advance(1.0)
+    with pytest.raises(ZeroDivisionError):
+        rig.end(rig.pick(), OK)
+    assert (a.in_flight, a.breaker.state, a.load.samples) == (0, State.CLOSED, 1)
+    attempt = rig.pick()
+    rig.update("")
+    with pytest.raises(ZeroDivisionError):
+        rig.end(attempt, OK)
+    assert a.closable
+
+
+def test_a_change_of_policy_takes_the_hooks_and_the_records_along() -> None:
+    """The old policy is told nothing more, and its stats are gone; attempts that run end under the new one."""
+    old, new = Hooked(), Hooked()
+    rig = Rig("a", policy=old)
+    attempt = rig.pick()
+    rig.candidate("a").stats = "the old policy's"
+    rig.balancer.change_policy(new)
+    rig.end(attempt)
+    assert rig.candidate("a").stats is None
+    assert (len(old.told), len(new.told)) == (0, 1)  # type: ignore[attr-defined]
+
+
+# ---- weights of a user's own ----
+
+
+def test_changed_weights_hold_whatever_the_resolver_says() -> None:
+    """From the next pick on and through updates; an empty mapping gives the resolver its word back."""
+    rig = Rig("ab", policy=WeightedRoundRobin())
+    rig.balancer.change_weights({"a": 3, "gone": 7})
+    assert Counter(rig.picked(8)) == {"a": 6, "b": 2}
+    rig.update("abc", (1, 1, 4))
+    rig.connect("c")
+    assert Counter(rig.picked(16)) == {"a": 6, "b": 2, "c": 8}
+    rig.balancer.change_weights({"c": 0})
+    assert Counter(rig.picked(8)) == {"a": 4, "b": 4}
+    rig.balancer.change_weights({})
+    assert Counter(rig.picked(12)) == {"a": 2, "b": 2, "c": 8}
+
+
+def test_changing_weights_touches_nothing_else() -> None:
+    """Connections, breakers, what runs, and what the resolver's trouble is; also before there is any endpoint."""
+    rig = Rig()
+    rig.balancer.change_weights({"a": 3})
+    rig.update("ab")
+    rig.connect("a")
+    attempt = rig.pick()
+    rig.balancer.resolver_failed("consul is away", rig.now)
+    before = rig.candidate("a")
+    rig.balancer.change_weights({"a": 5})
+    assert rig.candidate("a") is before
+    assert (before.in_flight, before.weight, before.retired) == (1, 5, False)
+    assert rig.balancer.resolver_error == "consul is away"
+    rig.end(attempt)
+
+
+# ---- when a connection was lost ----
+
+
+def test_the_loss_of_a_connection_is_kept() -> None:
+    """Its instant, also when another one stands by now; a connection that never stood was not lost."""
+    rig = Rig("ab")
+    a = rig.candidate("a")
+    rig.connect("b", CONNECTING)
+    assert a.lost_at == -inf
+    rig.clock.advance(1.0)
+    lost_at = rig.now
+    rig.connect("a", IDLE)
+    rig.clock.advance(1.0)
+    rig.connect("a", CONNECTING)
+    rig.connect("a", READY)
+    assert a.lost_at == lost_at
 
 
 def test_a_straggler_does_not_decide_a_probe() -> None:

@@ -223,6 +223,49 @@ def test_a_permit_returned_twice_counts_once() -> None:
     assert state_of(breaker) is State.HALF_OPEN
 
 
+# ---- late answers ----
+
+
+def test_late_answers_count_in_a_row_and_not_into_the_share() -> None:
+    """Five late ones in a row open it; with a success between them nothing happens, however many there are."""
+    breaker = STEADY.new_state()
+    for _ in range(4):
+        assert breaker.late(breaker.acquire(0.0), 0.0, RNG) is None
+    move = breaker.late(breaker.acquire(0.0), 0.0, RNG)
+    assert move is not None
+    assert (move.after, move.reason) == (State.OPEN, "5 failures or late answers in a row")
+    breaker = STEADY.new_state()
+    for _ in range(100):
+        breaker.late(breaker.acquire(0.0), 0.0, RNG)
+        feed(breaker, [OK], 0.0)
+    assert state_of(breaker) is State.CLOSED
+
+
+def test_late_answers_and_failures_add_up_in_a_row() -> None:
+    """Three and two."""
+    breaker = STEADY.new_state()
+    feed(breaker, [BAD] * 3, 0.0)
+    breaker.late(breaker.acquire(0.0), 0.0, RNG)
+    assert breaker.late(breaker.acquire(0.0), 0.0, RNG) is not None
+
+
+def test_a_late_probe_has_failed() -> None:
+    """And a late straggler from before decides nothing."""
+    breaker = opened()
+    old = breaker.generation - 1
+    assert breaker.late(old, 0.5, RNG) is None
+    move = breaker.late(breaker.acquire(1.0), 1.0, RNG)
+    assert move is not None
+    assert (move.before, move.after) == (State.HALF_OPEN, State.OPEN)
+
+
+def test_without_a_limit_in_a_row_late_answers_open_nothing() -> None:
+    """They are no failures of the share."""
+    breaker = Breaker(consecutive_failures=None).new_state()
+    for _ in range(50):
+        assert breaker.late(breaker.acquire(0.0), 0.0, RNG) is None
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_permit_that_was_never_given_out_raises(ahead: int) -> None:
     """Releasing what nobody acquired is a caller's bug: an error that shows the breaker."""

@@ -17,7 +17,7 @@ from tenacity import (
 from lb.core.balancer import Attempt
 from lb.core.budget import Budget
 from lb.core.call import DONE, Failed, Pause, Queued
-from lb.core.outcome import Outcome, classify
+from lb.core.outcome import Origin, Outcome, classify
 from lb.core.retry import Retry
 from tests.core.rig import (
     CANCELLED,
@@ -238,6 +238,107 @@ def test_an_empty_budget_ends_the_call() -> None:
     call = rig.call()
     call.begin(rig.now)
     assert isinstance(rig.fail(call, REFUSED), Attempt)
+
+
+# ---- what no server has processed ----
+
+UNPROCESSED = classify(StatusCode.UNAVAILABLE, origin=Origin.UNPROCESSED, details="GOAWAY")
+CLOSING = classify(StatusCode.UNAVAILABLE, origin=Origin.CLOSING, details="GOAWAY")
+NOTHING_LEFT = Retry(stop=stop_after_attempt(1), budget=Budget(0, 0))
+
+
+def test_what_no_server_has_processed_is_repeated_for_nothing() -> None:
+    """Elsewhere, at once, outside of stop and budget, whatever the method is; three times, then as any other."""
+    rig = Rig("abcde", retry=NOTHING_LEFT)
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    for _ in range(3):
+        attempt = rig.fail(call, UNPROCESSED)
+        assert isinstance(attempt, Attempt)
+        assert attempt.why == "transparent: UNAVAILABLE (unprocessed): GOAWAY"
+    assert len({attempt.endpoint_id for attempt in call.attempts}) == 4
+    assert rig.fail(call, UNPROCESSED) is DONE
+    assert call.gave_up == "stopped after 1 attempt"
+
+
+def test_transparent_retries_do_not_count_as_attempts() -> None:
+    """Two attempts are allowed: one that was not processed, and two more."""
+    rig = Rig("abcd", retry=Retry(stop=stop_after_attempt(2), wait=wait_none()))
+    call = rig.call()
+    call.begin(rig.now)
+    assert isinstance(rig.fail(call, UNPROCESSED), Attempt)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Attempt)
+    assert rig.fail(call, UNAVAILABLE) is DONE
+
+
+@pytest.mark.parametrize("outcome", [UNPROCESSED, CLOSING])
+def test_with_retries_off_there_are_no_transparent_ones(outcome: Outcome) -> None:
+    """As with core's own option."""
+    rig = Rig("ab", retry=Retry(enabled=False))
+    call = rig.call()
+    call.begin(rig.now)
+    assert rig.fail(call, outcome) is DONE
+    assert call.gave_up == "retries are off"
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_was_committed_or_is_not_at_hand_is_not_repeated(committed: bool) -> None:
+    """Also when no server has processed it."""
+    rig = Rig("ab")
+    call = rig.call()
+    call.begin(rig.now)
+    assert rig.fail(call, UNPROCESSED, committed=committed, replayable=committed) is DONE
+
+
+def test_words_of_a_closing_connection_are_believed_once_its_loss_is_known() -> None:
+    """At once when it was lost after the attempt began, though another one stands by now."""
+    rig = Rig("ab", retry=NOTHING_LEFT)
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    name = call.attempts[0].endpoint_id
+    rig.connect(name, IDLE)
+    rig.connect(name, READY)
+    assert isinstance(rig.fail(call, CLOSING), Attempt)
+
+
+def test_the_news_of_a_loss_may_come_a_little_later() -> None:
+    """The call pauses 5 ms at a time; then it is repeated."""
+    rig = Rig("ab", retry=NOTHING_LEFT)
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    assert rig.fail(call, CLOSING) == Pause(0.005)
+    rig.clock.advance(0.005)
+    assert call.resume(rig.now) == Pause(0.005)
+    rig.clock.advance(0.005)
+    rig.connect(call.attempts[0].endpoint_id, CONNECTING)
+    attempt = call.resume(rig.now)
+    assert isinstance(attempt, Attempt)
+    assert attempt.why == "transparent: UNAVAILABLE (closing): GOAWAY"
+
+
+def test_words_of_a_connection_that_stands_are_not_believed() -> None:
+    """A server passed on what its own client met: UNAVAILABLE like any other, after 30 ms; an older loss is none."""
+    for idempotent in (True, False):
+        rig = Rig("ab", retry=Retry(wait=wait_none()))
+        for name in "ab":
+            rig.connect(name, IDLE)
+            rig.connect(name, READY)
+        rig.clock.advance(1.0)
+        call = rig.call(idempotent=idempotent)
+        call.begin(rig.now)
+        pauses = 0
+        action = rig.fail(call, CLOSING)
+        while isinstance(action, Pause):
+            pauses += 1
+            rig.clock.advance(action.delay_s)
+            action = call.resume(rig.now)
+        assert pauses in (6, 7)
+        if idempotent:
+            assert isinstance(action, Attempt)
+            assert action.why.startswith("retry: ")
+        else:
+            assert action is DONE
+            assert call.gave_up == "the method is not declared idempotent"
 
 
 # ---- waiting for the balancer ----

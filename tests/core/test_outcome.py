@@ -7,7 +7,7 @@ from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.core.outcome import OK, PUSHBACK_KEY, Origin, Outcome, Retryable, Verdict, classify
+from lb.core.outcome import LATE, LOST, OK, PUSHBACK_KEY, Origin, Outcome, Retryable, Verdict, classify, lost
 
 SUCCESS, FAILURE, IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
 NEVER, IF_IDEMPOTENT, ALWAYS = Retryable.NEVER, Retryable.IF_IDEMPOTENT, Retryable.ALWAYS
@@ -18,6 +18,8 @@ ROWS: list[tuple[StatusCode, Origin, str | None, Verdict, Retryable]] = [
     (StatusCode.CANCELLED, Origin.CALLER, None, IGNORED, NEVER),
     (StatusCode.DEADLINE_EXCEEDED, Origin.CALLER, None, IGNORED, NEVER),
     (StatusCode.UNAVAILABLE, Origin.UNSENT, None, FAILURE, ALWAYS),
+    (StatusCode.UNAVAILABLE, Origin.UNPROCESSED, None, IGNORED, ALWAYS),
+    (StatusCode.UNAVAILABLE, Origin.CLOSING, None, FAILURE, IF_IDEMPOTENT),
     (StatusCode.DEADLINE_EXCEEDED, Origin.ATTEMPT_TIMEOUT, None, FAILURE, IF_IDEMPOTENT),
     (StatusCode.UNAVAILABLE, Origin.PEER, "0", IGNORED, ALWAYS),
     (StatusCode.RESOURCE_EXHAUSTED, Origin.PEER, "150", IGNORED, ALWAYS),
@@ -145,6 +147,14 @@ def test_the_reason_in_words() -> None:
     assert timed_out.reason() == "DEADLINE_EXCEEDED (attempt timeout)"
     unsent = classify(StatusCode.UNAVAILABLE, origin=Origin.UNSENT, details="connection refused")
     assert unsent.reason() == "UNAVAILABLE (unsent): connection refused"
+
+
+@pytest.mark.parametrize(("ran_s", "late"), [(0.0, False), (0.1, False), (0.199, False), (0.2, True), (9.0, True)])
+def test_losing_a_race_says_something_only_after_twice_the_winners_time(ran_s: float, late: bool) -> None:
+    """Both are IGNORED and final; who had twice the time of the winner's 0.1 s is late."""
+    outcome = lost(ran_s, 0.1)
+    assert outcome is (LATE if late else LOST)
+    assert (outcome.verdict, outcome.retryable) == (IGNORED, NEVER)
 
 
 def test_outcomes_are_values() -> None:

@@ -1,0 +1,356 @@
+"""Limits on what runs at once: the fixed one, the adaptive one, and the line of calls that wait for a place."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tenacity import wait_none
+
+from lb.core.balancer import Attempt, Unpicked
+from lb.core.budget import Budget
+from lb.core.call import DONE, Call, Failed, Pause, Queued
+from lb.core.concurrency import ConcurrencyLimit
+from lb.core.outcome import OK
+from lb.core.retry import Retry
+from tests.core.rig import CANCELLED, CONNECTING, FAILING, INTERNAL, READY, REFUSED, TIMED_OUT, UNAVAILABLE, Rig
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"limit": 0}, "limit is 0"),
+        ({"limit": 1.5}, "limit is 1.5"),
+        ({"limit": True}, "limit is True"),
+        ({"min_limit": 0}, "min_limit is 0"),
+        ({"max_limit": "9"}, "max_limit is '9'"),
+        ({"queue": -1}, "queue is -1"),
+        ({"queue_s": 0}, "queue_s is 0"),
+        ({"queue_s": float("nan")}, "queue_s is nan"),
+        ({"adaptive": 1}, "adaptive is 1"),
+        ({"adaptive": True, "limit": 3}, "limit is 3"),
+        ({"adaptive": True, "limit": 2000}, "limit is 2000"),
+        ({"adaptive": True, "limit": 9, "min_limit": 10, "max_limit": 8}, "limit is 9"),
+    ],
+)
+def test_a_bad_setting_is_named(fields: dict[str, Any], named: str) -> None:
+    """ValueError with field and value."""
+    with pytest.raises(ValueError, match=f"ConcurrencyLimit.{named}"):
+        ConcurrencyLimit(**fields)
+
+
+# ---- the adaptive limit ----
+
+
+def test_a_fixed_limit_stays() -> None:
+    """Whatever it is told."""
+    state = ConcurrencyLimit(limit=7).new_state()
+    state.observe(5.0, 7)
+    state.overloaded()
+    assert state.limit == 7
+    assert repr(state) == "<LimitState 7>"
+
+
+def test_it_grows_while_the_latency_stays_and_the_limit_is_what_bounds() -> None:
+    """By its own square root, smoothed, up to max_limit."""
+    state = ConcurrencyLimit(limit=10, adaptive=True, max_limit=50).new_state()
+    limits = []
+    for _ in range(300):
+        state.observe(0.01, state.limit)
+        limits.append(state.limit)
+    assert limits == sorted(limits)
+    assert limits[0] == 10
+    assert limits[-1] == 50
+
+
+def test_it_learns_nothing_from_an_idle_endpoint() -> None:
+    """Fewer than half the limit in flight: the limit bounds nothing, so it says nothing."""
+    state = ConcurrencyLimit(limit=20, adaptive=True).new_state()
+    for _ in range(100):
+        state.observe(0.01, 9)
+    assert state.limit == 20
+
+
+def test_it_shrinks_when_a_queue_builds_up() -> None:
+    """The newest latency is far above the long-term one."""
+    state = ConcurrencyLimit(limit=100, adaptive=True, min_limit=10).new_state()
+    for _ in range(600):
+        state.observe(0.01, 1)
+    for _ in range(40):
+        state.observe(0.1, state.limit)
+    assert state.limit < 70
+
+
+def test_refusals_and_timeouts_take_a_tenth_each_down_to_the_least() -> None:
+    """10, 9, 8.1, ..., never below min_limit."""
+    state = ConcurrencyLimit(limit=10, adaptive=True, min_limit=4).new_state()
+    state.overloaded()
+    assert state.limit == 9
+    for _ in range(50):
+        state.overloaded()
+    assert state.limit == 4
+    assert repr(state) == "<LimitState 4 adaptive>"
+
+
+def test_it_settles_where_a_server_begins_to_refuse() -> None:
+    """A server that takes 20 at once and refuses the rest: the limit ends about there, not at the hundred of its start."""
+    state = ConcurrencyLimit(limit=100, adaptive=True).new_state()
+    history = []
+    for _ in range(400):
+        in_flight = state.limit
+        for at in range(in_flight):
+            if at < 20:
+                state.observe(0.01, in_flight)
+            else:
+                state.overloaded()
+        history.append(state.limit)
+    settled = history[-100:]
+    assert min(settled) >= 5
+    assert sum(settled) / len(settled) <= 40
+
+
+@pytest.mark.parametrize(("outcome", "limit"), [(REFUSED, 9), (TIMED_OUT, 9), (UNAVAILABLE, 10), (CANCELLED, 10)])
+def test_which_outcomes_mean_overload(outcome: Any, limit: int) -> None:
+    """A refusal by push-back and the attempt's own time-out do; a lost connection or a cancellation does not."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=10, adaptive=True))
+    rig.end(rig.pick(), outcome)
+    state = rig.candidate("a").limit
+    assert state is not None
+    assert state.limit == limit
+
+
+# ---- picking below the limit ----
+
+
+def test_an_endpoint_at_its_limit_is_passed_over() -> None:
+    """Whatever the policy says, and for a retry too; when all are full there is no pick."""
+    rig = Rig("abc", limit=ConcurrencyLimit(limit=2))
+    attempts = [rig.pick() for _ in range(6)]
+    assert all(candidate.in_flight == 2 for candidate in rig.balancer.candidates)
+    full = rig.balancer.pick(None, rig.now)
+    assert full == Unpicked("static:///shop: every endpoint is at its concurrency limit", wait=True, full=True)
+    rig.end(attempts[0])
+    for _ in range(20):
+        again = rig.pick()
+        assert again.candidate is attempts[0].candidate
+        rig.end(again)
+
+
+def test_a_place_at_an_endpoint_that_was_not_tried_is_preferred() -> None:
+    """The one that was tried has room, too."""
+    rig = Rig("ab", limit=ConcurrencyLimit(limit=2))
+    tried = rig.candidate("a")
+    for _ in range(20):
+        attempt = rig.pick(tried=[tried])
+        assert attempt.endpoint_id == "b"
+        rig.end(attempt)
+
+
+def test_passing_over_looks_at_no_more_than_it_must() -> None:
+    """All others have room: one or two are looked at, not the whole pool."""
+    rig = Rig("abcdefghijklmnopqrstuvwxyz", limit=ConcurrencyLimit(limit=1))
+    rig.pick()
+    looked: list[int] = []
+
+    class Counted(list[Any]):
+        def __getitem__(self, at: Any) -> Any:
+            looked.append(at)
+            return super().__getitem__(at)
+
+    rig.balancer._pool = Counted(rig.balancer._pool)
+    assert rig.balancer._with_room(()) is not None
+    assert len(looked) <= 2
+
+
+# ---- the line ----
+
+
+def test_calls_beyond_the_limit_wait_in_line_and_those_beyond_the_line_are_refused() -> None:
+    """In words that say why; UNAVAILABLE, at once."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=2, queue_s=0.5))
+    calls = [rig.call() for _ in range(4)]
+    actions = [call.begin(rig.now) for call in calls]
+    assert isinstance(actions[0], Attempt)
+    assert actions[1] == actions[2] == Queued("static:///shop: every endpoint is at its concurrency limit", 0.5)
+    assert actions[3] == Failed(
+        StatusCode.UNAVAILABLE, "static:///shop: every endpoint is at its concurrency limit and 2 calls wait already"
+    )
+    assert rig.balancer.waiting == 2
+
+
+def test_no_queue_means_refused_at_once() -> None:
+    """queue=0."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=0))
+    rig.call().begin(rig.now)
+    assert isinstance(rig.call().begin(rig.now), Failed)
+    assert rig.balancer.waiting == 0
+
+
+def test_nobody_goes_past_the_line() -> None:
+    """A place is free, and a call waits for it: the next call stands behind."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1))
+    first, second, third = rig.call(), rig.call(), rig.call()
+    first.begin(rig.now)
+    second.begin(rig.now)
+    rig.end(first.attempts[0])
+    assert isinstance(third.begin(rig.now), Queued)
+    assert isinstance(second.resume(rig.now), Attempt)
+    assert rig.balancer.waiting == 1
+
+
+def test_who_waited_too_long_is_refused() -> None:
+    """UNAVAILABLE, and the place in line is free."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1))
+    rig.call().begin(rig.now)
+    call = rig.call()
+    call.begin(rig.now)
+    assert call.refused() == Failed(
+        StatusCode.UNAVAILABLE, "static:///shop: no endpoint fell below its concurrency limit in time"
+    )
+    assert rig.balancer.waiting == 0
+
+
+def test_a_deadline_in_line_says_for_what_it_waited() -> None:
+    """Not for a connection."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1))
+    rig.call().begin(rig.now)
+    call = rig.call(timeout=0.2)
+    call.begin(rig.now)
+    rig.clock.advance(0.2)
+    assert call.expired(rig.now).details == (
+        "Deadline Exceeded after 0.200 s: static:///shop: every endpoint is at its concurrency limit"
+    )
+
+
+def test_who_waits_for_a_connection_does_not_stand_in_line() -> None:
+    """All connections were lost meanwhile: new calls wait with it, none is refused for a line that stands still."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=1))
+    rig.call().begin(rig.now)
+    call = rig.call()
+    call.begin(rig.now)
+    rig.connect("a", CONNECTING)
+    assert call.resume(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
+    assert rig.balancer.waiting == 0
+    assert rig.call().begin(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
+
+
+def test_a_retry_that_finds_all_full_stands_in_line_and_ends_with_its_own_failure_when_refused() -> None:
+    """That says more than the refusal."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=1), retry=Retry(wait=wait_none()))
+    call = rig.call()
+    call.begin(rig.now)
+    rig.end(call.attempts[0], UNAVAILABLE)
+    rig.call().begin(rig.now)
+    assert isinstance(call.ended(UNAVAILABLE, rig.now, committed=False), Queued)
+    assert call.refused() is DONE
+    assert "no endpoint fell below" in call.gave_up
+
+
+class Line(RuleBasedStateMachine):
+    """Whatever happens in whatever order: nobody is lost, nothing is left, no limit is passed."""
+
+    LIMIT = ConcurrencyLimit(limit=2, queue=3, queue_s=1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        retry = Retry(wait=wait_none(), jitter=0, budget=Budget(ratio=1, min_per_s=100))
+        self.rig = Rig("abc", limit=self.LIMIT, retry=retry)
+        self.alive: set[Call] = set()
+        self.in_line: set[Call] = set()
+
+    def follow(self, call: Call, action: Any) -> None:
+        """File the call by what it must do next, as a driver would."""
+        self.alive.discard(call)
+        self.in_line.discard(call)
+        if isinstance(action, Attempt | Pause | Queued):
+            self.alive.add(call)
+            if isinstance(action, Queued) and action.line_s is not None:
+                self.in_line.add(call)
+        else:
+            call.leave_line()  # the driver settles
+
+    def pick_one(self, of: Any, at: int) -> Call | None:
+        calls = sorted((call for call in self.alive if of(call)), key=lambda call: call.number)  # type: ignore[attr-defined]
+        return calls[at % len(calls)] if calls else None
+
+    counter = itertools.count()
+
+    @rule()
+    def begin(self) -> None:
+        """A new call."""
+        call = self.rig.call()
+        call.number = next(self.counter)  # type: ignore[attr-defined]
+        self.follow(call, call.begin(self.rig.now))
+
+    def _runs(self, call: Call) -> bool:
+        return bool(call.attempts) and call.attempts[-1].outcome is None
+
+    @rule(at=st.integers(0, 99), outcome=st.sampled_from([OK, UNAVAILABLE, REFUSED, INTERNAL, CANCELLED]))
+    def end(self, at: int, outcome: Any) -> None:
+        """An attempt ends."""
+        call = self.pick_one(self._runs, at)
+        if call is None:
+            return
+        self.rig.end(call.attempts[-1], outcome)
+        self.follow(call, DONE if outcome is OK else call.ended(outcome, self.rig.now, committed=False))
+
+    @rule(at=st.integers(0, 99))
+    def resume(self, at: int) -> None:
+        """Something changed, or a place is free: a call that waits is woken, in any order."""
+        call = self.pick_one(lambda call: not self._runs(call), at)
+        if call is not None:
+            self.follow(call, call.resume(self.rig.now))
+
+    @rule(at=st.integers(0, 99), how=st.sampled_from(["refused", "expired", "cancelled"]))
+    def give_up(self, at: int, how: str) -> None:
+        """It waited too long, or its caller left."""
+        call = self.pick_one(lambda call: not self._runs(call), at)
+        if call is None:
+            return
+        if how == "refused" and call in self.in_line:
+            self.follow(call, call.refused())
+        elif how == "expired":
+            self.follow(call, call.expired(self.rig.now))
+        else:
+            self.follow(call, None)
+
+    @rule(name=st.sampled_from("abc"), state=st.sampled_from([READY, READY, CONNECTING, FAILING]))
+    def connectivity(self, name: str, state: Any) -> None:
+        """Connections come and go."""
+        if any(c.endpoint.id == name for c in self.rig.balancer.candidates):
+            self.rig.connect(name, state)
+
+    @rule(names=st.sampled_from(["abc", "ab", "c", ""]))
+    def update(self, names: str) -> None:
+        """Endpoints come and go."""
+        self.rig.update(names)
+
+    @invariant()
+    def the_line_counts_right(self) -> None:
+        """``waiting`` is the number of calls in line, at most ``queue``."""
+        assert self.rig.balancer.waiting == len(self.in_line) <= self.LIMIT.queue
+
+    @invariant()
+    def limits_hold(self) -> None:
+        """No endpoint has more than two, and what is in flight is what runs."""
+        for candidate in self.rig.balancer.candidates:
+            assert 0 <= candidate.in_flight <= 2
+        gone = {a.candidate for call in self.alive for a in call.attempts if a.outcome is None and a.candidate.retired}
+        assert self.rig.in_flight + sum(c.in_flight for c in gone) == sum(map(self._runs, self.alive))
+
+    def teardown(self) -> None:
+        """All leave: nothing is in flight, nobody waits."""
+        for call in list(self.alive):
+            if self._runs(call):
+                self.rig.end(call.attempts[-1], CANCELLED)
+            self.follow(call, None)
+        assert self.rig.in_flight == self.rig.balancer.waiting == 0
+
+
+TestLine = Line.TestCase
+TestLine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

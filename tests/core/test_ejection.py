@@ -1,0 +1,126 @@
+"""How much of a pool breakers may take out of use."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.core.candidate import Candidate
+from lb.core.ejection import Ejection
+from tests.core.rig import endpoint
+
+
+class Refusing:
+    """A breaker as the pool sees it."""
+
+    def __init__(self, retry_at: float | None = None, openings: int = 1) -> None:
+        self.retry_at = retry_at
+        self.openings = openings
+
+
+def pool_of(size: int, out: int, openings: Any = ()) -> tuple[list[Candidate], list[Candidate]]:
+    """So many candidates, of which the first ``out`` refuse, the very first one for the longest."""
+    ready: list[Candidate] = []
+    for at in range(size):
+        breaker: Any = Refusing(100.0 - at, openings[at] if openings else 1)
+        ready.append(Candidate(endpoint(str(at)), breaker))
+    return ready, ready[:out]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_share", 1.1),
+        ("max_share", -0.1),
+        ("panic_share", "half"),
+        ("panic_share", True),
+        ("panic_share", float("nan")),
+        ("small", -1),
+        ("small", 2.5),
+        ("small", False),
+    ],
+)
+def test_a_bad_setting_is_named(field: str, value: Any) -> None:
+    """ValueError with field and value."""
+    with pytest.raises(ValueError, match=f"Ejection.{field} is {value!r}"):
+        Ejection(**{field: value})
+
+
+def test_nobody_refuses() -> None:
+    """All are used, and this is no panic."""
+    ready, refusing = pool_of(3, 0)
+    assert Ejection().pool(ready, refusing, 3) == (ready, False)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_a_small_pool_may_lose_all_but_one(size: int) -> None:
+    """A share would round down to none of two, or keep broken ones in use."""
+    ready, refusing = pool_of(size, size - 1)
+    assert Ejection().pool(ready, refusing, size) == (ready[-1:], False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 20])
+def test_never_the_last_one(size: int) -> None:
+    """All refuse: all are used, and it is panic."""
+    ready, refusing = pool_of(size, size)
+    assert Ejection().pool(ready, refusing, size) == (ready, True)
+
+
+def test_in_panic_those_that_never_failed_a_probe_come_first() -> None:
+    """One endpoint is really gone (three openings); the others opened once, with the client's own stall."""
+    ready, refusing = pool_of(3, 3, openings=(1, 3, 1))
+    assert Ejection().pool(ready, refusing, 3) == ([ready[0], ready[2]], True)
+
+
+def test_in_a_larger_pool_half_may_go_and_who_returns_soonest_stays() -> None:
+    """Eight of ten refuse: five are out, those that refuse longest."""
+    ready, refusing = pool_of(10, 8)
+    pool, panic = Ejection(panic_share=0).pool(ready, refusing, 10)
+    assert (list(pool), panic) == (ready[5:], False)
+
+
+def test_too_few_of_a_larger_pool_mean_panic() -> None:
+    """Of ten, five are connected, and one of these refuses: four are less than half of all."""
+    ready, refusing = pool_of(6, 2)
+    assert Ejection().pool(ready, refusing, 10) == (ready, True)
+    assert Ejection().pool(ready, refusing, 8) == (ready[2:], False)
+    assert Ejection(panic_share=0).pool(ready, refusing, 10) == (ready[2:], False)
+
+
+@given(
+    size=st.integers(1, 30),
+    out=st.integers(0, 30),
+    unconnected=st.integers(0, 30),
+    max_share=st.floats(0, 1),
+    panic_share=st.floats(0, 1),
+    small=st.integers(0, 10),
+)
+def test_what_always_holds(
+    size: int, out: int, unconnected: int, max_share: float, panic_share: float, small: int
+) -> None:
+    """Somebody is used, in order, nobody twice; who does not refuse is used; the share is kept."""
+    ready, refusing = pool_of(size, min(out, size))
+    settings = Ejection(max_share=max_share, panic_share=panic_share, small=small)
+    pool, panic = settings.pool(ready, refusing, size + unconnected)
+    assert pool
+    assert [c for c in ready if c in pool] == list(pool)
+    if not panic:
+        assert all(c in pool for c in ready if c not in refusing)
+        assert size <= small or size - len(pool) <= size * max_share
+
+
+def test_ten_thousand_endpoints_cost_no_square() -> None:
+    """Most of them refuse, and many of these are kept: it takes the time of a sort."""
+    ready, refusing = pool_of(10_000, 9_000)
+    least = min(_timed(ready, refusing) for _ in range(3))
+    assert least < 0.05
+
+
+def _timed(ready: list[Candidate], refusing: list[Candidate]) -> float:
+    started = time.perf_counter()
+    Ejection(panic_share=0).pool(ready, refusing, 10_000)
+    return time.perf_counter() - started

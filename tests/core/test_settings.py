@@ -1,0 +1,159 @@
+"""What a user may set of a channel, checked once; what holds for one method; and what core is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lb.core.breaker import Breaker
+from lb.core.budget import Budget
+from lb.core.concurrency import ConcurrencyLimit
+from lb.core.connection import Connection
+from lb.core.ejection import Ejection
+from lb.core.hedging import Hedging
+from lb.core.policies import RoundRobin, WeightedRoundRobin
+from lb.core.retry import Retry
+from lb.core.settings import SERVICE_CONFIG_OPTION, settings
+from lb.core.throttle import Throttle
+
+GET = "/shop.Shop/Get"
+PUT = "/shop.Shop/Put"
+RETRY = {
+    "maxAttempts": 2,
+    "initialBackoff": "1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 1,
+    "retryableStatusCodes": ["INTERNAL"],
+}
+HEDGE = {"maxAttempts": 3, "hedgingDelay": "0.2s"}
+
+
+def config(*, names: Any = ({"service": "shop.Shop", "method": "Get"},), **entry: Any) -> dict[str, Any]:
+    """A document with one methodConfig."""
+    return {"methodConfig": [{"name": list(names), **entry}]}
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    """Each setting has its own default object; hedging, limit and health are off."""
+    found = settings()
+    assert isinstance(found.policy, WeightedRoundRobin)
+    assert found.retry.enabled
+    assert (found.breaker, found.ejection, found.connection) == (Breaker(), Ejection(), Connection())
+    assert (found.hedging, found.limit, found.health, found.core_config()) == (None, None, None, None)
+    assert found.budget == Budget()
+    assert found.propagate
+
+
+@pytest.mark.parametrize(
+    "name", ["retry", "breaker", "hedging", "limit", "ejection", "connection", "health", "propagate", "service_config"]
+)
+@pytest.mark.parametrize("value", [7, object(), ["x"]])
+def test_an_object_of_another_kind_is_named(name: str, value: Any) -> None:
+    """TypeError with the setting's name (a document is called by its own)."""
+    with pytest.raises(TypeError, match="service config" if name == "service_config" else f"{name} is "):
+        settings(**{name: value})
+
+
+def test_what_a_document_says_of_a_method_wins() -> None:
+    """Over what was given for all methods; other methods keep that."""
+    retry, hedging = Retry(), Hedging(delay_s=1)
+    found = settings(retry=retry, hedging=hedging, service_config=config(retryPolicy=RETRY, timeout="2s"))
+    get = found.method(GET, declared_idempotent=True)
+    put = found.method(PUT, declared_idempotent=True)
+    assert get.retry is not retry
+    assert (get.timeout_s, get.wait_for_ready) == (2.0, None)
+    assert put.retry is retry
+    assert put.timeout_s is None
+    assert get.hedging is put.hedging is hedging
+
+
+def test_only_idempotent_methods_are_hedged() -> None:
+    """Declared by the proto, by name, or by a hedgingPolicy of their own."""
+    found = settings(
+        hedging=Hedging(delay_s=1), retry=Retry(idempotent=[PUT]), service_config=config(hedgingPolicy=HEDGE)
+    )
+    assert found.method("/shop.Shop/Other", declared_idempotent=False).hedging is None
+    assert found.method("/shop.Shop/Other", declared_idempotent=True).hedging == Hedging(delay_s=1)
+    assert found.method(PUT, declared_idempotent=False).hedging == Hedging(delay_s=1)
+    by_document = found.method(GET, declared_idempotent=False).hedging
+    assert by_document is not None
+    assert (by_document.delay_s, by_document.max_attempts) == (0.2, 3)
+
+
+def test_the_more_specific_entry_stands_alone() -> None:
+    """As in gRPC: entries do not add up."""
+    document = {
+        "methodConfig": [
+            {"name": [{}], "timeout": "1s"},
+            {"name": [{"service": "shop.Shop"}], "timeout": "2s", "waitForReady": True},
+            {"name": [{"service": "shop.Shop", "method": "Get"}], "timeout": "3s"},
+        ]
+    }
+    found = settings(service_config=json.dumps(document))
+    times = [found.method(name, declared_idempotent=False) for name in (GET, PUT, "/other.Other/Get")]
+    assert [(m.timeout_s, m.wait_for_ready) for m in times] == [(3.0, None), (2.0, True), (1.0, None)]
+
+
+def test_a_policy_given_wins_over_the_documents() -> None:
+    """And so does health; without them the document's count."""
+    document = {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": "shop"}}
+    assert isinstance(settings(service_config=document).policy, RoundRobin)
+    assert settings(service_config=document).health == "shop"
+    found = settings(policy="weighted_round_robin", health="", service_config=document)
+    assert isinstance(found.policy, WeightedRoundRobin)
+    assert found.health == ""
+
+
+def test_throttling_takes_the_budgets_place() -> None:
+    """Retries and hedges ask it instead."""
+    document = {"retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}}
+    assert settings(service_config=document, retry=Retry(budget=Budget(9))).budget == Throttle(10, 0.5)
+    assert settings(retry=Retry(budget=Budget(9))).budget == Budget(9)
+
+
+def test_the_document_may_stand_among_the_options() -> None:
+    """The first of several counts, as in core; one given by name wins; what is no text is left to core."""
+    one, two = json.dumps(config(timeout="1s")), json.dumps(config(timeout="2s"))
+
+    def timeout(**given: Any) -> float | None:
+        return settings(**given).method(GET, declared_idempotent=False).timeout_s
+
+    assert timeout(options=((SERVICE_CONFIG_OPTION, one), (SERVICE_CONFIG_OPTION, two))) == 1.0
+    assert timeout(options=((SERVICE_CONFIG_OPTION, one),), service_config=two) == 2.0
+    assert timeout(options=((SERVICE_CONFIG_OPTION, 7),)) is None
+    with pytest.raises(ValueError, match="service config"):
+        timeout(options=((SERVICE_CONFIG_OPTION, "{"),))
+
+
+def test_core_is_told_of_sizes_alone() -> None:
+    """Of all entries, since the most specific one stands alone; what we do ourselves is not in it."""
+    document = {
+        "methodConfig": [
+            {"name": [{}], "maxRequestMessageBytes": 10, "retryPolicy": RETRY},
+            {"name": [{"service": "shop.Shop", "method": "Get"}], "timeout": "1s"},
+            {"name": [{"service": "shop.Shop"}], "maxResponseMessageBytes": 20, "waitForReady": True},
+        ],
+        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5},
+        "loadBalancingConfig": [{"round_robin": {}}],
+    }
+    told = settings(service_config=document).core_config()
+    assert told is not None
+    entries = {json.dumps(entry.pop("name")): entry for entry in json.loads(told).pop("methodConfig")}
+    assert entries == {
+        "[{}]": {"maxRequestMessageBytes": 10},
+        '[{"service": "shop.Shop", "method": "Get"}]': {},
+        '[{"service": "shop.Shop"}]': {"maxResponseMessageBytes": 20},
+    }
+    assert list(json.loads(told)) == ["methodConfig"]
+    assert settings(service_config=config(timeout="1s")).core_config() is None
+
+
+def test_a_health_watch_is_cores_to_do() -> None:
+    """Under its round robin, the only policy of it that asks."""
+    assert json.loads(settings(health="shop").core_config() or "") == {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": "shop"},
+    }
+    assert settings(limit=ConcurrencyLimit()).core_config() is None
