@@ -371,7 +371,7 @@ class LogicalChannel:
         for call in list(self._running):
             call.end(code, details)
         self.inner.close()
-        asyncio.get_running_loop().create_task(self._closed(), name="lb: closing")
+        asyncio.get_running_loop().create_task(self._closed(), name=loop.CLOSING)
 
     async def _closed(self) -> None:
         await self.inner.wait_closed()

@@ -16,6 +16,9 @@ from typing import Any
 
 from lb.aio import fork
 
+CLOSING = "lb: closing"
+"""The name of the task that closes a channel."""
+_CLOSING_S = 1.0
 _JOIN_S = 2.0
 
 
@@ -59,9 +62,12 @@ class LoopThread:
 
 
 async def _drain() -> None:
-    """Let what was told last begin, and end it."""
+    """Let what was told last begin, let channels close, and end the rest."""
     this = asyncio.current_task()
     await asyncio.sleep(0)
+    closing = [task for task in asyncio.all_tasks() if task.get_name() == CLOSING]
+    if closing:
+        await asyncio.wait(closing, timeout=_CLOSING_S)
     while left := asyncio.all_tasks() - {this}:
         for task in left:
             task.cancel()

@@ -249,6 +249,22 @@ def test_a_process_that_closes_nothing_ends(server: Server) -> None:
     assert run(code, server.address) == ["b'x' b'y'", "end"]
 
 
+@pytest.mark.parametrize("end", ["", "channel.close()"], ids=["forgotten", "closed"])
+def test_a_process_that_watches_consul_ends(end: str) -> None:
+    """Without a word of aiohttp's about sessions that nobody closed."""
+    code = f"""
+        import logging, grpc, lb
+        logging.disable()
+        channel = lb.sync.channel("consul://127.0.0.1:9/catalog")
+        try:
+            channel.unary_unary("/a/b")(b"x", timeout=0.5)
+        except grpc.RpcError:
+            print("failed")
+        {end}
+    """
+    assert run(code) == ["failed"]
+
+
 def test_ctrl_c_in_a_blocking_call(server: Server) -> None:
     """It ends the wait, in the caller's own thread as in the loop's care; the process can go on."""
     server.always = wait_for(threading.Event())

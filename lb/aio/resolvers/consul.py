@@ -134,11 +134,15 @@ class _SharedWatch:
             self._timer.cancel()
         self._task.cancel()
         await asyncio.wait([self._task])
-        clients, self._clients = self._clients, {}
-        for client in clients.values():
-            await client.close()
 
     async def _run(self) -> None:
+        try:
+            await self._pump()
+        finally:  # also when the loop ends and nobody has closed the channel
+            for client in self._clients.values():
+                await client.close()
+
+    async def _pump(self) -> None:
         watch, clock = self._watch, self.loop.time
         while True:
             if (delay := watch.pace(clock())) > 0:
