@@ -32,8 +32,8 @@ InternalError = cygrpc.InternalError
 
 # Taken once, here: whoever puts a channel of ours in grpcio's place (``grpc.aio.insecure_channel = ...``)
 # must not have our connections made by it.
-insecure_channel = grpcio_channel.insecure_channel
-secure_channel = grpcio_channel.secure_channel
+insecure_channel = grpc.aio.insecure_channel
+secure_channel = grpc.aio.secure_channel
 
 CHANNEL_CLOSED = "Channel is closed."
 CREDENTIALS_ON_INSECURE = "Call credentials are only valid on secure channels"

@@ -47,8 +47,6 @@ CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
 _CANCELLED_VALUE = grpc.StatusCode.CANCELLED.value[0]
 # The caller's deadline and core's timer are two clocks: this close together they are the same.
 _DEADLINE_SLACK_S = 0.02
-# Core hands over the (empty) headers of a status without headers a moment before the status itself.
-_HEADERS_ALONE_S = 0.02
 
 T = TypeVar("T")
 
@@ -91,6 +89,9 @@ class Owner(Protocol):
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Take an attempt back."""
 
+    def over(self) -> bool:
+        """Whether it is closed: there will be no other attempt."""
+
     async def changed(self, deadline: float | None) -> bool:
         """Wait for a change of endpoints or connections; False when the deadline came first."""
 
@@ -106,6 +107,9 @@ class LogicalCall:
 
     call_type: ClassVar[type[Call]] = Call
     """The core's record of it (`lb.sync` puts one with a lock here)."""
+
+    headers_alone_s: ClassVar[float] = 0.02
+    """Core hands over the (empty) headers of a status without headers a moment before the status itself."""
 
     # What most calls never set stands here once, not in each of them.
     _attempt: Attempt | None = None
@@ -237,7 +241,7 @@ class LogicalCall:
                 # Who asks for headers gets them when they come, though empty ones look like those
                 # of an attempt that has failed: a failure would be told at once.
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_HEADERS_ALONE_S):
+                    async with asyncio.timeout(self.headers_alone_s):
                         await real.status()
             if real is self._real and not real.done() and self._initial_metadata is None:
                 self._commit(real)
@@ -660,6 +664,11 @@ class LogicalCall:
     async def _pass(self, action: Action) -> Action | None:
         if type(action) is Pause:
             await asyncio.sleep(action.delay_s)
+        if type(action) in (Pause, Queued) and self._channel.over():
+            # Closing cancels what the channel knows; under interceptors there may be calls that it does not.
+            self._settle(AioRpcStatus(_CANCELLED_VALUE, _grpcio.CHANNEL_CLOSED, (), ""), _NO_METADATA)
+            return None
+        if type(action) is Pause:
             return self._ask(self.call.resume, time.monotonic())
         if type(action) is Queued and action.line_s is not None:
             return await self._in_line(action.line_s)

@@ -280,6 +280,8 @@ class LogicalChannel:
         """What all calls of a method share."""
         known = self._methods.get(method)
         if known is None:
+            if not isinstance(method, bytes):  # from an interceptor; the words are grpcio's
+                raise TypeError(f"Argument 'method' has incorrect type (expected bytes, got {type(method).__name__})")
             if len(self._methods) >= _MOST_METHODS:  # a proxy may meet any number of them
                 self._methods.clear()
             name = method.decode()
@@ -519,6 +521,10 @@ class LogicalChannel:
     def closed(self) -> bool:
         """Whether `closing` or `close` was called."""
         return self._closing
+
+    def over(self) -> bool:
+        """Whether `close` was called: there will be no other attempt."""
+        return self._closed
 
     def close(self) -> None:
         """Close everything now; `wait_closed` waits for what ends a moment later."""

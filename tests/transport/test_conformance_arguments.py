@@ -81,7 +81,7 @@ BAD_METADATA: list[Any] = [
 
 @pytest.mark.parametrize(("metadata", "error"), BAD_METADATA)
 async def test_metadata_of_a_wrong_type(world: World, kind: Kind, metadata: Any, error: str) -> None:
-    """Raised by awaiting or reading the call, not by making it (None as a value is let through); the channel goes on."""
+    """Raised by awaiting or reading the call, not by making it; None as a value passes. The channel goes on."""
     call = kind.start(world.channel, metadata=metadata)
     assert await outcome(call, kind) == error
     assert await kind.run(world.channel) == kind.echo()
