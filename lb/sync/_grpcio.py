@@ -76,6 +76,11 @@ def _lowered(credentials: grpc.ChannelCredentials | None) -> Any:
     return getattr(credentials, "_credentials", credentials)
 
 
+def raised(credentials: Any) -> grpc.CallCredentials | None:
+    """Core's call credentials as the asyncio layer takes them."""
+    return None if credentials is None else grpc.CallCredentials(credentials)
+
+
 def blocking_channel(
     address: str, options: Options, credentials: grpc.ChannelCredentials | None, compression: grpc.Compression | None
 ) -> Any:

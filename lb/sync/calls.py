@@ -146,6 +146,8 @@ class _Locked(LogicalCall):
     """A logical call whose core is used by several threads."""
 
     call_type = LockedCall
+    # grpcio's layer asks for the headers of every call, so here a busy machine must not commit a call too early.
+    headers_alone_s = 0.25
 
     def report(self, attempt: Attempt, status: Any) -> None:
         """See `LogicalCall`."""
@@ -176,9 +178,10 @@ class BlockingCall(_Locked):
     ) -> None:
         self._owner = channel
         self._call_arguments = arguments
+        self._core_credentials = credentials
         self._operations = operations
         wait_for_ready = _grpcio.wait_for_ready(operations[0])
-        super().__init__(channel.inner, arguments[1], deadline, credentials, wait_for_ready, registered)
+        super().__init__(channel.inner, arguments[1], deadline, _grpcio.raised(credentials), wait_for_ready, registered)
 
     def _open_first(self, attempt: Attempt) -> None:
         """Nothing yet: `next_event` sends it."""
@@ -229,7 +232,7 @@ class BlockingCall(_Locked):
             host,
             self._attempt_deadline(),
             metadata,
-            self._credentials,
+            self._core_credentials,
             ((operations, None),),
             context,
             subchannel.registered(method) if self._registered else None,
@@ -322,7 +325,7 @@ class LoopCall:
         self._channel = channel
         _, self._method, _, _, self._context = arguments
         self._deadline = deadline
-        self._credentials = credentials
+        self._credentials = _grpcio.raised(credentials)
         self._registered = registered
         self._events = events
         self._due = list(batches)

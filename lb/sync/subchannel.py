@@ -1,7 +1,8 @@
 """The connection to one endpoint, seen from two sides: the loop watches it, calling threads use it.
 
 Each side has a grpcio channel of its own kind. Both have the same target and arguments, so core
-gives them one connection.
+gives them one connection (with TLS each has one of its own: grpcio makes core's credentials anew for
+every channel, and core compares these by identity).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Server:
         *,
         port: int = 0,
         credentials: grpc.ServerCredentials | None = None,
-        workers: int = 32,
+        workers: int = 16,
     ) -> None:
         self.name = name
         self.received: list[Received] = []
@@ -91,6 +91,18 @@ class Server:
             self.port = self._server.add_secure_port(where, credentials)
         self.address = f"127.0.0.1:{self.port}"
         self._server.start()
+        # All its threads now: one that begins in a test would look as if that test had left it behind.
+        everyone = threading.Barrier(workers + 1)
+        for _ in range(workers):
+            self._pool.submit(everyone.wait, HANGS_S)
+        everyone.wait(HANGS_S)
+
+    def reset(self) -> None:
+        """Forget what was received and scripted."""
+        with self._lock:
+            self._script.clear()
+            self.received = []
+            self.always = None
 
     def script(self, *steps: Step | None) -> None:
         """What the next calls meet; None is an echo."""

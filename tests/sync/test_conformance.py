@@ -10,7 +10,6 @@ import grpc
 import pytest
 
 import lb.sync
-from tests.sync.conftest import Fleet
 from tests.sync.kit import (
     HANGS_S,
     NAME_KEY,
@@ -39,13 +38,13 @@ class Where:
 
     def __init__(self, servers: list[Server], ours: bool) -> None:
         self.servers = servers
-        self._ours = ours
+        self.ours = ours
         self._opened: list[Any] = []
 
     def open(self, **settings: Any) -> Any:
         """A channel, closed at the end of the test."""
         channel: Any
-        if self._ours:
+        if self.ours:
             channel = lb.sync.channel(target(*self.servers), retry=lb.Retry(enabled=False), **settings)
         else:
             interceptors = settings.pop("interceptors", ())
@@ -67,14 +66,25 @@ class Where:
         """Close what was opened."""
         for channel in self._opened:
             channel.close()
+        self._opened.clear()
 
 
-@pytest.fixture(params=["grpcio", "one", "three"])
-def where(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Where]:
-    """The channel of grpcio, and ours over one endpoint and three."""
-    found = Where(fleet(3 if request.param == "three" else 1), request.param != "grpcio")
-    yield found
-    found.close()
+@pytest.fixture(scope="module", params=["grpcio", "one", "three"])
+def world(request: pytest.FixtureRequest) -> Iterator[Where]:
+    """The channel of grpcio, and ours over one endpoint and three. All tests of a module share the servers."""
+    servers = [Server(name) for name in ("abc" if request.param == "three" else "a")]
+    yield Where(servers, request.param != "grpcio")
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def where(world: Where) -> Iterator[Where]:
+    """One of those worlds, as good as new."""
+    yield world
+    world.close()
+    for server in world.servers:
+        server.reset()
 
 
 @pytest.fixture

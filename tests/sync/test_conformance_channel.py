@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, REQUESTS, SS, SU, UU, Kind, Server, eventually, fail, failure, wait_for
-from tests.sync.test_conformance import FUTURES, STREAMS, Where, gated, where
+from tests.sync.test_conformance import FUTURES, STREAMS, Where, gated, where, world
 
-__all__ = ["where"]
+__all__ = ["where", "world"]
 
 Code = grpc.StatusCode
 State = grpc.ChannelConnectivity
@@ -311,8 +312,9 @@ def test_a_call_makes_the_channel_ready(channel: Any) -> None:
     channel.unsubscribe(states)
 
 
-def test_a_lost_server(where: Where) -> None:
+def test_a_lost_server(world: Where, fleet: Fleet) -> None:
     """The channel is not ready any more when all servers are gone."""
+    where = Where(fleet(len(world.servers)), world.ours)
     channel = where.open()
     states = States()
     channel.subscribe(states, try_to_connect=True)
@@ -323,6 +325,7 @@ def test_a_lost_server(where: Where) -> None:
     error = failure(lambda: UU.run(channel))
     assert error.code() is Code.UNAVAILABLE
     channel.unsubscribe(states)
+    where.close()
 
 
 def test_nobody_there(free_port: int, kind: Kind) -> None:

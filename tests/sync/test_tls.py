@@ -1,0 +1,79 @@
+"""TLS, call credentials and traces, as the server sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.sync.kit import UU, Kind, Server, channel_to, eventually, fail, failure, ready
+from tests.transport.test_spans import Recording
+from tests.transport.test_tls import Certificate, self_signed
+
+Code = grpc.StatusCode
+NAME = (("grpc.ssl_target_name_override", "catalog"),)
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Certificate:
+    """For the name ``catalog``."""
+    return self_signed("catalog")
+
+
+@pytest.fixture
+def secure(catalog: Certificate) -> Iterator[Server]:
+    """A server that shows it."""
+    server = Server(credentials=grpc.ssl_server_credentials([(catalog.key, catalog.certificate)]))
+    yield server
+    server.stop()
+
+
+class Token(grpc.AuthMetadataPlugin):
+    """Call credentials of an application's own."""
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        """As grpcio asks for it."""
+        callback((("x-token", "secret"),), None)
+
+
+@pytest.mark.leaks("grpcio asks the plugin in threads of its core, which stay known to Python as dummies")
+def test_tls_and_call_credentials(secure: Server, catalog: Certificate, kind: Kind) -> None:
+    """Credentials of the channel and of a call, of every kind, blocking or not."""
+    credentials = grpc.ssl_channel_credentials(catalog.certificate)
+    with channel_to(secure, credentials=credentials, options=NAME) as channel:
+        ready(channel, 1)
+        token = grpc.metadata_call_credentials(Token())
+        assert kind.run(channel, credentials=token) == kind.echo()
+        assert kind.finish(kind.start(channel, credentials=token)) == kind.echo()
+        assert kind.run(channel) == kind.echo()
+        assert [received.metadata.get("x-token") for received in secure.received] == ["secret", "secret", None]
+
+
+def test_a_certificate_that_nobody_trusts(secure: Server) -> None:
+    """The call says why there is no connection."""
+    other = grpc.ssl_channel_credentials(self_signed("other").certificate)
+    with channel_to(secure, credentials=other, options=NAME) as channel:
+        error = failure(lambda: UU.run(channel, timeout=20))
+        assert error.code() is Code.UNAVAILABLE
+        assert "certificate_verify_failed" in error.details().lower()
+
+
+def test_spans(server: Server, kind: Kind) -> None:
+    """A call has a span and one for each attempt, blocking or not; the server gets the attempt's context."""
+    from tests.sync.kit import IDEMPOTENT
+
+    with channel_to(server, retry=IDEMPOTENT) as channel:
+        ready(channel, 1)
+        for blocking in (True, False):
+            recording = Recording()
+            inside: Any = type("Channel", (), {"_channel": channel._logical.inner})
+            recording.of(inside)
+            server.reset()
+            server.script(fail(Code.UNAVAILABLE))
+            assert (kind.run(channel) if blocking else kind.finish(kind.start(channel))) == kind.echo()
+            eventually(lambda recording=recording: len(recording.spans) == 3, "all spans ended")  # type: ignore[misc]
+            assert [span.parent.span_id for span in recording.attempts] == [recording.call.context.span_id] * 2
+            sent = [str(received.metadata["traceparent"]).split("-")[2] for received in server.received]
+            assert sent == [f"{span.context.span_id:016x}" for span in recording.attempts]
