@@ -126,9 +126,12 @@ class Outbox:
         await self._deliver()
 
     async def _deliver(self) -> None:
-        await self._attached.wait()
+        attached = self._attached
+        if not attached.is_set():
+            await attached.wait()
         await self._flush()
-        await self._attached.wait()  # the attempt may have failed under the write
+        if not attached.is_set():  # the attempt has failed under the write
+            await attached.wait()
         if self._over:
             raise _grpcio.InternalError("the call is over")
 
