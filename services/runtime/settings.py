@@ -21,9 +21,7 @@ PREFIX = "MESH_"
 # Settings of other processes of the mesh, which share one environment with this one.
 OTHERS = frozenset({"MESH_PORT", "MESH_DURATION", "MESH_JAEGER_QUERY", "MESH_ORDER_RATE"})
 
-PolicyName = Literal[
-    "round_robin", "random", "weighted_round_robin", "weighted_random", "least_request", "p2c", "orca"
-]
+PolicyName = Literal["round_robin", "random", "weighted_round_robin", "weighted_random", "least_request", "p2c", "orca"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
