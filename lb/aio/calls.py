@@ -707,8 +707,6 @@ class LogicalCall:
         """The caller sees this attempt's answer: there will be no other."""
         self._committed = True
         self._arguments = ()
-        if self._race is not None:
-            self._race.committed()
         if self._timer is not None:
             self._timer.cancel()
         if self._attempt is not None:

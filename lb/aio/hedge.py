@@ -86,7 +86,7 @@ class Race:
                 action = await self._next
                 self._next = None
                 if call._status is not None:  # meanwhile; what was picked is given back
-                    return None
+                    break
                 if type(action) is Attempt:
                     call._attempt = None  # taken over: opened above
             else:
@@ -99,15 +99,6 @@ class Race:
         call, self._call = self._call, None
         if call is None:
             return
-        self._give_up_hedges(call)
-        self._wake(None)
-
-    def committed(self) -> None:
-        """The caller sees the headers of the first attempt: it is the only one from now on (gRFC A6)."""
-        if self._call is not None:
-            self._give_up_hedges(self._call)
-
-    def _give_up_hedges(self, call: LogicalCall) -> None:
         self._disarm()
         hedges, self._hedges = self._hedges, {}
         now = time.monotonic()
@@ -115,11 +106,12 @@ class Race:
             call.hand_back(attempt, self._lost(attempt, now), now)
             if not real.done():
                 real.cancel("another attempt was faster")
+        self._wake(None)
 
     def _arm(self, least_s: float = 0.0) -> None:
         call = self._call
         self._disarm()
-        if call is None or call._committed:
+        if call is None:
             return
         delay = call.call.hedge_delay_s()
         if delay is not None:
