@@ -98,7 +98,7 @@ def test_refusals_and_timeouts_take_a_tenth_each_down_to_the_least() -> None:
 
 
 def test_it_settles_where_a_server_begins_to_refuse() -> None:
-    """A server that takes 20 at once and refuses the rest: the limit ends about there, not at the hundred of its start."""
+    """A server that takes 20 at once and refuses the rest: the limit ends about there, far from its start."""
     state = ConcurrencyLimit(limit=100, adaptive=True).new_state()
     history = []
     for _ in range(400):
@@ -274,7 +274,7 @@ class Line(RuleBasedStateMachine):
         else:
             call.leave_line()  # the driver settles
 
-    def pick_one(self, of: Any, at: int) -> Call | None:
+    def _one(self, of: Any, at: int) -> Call | None:
         calls = sorted((call for call in self.alive if of(call)), key=lambda call: call.number)  # type: ignore[attr-defined]
         return calls[at % len(calls)] if calls else None
 
@@ -293,7 +293,7 @@ class Line(RuleBasedStateMachine):
     @rule(at=st.integers(0, 99), outcome=st.sampled_from([OK, UNAVAILABLE, REFUSED, INTERNAL, CANCELLED]))
     def end(self, at: int, outcome: Any) -> None:
         """An attempt ends."""
-        call = self.pick_one(self._runs, at)
+        call = self._one(self._runs, at)
         if call is None:
             return
         self.rig.end(call.attempts[-1], outcome)
@@ -302,14 +302,14 @@ class Line(RuleBasedStateMachine):
     @rule(at=st.integers(0, 99))
     def resume(self, at: int) -> None:
         """Something changed, or a place is free: a call that waits is woken, in any order."""
-        call = self.pick_one(lambda call: not self._runs(call), at)
+        call = self._one(lambda call: not self._runs(call), at)
         if call is not None:
             self.follow(call, call.resume(self.rig.now))
 
     @rule(at=st.integers(0, 99), how=st.sampled_from(["refused", "expired", "cancelled"]))
     def give_up(self, at: int, how: str) -> None:
         """It waited too long, or its caller left."""
-        call = self.pick_one(lambda call: not self._runs(call), at)
+        call = self._one(lambda call: not self._runs(call), at)
         if call is None:
             return
         if how == "refused" and call in self.in_line:
