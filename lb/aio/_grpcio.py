@@ -123,6 +123,14 @@ def check_arguments(
     cygrpc.Channel(target.encode(), arguments, lowered).close(cygrpc.StatusCode.cancelled, "not needed")
 
 
+def check_call_credentials(credentials: Any, *, secure: bool) -> None:
+    """Raise what grpcio raises for bad call credentials, where it raises it: when the call is made."""
+    if not secure:
+        raise UsageError(CREDENTIALS_ON_INSECURE)
+    if not isinstance(credentials._credentials, cygrpc.CallCredentials):
+        raise TypeError(f"credentials is {credentials!r}; expected grpc.CallCredentials or None")
+
+
 class _CurrentLoop:
     """Stands for ``Channel._loop``: whichever loop runs when it is used."""
 

@@ -247,8 +247,8 @@ class LogicalChannel:
         """A new logical call (grpcio's upper layer makes it)."""
         if self._closing:
             raise _grpcio.UsageError(self._refusal)
-        if credentials is not None and self._credentials is None:
-            raise _grpcio.UsageError(_grpcio.CREDENTIALS_ON_INSECURE)
+        if credentials is not None:
+            _grpcio.check_call_credentials(credentials, secure=self._credentials is not None)
         if self._loop is not asyncio.get_running_loop():
             self._start()
         if self._asleep:

@@ -4,7 +4,8 @@ A snapshot before and one after; what is new in the second and does not go away 
 grace is a leak. Looked at: tasks of the session's loop, threads, child processes, listening
 sockets and open regular files of this process (the last three where ``/proc`` exists).
 
-Not leaks: the one poller thread that ``grpc.aio`` keeps for the life of the process, and
+Not leaks: the one poller thread that ``grpc.aio`` keeps for the life of the process, core's own
+threads (Python meets them when they run a plugin for credentials, and calls them dummies), and
 the idle threads of the loop's default executor.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PROC = Path("/proc/self")
-_KEPT_THREADS = ("(_poll_wrapper)", "asyncio_")
+_KEPT_THREADS = ("(_poll_wrapper)", "Dummy-", "asyncio_")
 _LISTEN = "0A"
 
 

@@ -63,7 +63,10 @@ async def test_the_upper_channel_has_what_grpcios_has(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        (cygrpc, "EOF AioRpcStatus UsageError InternalError ExecuteBatchError AioChannel Channel StatusCode"),
+        (
+            cygrpc,
+            "EOF AioRpcStatus UsageError InternalError ExecuteBatchError AioChannel CallCredentials Channel StatusCode",
+        ),
         (grpcio_channel, "Channel _augment_channel_arguments"),
         (grpcio_channel.Channel, "_close _register_call close get_state wait_for_state_change channel_ready"),
         (grpcio_interceptor, " ".join(kind.__name__ for kind, _ in _grpcio._INTERCEPTOR_KINDS)),
