@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -160,3 +161,47 @@ async def test_a_breaker_is_kept_when_the_set_changes(fleet: Fleet) -> None:
         assert breakers(channel) == ["OPEN", "CLOSED"]
         await UU.run(channel)
     assert len(three.received) == 1
+
+
+async def test_deadlines_that_pass_unanswered_open_it(fleet: Fleet, kind: Kind) -> None:
+    """A hung endpoint shows in nothing but its callers' own deadlines."""
+    one, two = await fleet(2)
+    breaker = lb.Breaker(consecutive_failures=2, failure_ratio=None, unanswered_s=0.05, open_s=60)
+    async with channel_to(one, two, policy=First(), retry=ONCE, breaker=breaker) as channel:
+        await ready(channel, 2)
+        one.always(hang())
+        for _ in range(2):
+            assert (await failure(kind.start(channel, timeout=0.2))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await eventually(lambda: breakers(channel) == ["OPEN", "CLOSED"], "the first is left out")
+        assert await kind.run(channel) == kind.echo()
+        assert "no answer in 0." in channel.snapshot().endpoints[0].why
+    assert len(two.received) == 1
+
+
+async def test_short_deadlines_prove_nothing(fleet: Fleet) -> None:
+    """Who gives a server little time says little of it."""
+    (one,) = await fleet(1)
+    async with channel_to(one, retry=ONCE, breaker=lb.Breaker(consecutive_failures=2, unanswered_s=30)) as channel:
+        await ready(channel, 1)
+        one.always(hang())
+        for _ in range(4):
+            await failure(UU.start(channel, timeout=0.05))
+        await eventually(lambda: in_flight(channel) == 0, "all have ended")
+        assert breakers(channel) == ["CLOSED"]
+
+
+async def test_slow_calls_open_it(fleet: Fleet) -> None:
+    """They are answered, but not in the time that ``slow_call_s`` leaves."""
+    one, two = await fleet(2)
+    breaker = lb.Breaker(consecutive_failures=2, failure_ratio=None, slow_call_s=0.05, open_s=60)
+    async with channel_to(one, two, policy=First(), retry=ONCE, breaker=breaker) as channel:
+        await ready(channel, 2)
+        for _ in range(2):
+            gate = Gate()
+            one.script(hold(gate))
+            call = UU.start(channel)
+            await one.until(lambda: one.in_flight)
+            asyncio.get_running_loop().call_later(0.1, gate.open)
+            assert await UU.responses(call) == UU.echo()
+        assert breakers(channel) == ["OPEN", "CLOSED"]
+        assert "slower than 0.05 s" in channel.snapshot().endpoints[0].why
