@@ -73,7 +73,7 @@ class Server:
         *,
         port: int = 0,
         credentials: grpc.ServerCredentials | None = None,
-        workers: int = 16,
+        workers: int = 6,
     ) -> None:
         self.name = name
         self.received: list[Received] = []
