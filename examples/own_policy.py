@@ -119,7 +119,7 @@ async def main() -> None:
             lb.Endpoint(two.address, id="two"),
             lb.Endpoint(new.address, id="new", metadata={"track": "canary"}),
         )
-        policy = Canary(share=0.2)
+        policy = Canary(share=0.2, pause_s=60)
         retry = lb.Retry(idempotent=[UNARY_UNARY])  # a canary's failure is nobody's trouble: others are asked
         async with lb.aio.channel(resolver, policy=policy, retry=retry) as channel:
             print("the canary is well:", dict(sorted((await calls(channel, 300)).items())))

