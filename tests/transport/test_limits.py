@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
-from tenacity import wait_none
+from tenacity import wait_fixed, wait_none
 
 import lb
+from lb import incoming
 from lb.aio.channel import Channel
-from lb.incoming import Scope, entered
-from lb.testing.backend import METHODS, Backend, Gate, fail, hang, hold, pushback
+from lb.incoming import Scope
+from lb.testing.backend import METHODS, Gate, fail, hang, hold, pushback
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
     HANGS_S,
@@ -145,26 +147,27 @@ async def test_who_leaves_the_line_holds_nobody_up(fleet: Fleet, kind: Kind, whe
     channel, gate, one = await limited(fleet)
     async with channel:
         first, second, third = (kind.start(channel) for _ in range(3))
-        if when == "in line":
-            await eventually(lambda: len(channel._channel._line) == 2)
+        answers = asyncio.gather(kind.responses(first), kind.responses(third))
+        line = channel._channel._line
+        if when != "before its first step":
+            await eventually(lambda: len(line) == 2)
         if when == "woken":
-            await eventually(lambda: len(channel._channel._line) == 2)
-            line = channel._channel._line
             gate.open()
-            while not line[0].done():
-                await asyncio.sleep(0)
+            async with asyncio.timeout(HANGS_S):
+                while not line[0].done():  # noqa: ASYNC110  # there is no event: the next step is too late
+                    await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await kind.responses(second)
         gate.open()
-        assert await kind.responses(first) == await kind.responses(third) == kind.echo()
+        assert await answers == [kind.echo()] * 2
         await settled(channel)
     assert len(one.received) == 2
 
 
 async def test_a_stream_holds_its_place_until_it_ends(fleet: Fleet) -> None:
     """Not only until its first response."""
-    channel, gate, one = await limited(fleet)
+    channel, _gate, one = await limited(fleet)
     one.always(None)
     async with channel:
         stream = SS.stub(channel)()
@@ -195,7 +198,7 @@ async def test_an_endpoint_that_joins_wakes_the_line(fleet: Fleet) -> None:
 
 async def test_a_weight_that_is_no_longer_0_wakes_the_line(fleet: Fleet) -> None:
     """The endpoint has room, and counts from then on."""
-    channel, gate, one, two = await limited(fleet, 2)
+    channel, gate, _one, two = await limited(fleet, 2)
     two.always(None)
     async with channel:
         channel.change_weights({two.address: 0})
@@ -239,18 +242,51 @@ async def test_a_retry_waits_in_line_like_others(fleet: Fleet, kind: Kind) -> No
 
 
 async def test_all_connections_lost_is_no_full_line(fleet: Fleet) -> None:
-    """Calls that waited for a place wait for a connection then; new ones do too, and none is refused."""
-    channel, gate, one = await limited(fleet, queue=3, retry=lb.Retry(idempotent=METHODS, wait=wait_none()))
+    """Calls that waited for a place wait for a connection then; a new one does too, and is not refused."""
+    channel, gate, one = await limited(fleet, queue=1)
     async with channel:
-        calls = [UU.start(channel, wait_for_ready=True) for _ in range(4)]
+        calls = [UU.start(channel, wait_for_ready=True) for _ in range(2)]
         await one.until(lambda: one.in_flight == 1)
-        gate.open()
         await one.stop()
-        calls += [UU.start(channel, wait_for_ready=True)]
+        await failure(calls[0])
+        await eventually(lambda: waiting(channel) == 0, "nobody waits for a place")
+        calls[0] = UU.start(channel, wait_for_ready=True)
+        gate.open()
         await one.start()
         async with asyncio.timeout(HANGS_S):
-            assert await asyncio.gather(*calls) == [b"one"] * 5
+            assert await asyncio.gather(*calls) == [b"one"] * 2
         await settled(channel)
+
+
+@pytest.mark.parametrize("waits_for", ["a place", "a connection", "its next attempt"])
+async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind: Kind, waits_for: str) -> None:
+    """At once, not when the wait is over; and then it begins no attempt."""
+    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(9), jitter=0.0)
+    channel, gate, one = await limited(fleet, retry=retry)
+    async with channel:
+        scope = Scope(None)
+        if waits_for == "a place":
+            UU.start(channel)
+        elif waits_for == "a connection":
+            await one.stop()
+            await eventually(lambda: channel.get_state() is not grpc.ChannelConnectivity.READY)
+        else:
+            one.script(fail())
+        context = contextvars.copy_context()
+        context.run(incoming.enter, scope)
+        call = context.run(kind.start, channel, wait_for_ready=True)
+        reading = asyncio.ensure_future(kind.responses(call))
+        logical = call._cython_call
+        await eventually(lambda: logical._passing_time is not None, "it waits")
+        received = len(one.received)
+        scope.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(reading, 5)
+        gate.open()
+        await one.start()
+        await settled(channel)
+        assert len(one.received) == received
+        assert logical._passing_time is None
 
 
 async def test_closing_the_channel_empties_the_line(fleet: Fleet, kind: Kind) -> None:
@@ -268,7 +304,7 @@ async def test_closing_the_channel_empties_the_line(fleet: Fleet, kind: Kind) ->
 
 
 async def test_a_random_crowd_leaves_nothing(fleet: Fleet) -> None:
-    """Hundreds of calls with short deadlines, cancellations and failures over a small line: all places are free after."""
+    """Hundreds of calls with short deadlines, cancellations and failures over a small line: then all is free."""
     retry = lb.Retry(idempotent=METHODS, wait=wait_none())
     channel, gate, *backends = await limited(fleet, 2, limit=2, queue=50, queue_s=0.05, retry=retry)
     gate.open()
@@ -279,13 +315,11 @@ async def test_a_random_crowd_leaves_nothing(fleet: Fleet) -> None:
             if at % 5 == 0:
                 await asyncio.sleep(at % 3 * 0.003)
                 call.cancel()
-            try:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
                 await call
-            except (grpc.aio.AioRpcError, asyncio.CancelledError):
-                pass
 
         for backend in backends:
-            backend.script(*(fail() if at % 4 == 0 else pushback(0) if at % 4 == 1 else hold(gate) for at in range(100)))
+            backend.script(*(fail(), pushback(0), hold(gate), hold(gate)) * 25)
         async with asyncio.timeout(HANGS_S):
             await asyncio.gather(*(one_call(at) for at in range(400)))
         await settled(channel)

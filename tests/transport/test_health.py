@@ -1,0 +1,126 @@
+"""gRPC's health watch: what says NOT_SERVING gets no calls while others serve."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+import lb
+from lb.aio.channel import Channel
+from lb.testing.backend import UNARY_UNARY
+from tests.transport.conftest import Fleet
+from tests.transport.kit import UU, channel_to, eventually, failure
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Instance:
+    """A server with an echo and a health service."""
+
+    def __init__(self, address: str, servicer: health.HealthServicer) -> None:
+        self.address = address
+        self.servicer = servicer
+        self.calls = 0
+
+    async def echo(self, request: bytes, context: object) -> bytes:
+        """Count, and answer."""
+        self.calls += 1
+        return request
+
+
+@contextlib.asynccontextmanager
+async def instance() -> AsyncIterator[Instance]:
+    """One of them, serving the service ``shop``."""
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    found = Instance(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", servicer)
+    service, _, method = UNARY_UNARY[1:].partition("/")
+    handlers = {method: grpc.unary_unary_rpc_method_handler(found.echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    await servicer.set("shop", SERVING)
+    await server.start()
+    try:
+        yield found
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[Instance, Instance]]:
+    """Two of them."""
+    async with instance() as one, instance() as two:
+        yield one, two
+
+
+def connectivity(channel: Channel) -> list[str]:
+    """Of each endpoint, in order."""
+    return [endpoint.connectivity for endpoint in channel.snapshot().endpoints]
+
+
+async def test_not_serving_means_not_picked(pair: tuple[Instance, Instance]) -> None:
+    """From the moment it says so until it says otherwise; the snapshot tells why."""
+    one, two = pair
+    async with lb.aio.channel(f"static:///{one.address},{two.address}", health="shop") as channel:
+        channel.get_state(try_to_connect=True)
+        await eventually(lambda: connectivity(channel) == ["READY", "READY"])
+        await one.servicer.set("shop", NOT_SERVING)
+        await eventually(lambda: connectivity(channel)[0] != "READY")
+        before = one.calls
+        for _ in range(6):
+            await UU.run(channel)
+        assert (one.calls, two.calls) == (before, 6)
+        assert not channel.snapshot().endpoints[0].picked
+        await one.servicer.set("shop", SERVING)
+        await eventually(lambda: connectivity(channel) == ["READY", "READY"])
+        for _ in range(6):
+            await UU.run(channel)
+        assert one.calls > before
+
+
+async def test_without_the_setting_nobody_is_asked(pair: tuple[Instance, Instance]) -> None:
+    """What it says does not count."""
+    one, two = pair
+    await one.servicer.set("shop", NOT_SERVING)
+    async with lb.aio.channel(f"static:///{one.address},{two.address}") as channel:
+        channel.get_state(try_to_connect=True)
+        await eventually(lambda: connectivity(channel) == ["READY", "READY"])
+
+
+async def test_the_service_config_may_ask_for_it(pair: tuple[Instance, Instance]) -> None:
+    """``healthCheckConfig``, in a document."""
+    one, two = pair
+    await one.servicer.set("shop", NOT_SERVING)
+    config = {"healthCheckConfig": {"serviceName": "shop"}}
+    async with lb.aio.channel(f"static:///{one.address},{two.address}", service_config=config) as channel:
+        channel.get_state(try_to_connect=True)
+        await eventually(lambda: connectivity(channel)[1] == "READY" and connectivity(channel)[0] != "CONNECTING")
+        for _ in range(4):
+            await UU.run(channel)
+    assert (one.calls, two.calls) == (0, 4)
+
+
+async def test_none_serving_is_said(pair: tuple[Instance, Instance]) -> None:
+    """UNAVAILABLE, and not a call to one that can not take it."""
+    one, two = pair
+    for each in pair:
+        await each.servicer.set("shop", NOT_SERVING)
+    async with lb.aio.channel(f"static:///{one.address},{two.address}", health="shop") as channel:
+        error = await failure(UU.start(channel, timeout=5))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert one.calls == two.calls == 0
+
+
+async def test_a_server_without_a_health_service_is_used(fleet: Fleet) -> None:
+    """It says UNIMPLEMENTED, which counts as serving (gRFC A17)."""
+    backends = await fleet(2)
+    async with channel_to(*backends, health="shop") as channel:
+        for _ in range(4):
+            assert await UU.run(channel) == UU.echo()
+    assert [backend.unknown[:1] for backend in backends] == [["/grpc.health.v1.Health/Watch"]] * 2
