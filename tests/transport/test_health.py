@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -42,7 +43,7 @@ async def instance() -> AsyncIterator[Instance]:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     found = Instance(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", servicer)
     service, _, method = UNARY_UNARY[1:].partition("/")
-    handlers = {method: grpc.unary_unary_rpc_method_handler(found.echo)}
+    handlers: dict[str, Any] = {method: grpc.unary_unary_rpc_method_handler(found.echo)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     await servicer.set("shop", SERVING)
     await server.start()

@@ -160,7 +160,7 @@ async def test_who_leaves_the_line_holds_nobody_up(fleet: Fleet, kind: Kind, whe
         with pytest.raises(asyncio.CancelledError):
             await kind.responses(second)
         gate.open()
-        assert await answers == [kind.echo()] * 2
+        assert list(await answers) == [kind.echo()] * 2
         await settled(channel)
     assert len(one.received) == 2
 
