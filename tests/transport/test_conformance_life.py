@@ -197,6 +197,7 @@ async def test_the_words_for_a_call(world: World, kind: Kind) -> None:
 
 MADE_WITHOUT_A_LOOP = """
 import asyncio, grpc, lb
+{loop}
 channel = {channel}
 echo = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
 
@@ -226,15 +227,19 @@ async def run_script(text: str, **environment: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("ours", [False, True], ids=["grpcio", "lb"])
 async def test_made_at_import_time(backend: Backend, ours: bool) -> None:
-    """Without a running loop; it works in the loop that first uses it, and leaves no complaint."""
-    channel = Side("", ours, 1).code([backend])
-    run = "asyncio.get_event_loop_policy().get_event_loop().run_until_complete(main())"
-    assert await run_script(MADE_WITHOUT_A_LOOP.format(channel=channel, run=run)) == ("b'x'", "")
+    """While no loop runs; it works in the loop that first uses it, and leaves no complaint."""
+    text = MADE_WITHOUT_A_LOOP.format(
+        loop="loop = asyncio.new_event_loop(); asyncio.set_event_loop(loop)",
+        channel=Side("", ours, 1).code([backend]),
+        run="loop.run_until_complete(main()), loop.close()",
+    )
+    assert await run_script(text) == ("b'x' None", "")
 
 
 async def test_made_at_import_time_and_used_by_asyncio_run(backend: Backend) -> None:
-    """Grpcio's own is bound to another loop by then; ours is not bound to any."""
-    text = MADE_WITHOUT_A_LOOP.format(channel=Side("", True, 1).code([backend]), run="asyncio.run(main())")
+    """grpcio's own is bound to another loop by then; ours is not bound to any."""
+    channel = Side("", True, 1).code([backend])
+    text = MADE_WITHOUT_A_LOOP.format(loop="", channel=channel, run="asyncio.run(main())")
     assert await run_script(text) == ("b'x'", "")
 
 
@@ -306,7 +311,7 @@ async def test_uvloop(backend: Backend) -> None:
     """Any event loop will do."""
     pytest.importorskip("uvloop", reason="needs the package uvloop")
     text = MADE_WITHOUT_A_LOOP.replace("import asyncio,", "import asyncio, uvloop,")
-    text = text.format(channel=Side("", True, 1).code([backend]), run="uvloop.run(main())")
+    text = text.format(loop="", channel=Side("", True, 1).code([backend]), run="uvloop.run(main())")
     assert (await run_script(text))[0] == "b'x'"
 
 
