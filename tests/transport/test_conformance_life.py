@@ -237,7 +237,7 @@ async def test_made_at_import_time(backend: Backend, ours: bool) -> None:
 
 
 async def test_made_at_import_time_and_used_by_asyncio_run(backend: Backend) -> None:
-    """grpcio's own is bound to another loop by then; ours is not bound to any."""
+    """Grpcio's own is bound to another loop by then; ours is not bound to any."""
     channel = Side("", True, 1).code([backend])
     text = MADE_WITHOUT_A_LOOP.format(loop="", channel=channel, run="asyncio.run(main())")
     assert await run_script(text) == ("b'x'", "")
