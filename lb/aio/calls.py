@@ -562,7 +562,8 @@ class LogicalCall:
             replayable = self._outbox.replayable
             self._outbox.detach()
         # Core gives empty headers for a status without headers too; only filled ones prove a response.
-        committed = self._committed or bool(real._initial_metadata)
+        # And on a closed channel there is no other attempt (under interceptors a call may outlive its channel).
+        committed = self._committed or bool(real._initial_metadata) or self._channel.over()
         running = 0 if self._race is None else self._race.running
         action = self._ask(self.call.ended, outcome, now, committed=committed, replayable=replayable, running=running)
         self._last = (status, real._initial_metadata)
@@ -665,7 +666,7 @@ class LogicalCall:
         if type(action) is Pause:
             await asyncio.sleep(action.delay_s)
         if type(action) in (Pause, Queued) and self._channel.over():
-            # Closing cancels what the channel knows; under interceptors there may be calls that it does not.
+            # Closing cancels what the channel knows; an interceptor may have made calls that it does not.
             self._settle(AioRpcStatus(_CANCELLED_VALUE, _grpcio.CHANNEL_CLOSED, (), ""), _NO_METADATA)
             return None
         if type(action) is Pause:

@@ -309,3 +309,25 @@ async def test_closing_a_channel_with_intercepted_calls(side: Side, fleet: Fleet
     await channel.close()
     assert call.cancelled()
     await eventually(lambda: not any(backend.in_flight for backend in backends), "the servers were told")
+
+
+async def test_what_an_interceptor_left_running_ends(side: Side, fleet: Fleet, kind: Kind) -> None:
+    """A call that it made and forgot is not known to the channel; it ends with its server, and waits for no other."""
+    backends = await fleet(side.backends)
+    for backend in backends:
+        backend.always(hang())
+    left: list[Any] = []
+
+    async def forgetful(continuation: Any, details: Any, request: Any) -> Any:
+        left.append(await continuation(details, request))
+        await asyncio.Event().wait()
+
+    channel = side.to(backends, interceptors=[interceptor(kind, forgetful)])
+    call = kind.start(channel, () if kind.streams_requests else REQUESTS)
+    await eventually(lambda: any(backend.in_flight for backend in backends))
+    call.cancel()
+    await channel.close()
+    for backend in backends:
+        await backend.stop()
+    async with asyncio.timeout(10):
+        assert await left[0].code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

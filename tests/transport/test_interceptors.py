@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -9,9 +10,9 @@ import pytest
 
 import lb
 from lb.testing import Backend
-from lb.testing.backend import answered_by, fail
+from lb.testing.backend import answered_by, fail, hang
 from tests.transport.conftest import Fleet
-from tests.transport.kit import IDEMPOTENT, UU, First, Kind, channel_to, failure, in_flight, ready
+from tests.transport.kit import IDEMPOTENT, REQUESTS, UU, First, Kind, channel_to, failure, in_flight, ready
 
 
 class Seen:
@@ -146,3 +147,24 @@ async def test_an_interceptor_that_raises_ends_the_call(backend: Backend, kind: 
             await kind.run(channel)
         assert in_flight(channel) == 0
     assert backend.received == []
+
+
+async def test_a_call_that_an_interceptor_forgot_ends_with_its_channel(backend: Backend, kind: Kind) -> None:
+    """The channel does not know it. When its attempt fails after closing, it does not wait for another for ever."""
+    backend.always(hang())
+    left: list[Any] = []
+
+    class Forgetful(ForAll):
+        async def _pass(self, continuation: Any, details: Any, request: Any) -> Any:
+            left.append(await continuation(details, request))
+            await asyncio.Event().wait()
+
+    channel = channel_to(backend, retry=IDEMPOTENT, interceptors=[Forgetful()])
+    call = kind.start(channel, () if kind.streams_requests else REQUESTS)
+    await backend.until(lambda: backend.in_flight == 1)
+    call.cancel()
+    await channel.close()
+    await backend.stop()
+    async with asyncio.timeout(5):
+        assert await left[0].code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+    assert in_flight(channel) == 0
