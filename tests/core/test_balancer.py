@@ -495,9 +495,9 @@ def test_a_callers_deadline_without_an_answer_counts_after_a_second(
     """A hung endpoint shows in nothing else; a cancellation, a lost race or a begun stream says nothing."""
     rig = Rig("ab", breaker=replace(HASTY, slow_call_s=None))
     attempt = rig.pick()
+    rig.clock.advance(took_s)
     if answered:
         attempt.answered_at = rig.now
-    rig.clock.advance(took_s)
     rig.end(attempt, outcome)
     assert attempt.candidate.breaker.state is state
 

@@ -17,6 +17,7 @@ from lb.core.budget import Budget
 from lb.core.call import DONE, Call, Failed, Pause, Queued
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.outcome import OK
+from lb.core.policies import P2C, Policy, Random, RoundRobin
 from lb.core.retry import Retry
 from tests.core.rig import CANCELLED, CONNECTING, FAILING, INTERNAL, READY, REFUSED, TIMED_OUT, UNAVAILABLE, Rig
 
@@ -142,12 +143,32 @@ def test_an_endpoint_at_its_limit_is_passed_over() -> None:
 
 
 def test_a_place_at_an_endpoint_that_was_not_tried_is_preferred() -> None:
-    """The one that was tried has room, too."""
-    rig = Rig("ab", limit=ConcurrencyLimit(limit=2))
-    tried = rig.candidate("a")
-    for _ in range(20):
-        attempt = rig.pick(tried=[tried])
+    """The one that was tried has room, too; only when no other has, it is asked again."""
+    rig = Rig("abc", limit=ConcurrencyLimit(limit=1))
+    held = {attempt.endpoint_id: attempt for attempt in (rig.pick() for _ in range(3))}
+    rig.end(held["a"])
+    rig.end(held["b"])
+    for _ in range(30):
+        attempt = rig.pick(tried=[rig.candidate("a")])
         assert attempt.endpoint_id == "b"
+        rig.end(attempt)
+    rig.pick(tried=[rig.candidate("a")])
+    assert rig.pick(tried=[rig.candidate("a")]).endpoint_id == "a"
+
+
+@pytest.mark.parametrize("policy", [RoundRobin(), Random(), P2C()], ids=lambda policy: policy.name)
+def test_no_policy_leads_a_retry_or_a_hedge_to_a_full_endpoint(policy: Policy) -> None:
+    """Whether it may be asked several times or not."""
+    rig = Rig("abc", limit=ConcurrencyLimit(limit=1), policy=policy)
+    held = {attempt.endpoint_id: attempt for attempt in (rig.pick() for _ in range(3))}
+    a, b = rig.candidate("a"), rig.candidate("b")
+    for _ in range(20):
+        assert rig.balancer.pick_another(None, rig.now, 2, "", [a]) is None
+    rig.end(held["b"])
+    for _ in range(20):
+        attempt = rig.balancer.pick_another(None, rig.now, 2, "", [a])
+        assert attempt is not None
+        assert attempt.candidate is b
         rig.end(attempt)
 
 

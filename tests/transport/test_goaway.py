@@ -15,13 +15,14 @@ import grpc
 import pytest
 
 import lb
+from lb.aio.subchannel import Subchannel
+from lb.core.candidate import Candidate, Connectivity
+from lb.core.outcome import Origin
 from lb.testing import Backend
-from lb.testing.backend import fail
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
     ONCE,
     UU,
-    First,
     Kind,
     channel_to,
     eventually,
@@ -98,17 +99,68 @@ async def test_a_connection_that_comes_and_goes_unseen_is_opened_again(backend: 
 @pytest.mark.parametrize(
     "words", ["Stream removed (GOAWAY received; Error code: 0)", "Stream removed (Transport closed (x))"]
 )
-async def test_a_server_that_only_says_so_is_not_believed(fleet: Fleet, kind: Kind, words: str) -> None:
+async def test_a_server_that_only_says_so_is_not_believed(kind: Kind, words: str) -> None:
     """It passes on what its own client met. The connection stands, so the call may have run: no other attempt."""
-    one, two = await fleet(2)
-    async with channel_to(one, two, policy=First()) as channel:
-        await ready(channel, 2)
-        one.always(fail(details=words))
-        call = kind.start(channel)
-        error = await failure(call)
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert len(lb.attempts(call)) == 1
-    assert len(two.received) == 0
+    calls = 0
+
+    async def refuse(_: Any, context: Any) -> bytes:
+        nonlocal calls
+        calls += 1
+        await context.abort(grpc.StatusCode.UNAVAILABLE, words)
+        return b""
+
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    service, _, method = kind.method[1:].partition("/")
+    make = getattr(grpc, f"{kind.name}_rpc_method_handler")
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: make(refuse)}),))
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(2)]
+    await server.start()
+    try:
+        async with lb.aio.channel(f"static:///127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}") as channel:
+            await ready(channel, 2)
+            call = kind.start(channel)
+            assert (await failure(call)).code() is grpc.StatusCode.UNAVAILABLE
+            (attempt,) = lb.attempts(call)
+            assert attempt.outcome is not None
+            assert attempt.outcome.origin is Origin.CLOSING
+    finally:
+        await server.stop(None)
+    assert calls == 1
+
+
+async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:
+    """It was away for less than a turn of the loop: what comes of calls depends on it."""
+    told: list[Connectivity] = []
+
+    class Lower:
+        watched = 0
+
+        async def watch_connectivity_state(self, last: int, deadline: float | None) -> bool:
+            self.watched += 1
+            if self.watched > 1:
+                await asyncio.Event().wait()
+            return True
+
+        def close(self) -> None:
+            pass
+
+    class Core:
+        _channel = Lower()
+
+        def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+            return grpc.ChannelConnectivity.READY
+
+    class Watched(Subchannel):
+        def _connect(self, *arguments: Any) -> Any:
+            return Core()
+
+    candidate = Candidate(lb.Endpoint("h:1"), lb.Breaker().new_state())
+    watched = Watched(candidate, (), None, None, lambda _, state, trouble: told.append(state))
+    await eventually(lambda: len(told) == 3)
+    assert told == [Connectivity.READY, Connectivity.IDLE, Connectivity.READY]
+    task = watched.close()
+    assert task is not None
+    await asyncio.wait([task])
 
 
 async def test_with_retries_off_an_end_is_seen(fleet: Fleet) -> None:

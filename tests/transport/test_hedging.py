@@ -248,6 +248,28 @@ async def test_after_a_failure_the_next_goes_out_at_once(fleet: Fleet) -> None:
     assert len(two.received) + len(three.received) == 1
 
 
+@pytest.mark.parametrize("failing", [0, 1], ids=["the first", "the hedge"])
+async def test_beside_what_runs_the_next_goes_out_at_once(fleet: Fleet, failing: int) -> None:
+    """No timer is needed: the one that failed makes room for it."""
+    channel, *backends = await hedged(fleet, 3, hedging=lb.Hedging(delay_s=0.05, max_attempts=3))
+    gate = Gate()
+    async with channel:
+        for backend in backends:
+            backend.script(hold(gate, fail()) if backend is backends[0] else hang())
+        call = UU.start(channel)
+        await eventually(lambda: len(lb.attempts(call)) == 2)
+        call._cython_call._race._disarm()
+        if failing:
+            (hedge,) = call._cython_call._race._hedges.values()
+            hedge.cancel("as if its server had failed")
+        else:
+            gate.open()
+        await eventually(lambda: len(lb.attempts(call)) == 3, "the third attempt began")
+        assert not call.done()
+        call.cancel()
+        await nothing_left(channel, *backends)
+
+
 async def test_a_server_that_says_never_ends_hedging_not_the_call(fleet: Fleet) -> None:
     """What runs goes on; nothing more begins."""
     hedging = lb.Hedging(delay_s=0.0, max_attempts=3)
@@ -392,6 +414,7 @@ async def test_what_raises_in_a_policy_ends_hedging_alone(fleet: Fleet, caplog: 
         with caplog.at_level(logging.ERROR, "lb.channel"):
             call = UU.start(channel)
             await eventually(lambda: caplog.records, "the bug is told")
+            assert call._cython_call._race._timer is None, "it would be asked again"
             gate.open()
             assert await answer(call) == b"one"
         await nothing_left(channel, one, two)
