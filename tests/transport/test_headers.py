@@ -128,9 +128,13 @@ async def test_wait_for_connection_raises_when_every_attempt_failed(backend: Bac
     backend.always(fail())
     async with channel_to(backend, retry=IDEMPOTENT) as channel:
         call = US.start(channel)
-        with pytest.raises(grpc.aio.AioRpcError):
+
+        async def connected_and_read() -> object:
             await call.wait_for_connection()
-            await call.read()
+            return await call.read()
+
+        with pytest.raises(grpc.aio.AioRpcError):
+            await connected_and_read()
 
 
 async def test_all_kinds_tell_headers_that_came_with_the_answer(backend: Backend, kind: Kind) -> None:
