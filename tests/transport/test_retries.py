@@ -232,7 +232,7 @@ async def test_a_first_message_commits_a_call(fleet: Fleet, kind: Kind) -> None:
 
 
 async def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet, kind: Kind) -> None:
-    """The first hangs: it is given up after ``attempt_timeout``, which a unary call's server is told as its deadline."""
+    """The first hangs: it is given up after ``attempt_timeout``, which a unary call tells the server as deadline."""
     retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout=0.1)
     one, two, channel = await pair(fleet, retry=retry)
     async with channel:
