@@ -81,20 +81,17 @@ def never_processed(call: Any) -> bool:
     )
 
 
-_REMOVED = "Stream removed ("
+_DEADLINE = "Stream removed (Deadline Exceeded)"
 
 
 def as_with_core_retries(status: Any) -> Any:
     """The status in the words that it has with core's own retries on, as users know them.
 
-    With these off core wraps a cause of its own: ``Stream removed (Deadline Exceeded)``.
+    With these off core wraps what its own timer says; all else reads the same either way.
     """
-    details = status.details() or ""
-    if not details.startswith(_REMOVED) or not details.endswith(")") or status.trailing_metadata():
+    if status.details() != _DEADLINE or status.trailing_metadata():
         return status
-    return AioRpcStatus(
-        status.code(), details[len(_REMOVED) : -1], status.trailing_metadata(), status.debug_error_string()
-    )
+    return AioRpcStatus(status.code(), "Deadline Exceeded", (), "DEADLINE_EXCEEDED:Deadline Exceeded")
 
 
 def lower(channel: grpc.aio.Channel) -> Any:

@@ -311,7 +311,7 @@ class LogicalChannel:
         try:
             self.balancer.ended(attempt, outcome, now)
         finally:  # a policy's hook may raise
-            if attempt.candidate.closable:
+            if attempt.candidate.retired and attempt.candidate.closable:
                 self._close_subchannel(attempt.candidate)
             if self._line:
                 self.next_in_line()

@@ -405,7 +405,7 @@ class Balancer:
             self._dirty = True
         if self._ended is not None:
             self._ended(candidate, outcome, took_s, now)
-        return candidate if candidate.closable else None
+        return candidate if candidate.retired and candidate.closable else None
 
     def admission(self, now: float) -> Admission:
         """Which endpoints are admitted, by the rule at the top of this file. Changes nothing."""

@@ -1,0 +1,42 @@
+"""What a failed call says reads as in grpcio, though core's own retries are off under ours: true of both."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+
+from lb.testing.backend import hang
+from tests.transport.kit import UU, Kind, failure
+from tests.transport.worlds import Side, World
+
+
+async def test_a_deadline(world: World, kind: Kind) -> None:
+    """Details and debug string, without a word of what core was doing."""
+    for backend in world.backends:
+        backend.always(hang())
+    error = await failure(kind.start(world.channel, timeout=0.1))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.details() == "Deadline Exceeded"
+    assert error.debug_error_string() == "DEADLINE_EXCEEDED:Deadline Exceeded"
+
+
+async def test_a_connection_that_is_cut(side: Side) -> None:
+    """Core's words for it stay as they are."""
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")  # empty SETTINGS
+        while data := await reader.read(4096):
+            if b"UnaryUnary" in data:
+                break
+        writer.transport.abort()
+
+    servers = [await asyncio.start_server(cut, "127.0.0.1", 0) for _ in range(side.backends)]
+    addresses = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
+    async with side.make(*addresses) as channel:
+        error = await failure(UU.start(channel, timeout=5, wait_for_ready=True))
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert error.details() == "Stream removed (Socket closed)"
