@@ -7,7 +7,9 @@ here. Per endpoint of a channel it keeps the calls in flight below what the serv
 The adaptive limit is Netflix's *Gradient2* (concurrency-limits, ``Gradient2Limit.java``): the
 ratio of the long-term latency to that of the newest call says whether a queue is building up.
 While it is below 1 the limit shrinks by that ratio, else it grows by its own square root; both
-smoothed. An overload refusal or a time-out takes a tenth off at once.
+smoothed. An overload refusal or a time-out takes a tenth off at once. One thing differs: while the
+limit is full, the long-term latency rises fifty times slower. Theirs follows the queue that the
+limit itself lets in, so that a server which is always full drives it up to its upper bound.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ _SMOOTHING = 0.2
 _TOLERANCE = 1.5
 _LONG_WINDOW = 600
 _BACKOFF = 0.9
+_FIRST = 10
+_WHILE_FULL = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,10 @@ class LimitState:
             return
         self._samples = min(self._samples + 1, _LONG_WINDOW)
         # The mean of the first samples, then an exponential one over about the last 600.
-        self._long_s += (duration_s - self._long_s) * 2 / (self._samples + 1)
+        share = 2 / (self._samples + 1)
+        if in_flight >= self.limit and self._samples > _FIRST and duration_s > self._long_s:
+            share *= _WHILE_FULL  # most of it is the queue: learnt at once, it would excuse a longer one
+        self._long_s += (duration_s - self._long_s) * share
         if self._long_s > 2 * duration_s:  # the load is gone: forget its latency faster
             self._long_s *= 0.95
         if in_flight * 2 < self._exact:

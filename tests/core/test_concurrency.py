@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from typing import Any
 
@@ -375,3 +376,25 @@ class Line(RuleBasedStateMachine):
 
 TestLine = Line.TestCase
 TestLine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("slower", [1.0, 3.0])
+def test_a_server_that_is_always_full_does_not_drive_it_up(slower: float) -> None:
+    """Ten workers, as many calls as the limit lets in: it stays near what they can do, also when they grow slower."""
+    limit = ConcurrencyLimit(adaptive=True, limit=20).new_state()
+    free = [0.0] * 10
+    running: list[tuple[float, float]] = []
+    now, calls = 0.0, 20_000
+    seen = []
+    for done in range(calls):
+        while len(running) < limit.limit:
+            begins = max(now, heapq.heappop(free))
+            ends = begins + 0.01 * (slower if done > calls / 2 else 1.0)
+            heapq.heappush(free, ends)
+            heapq.heappush(running, (ends, now))
+        in_flight = len(running)
+        now, started = heapq.heappop(running)
+        limit.observe(now - started, in_flight)
+        seen.append(limit.limit)
+    assert max(seen[1000:]) <= 60
+    assert min(seen[1000:]) >= 4
