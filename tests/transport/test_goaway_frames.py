@@ -79,9 +79,12 @@ async def raw(answer: Answer) -> AsyncIterator[str]:
         yield f"{host}:{port}"
     finally:
         server.close()
+        for _ in range(5):  # what was accepted a moment ago becomes a connection by then
+            await asyncio.sleep(0)
         for writer in connections:
             writer.transport.abort()
         await asyncio.gather(*(task for task in connections.values() if task is not None))
+        await asyncio.sleep(0)  # a transport lets go of its socket one turn after its end
 
 
 def refuse(writer: asyncio.StreamWriter, stream: int) -> None:
