@@ -120,6 +120,9 @@ class Subchannel:
         channel = self._channel
         explained = False
         state = channel.get_state(try_to_connect=True)
+        # Failing before it was told to connect: core can not make such a channel, the address is no address.
+        # It never answers who watches one, and then grpcio waits for that at the end of the process.
+        impossible = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
         while True:
             trouble = ""
             if state is grpc.ChannelConnectivity.READY:
@@ -132,6 +135,8 @@ class Subchannel:
                     state = grpc.ChannelConnectivity.READY
                     continue
             self._report(self._candidate, STATES[state], trouble)
+            if impossible:
+                return
             await self._left(state)
             lost = state is grpc.ChannelConnectivity.READY
             # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.

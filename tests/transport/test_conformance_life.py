@@ -243,6 +243,29 @@ async def test_made_at_import_time_and_used_by_asyncio_run(backend: Backend) -> 
     assert await run_script(text) == ("b'x'", "")
 
 
+NO_ADDRESS = """
+import asyncio, grpc, lb
+
+async def main():
+    async with {channel} as channel:
+        channel.get_state(try_to_connect=True)
+        try:
+            await channel.unary_unary("/lb.testing.Echo/UnaryUnary")(b"x", timeout=10)
+        except grpc.aio.AioRpcError:
+            print("failed")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("text", ["", "ipv4:foo", "dns:///", "foo/bar"])
+@pytest.mark.parametrize("make", ["grpc.aio.insecure_channel", "lb.aio.channel"], ids=["grpcio", "lb"])
+async def test_the_process_ends_after_a_target_that_is_no_address(text: str, make: str) -> None:
+    """Nothing is left in core that the end of the process would wait for."""
+    out, _ = await run_script(NO_ADDRESS.format(channel=f"{make}({text!r})"))
+    assert out == "failed"
+
+
 USED_TWICE = """
 import asyncio, grpc, lb
 channel = {channel}
