@@ -81,17 +81,21 @@ def never_processed(call: Any) -> bool:
     )
 
 
-_DEADLINE = "Stream removed (Deadline Exceeded)"
+_REMOVED = "Stream removed ("
+_REWORDED = (grpc.StatusCode.CANCELLED.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
 
 
 def as_with_core_retries(status: Any) -> Any:
     """The status in the words that it has with core's own retries on, as users know them.
 
-    With these off core wraps what its own timer says; all else reads the same either way.
+    With these off core wraps what its own timer says, and what a call was cancelled with from this
+    side; all else reads the same either way.
     """
-    if status.details() != _DEADLINE or status.trailing_metadata():
+    details = status.details() or ""
+    if status.code() not in _REWORDED or not details.startswith(_REMOVED) or status.trailing_metadata():
         return status
-    return AioRpcStatus(status.code(), "Deadline Exceeded", (), "DEADLINE_EXCEEDED:Deadline Exceeded")
+    words = details.removeprefix(_REMOVED).removesuffix(")")
+    return AioRpcStatus(status.code(), words, (), f"{STATUS_CODES[status.code()].name}:{words}")
 
 
 def lower(channel: grpc.aio.Channel) -> Any:
