@@ -267,6 +267,7 @@ async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind
         scope = Scope(None)
         if waits_for == "a place":
             UU.start(channel)
+            await one.until(lambda: one.in_flight == 1)
         elif waits_for == "a connection":
             await one.stop()
             await eventually(lambda: channel.get_state() is not grpc.ChannelConnectivity.READY)
