@@ -204,7 +204,7 @@ class LogicalChannel:
         self.settings = settings
         self.propagate = settings.propagate
         for note in settings.config.notes:  # what was ignored in it
-            _log.warning("%s: %s", self.target, note)
+            _log.info("%s: %s", self.target, note)
         self._budget = settings.budget.new_state()
         self.balancer = self.balancer_type(
             self.target,
