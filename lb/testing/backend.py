@@ -235,6 +235,10 @@ class Backend:
         """Append steps, one for each of the next calls."""
         self._steps += steps
 
+    def clear_script(self) -> None:
+        """Drop the steps that no call has come for."""
+        self._steps.clear()
+
     def always(self, step: Step | None) -> None:
         """What calls get when the script is used up; None for the echo."""
         self._always = step

@@ -326,4 +326,5 @@ async def test_a_random_crowd_leaves_nothing(fleet: Fleet) -> None:
         await settled(channel)
         for backend in backends:
             await backend.until(lambda backend=backend: backend.in_flight == 0)
+            backend.clear_script()  # how many of the crowd reached it is the machine's affair
         assert await UU.run(channel) == UU.echo()
