@@ -20,6 +20,11 @@ def _kept(name: str) -> dict[str, Any]:
     return kept
 
 
+def _small_and_large(sizes: dict[str, dict[str, float]]) -> str:
+    small, large = sizes["10"]["pick_ns"], sizes["10000"]["pick_ns"]
+    return f"{small:.0f} / {large:.0f} ({large / small:.2f})"
+
+
 def tables() -> str:
     """The tables, in Markdown."""
     calls, costs = _kept("calls"), _kept("costs")
@@ -31,6 +36,17 @@ def tables() -> str:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     lines += ["", "| | lb | grpcio |", "|---|---|---|"]
     lines += [f"| {name} | {row['lb']} | {row['grpcio']} |" for name, row in costs["rows"].items()]
+    mix = "weights 1, 2, 5"
+    lines += [
+        "",
+        f"| {mix}: ns at 10 / at 10,000 endpoints | pick | whole pick | change at 10,000, ms |",
+        "|---|---|---|---|",
+    ]
+    picks = _kept("pick")
+    for name, whole in picks["whole_picks"][mix].items():
+        pick = picks["picks"][mix][name]
+        cells = (name, _small_and_large(pick), _small_and_large(whole), f"{pick['10000']['change_ms']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
     versions = ", ".join(f"{name} {version}" for name, version in calls["versions"].items())
     return "\n".join([*lines, "", f"With {versions}."])
 
