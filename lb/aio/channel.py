@@ -18,6 +18,7 @@ import grpc
 from lb.aio import _grpcio, fork
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.resolvers import make_resolver
+from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
 from lb.core.breaker import Breaker
@@ -62,6 +63,7 @@ def channel(
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
     propagate: bool = True,
+    measure_sizes: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] | None = None,
     compression: grpc.Compression | None = None,
@@ -88,6 +90,7 @@ def channel(
             also accepted among the ``options``.
         propagate: whether a call made while an incoming call is handled inherits its deadline and
             cancellation (see `lb.aio.incoming`).
+        measure_sizes: whether the metrics tell the sizes of messages, too (see docs/metrics.md).
         credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
             must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
             option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
@@ -114,6 +117,7 @@ def channel(
                 health=health,
                 service_config=service_config,
                 propagate=propagate,
+                measure_sizes=measure_sizes,
                 options=given,
             ),
             credentials=credentials,
@@ -171,6 +175,7 @@ class LogicalChannel:
 
     # `lb.sync` puts its own here.
     balancer_type: ClassVar[type[Balancer]] = Balancer
+    call_types: ClassVar[tuple[type[LogicalCall], type[LogicalCall]]] = (LogicalCall, SizedCall)
     subchannel_type: ClassVar[type[Subchannel]] = Subchannel
     _refusal = _grpcio.CHANNEL_CLOSED
 
@@ -223,6 +228,7 @@ class LogicalChannel:
         self._options = subchannel_options(options, authority, settings)
         self._compression = compression
         self._intercepted = intercepted
+        self.call_type = self.call_types[settings.measure_sizes]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
@@ -255,7 +261,7 @@ class LogicalChannel:
             self._start()
         if self._asleep:
             self._wake_up()
-        call = LogicalCall(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
+        call = self.call_type(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
         if self._intercepted:
             remember_maker(call)
         self.unbegun.add(call)

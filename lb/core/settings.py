@@ -49,6 +49,7 @@ class Settings:
     budget: Budget | Throttle
     config: ServiceConfig
     propagate: bool
+    measure_sizes: bool
 
     def method(self, name: str, *, declared_idempotent: bool) -> MethodSettings:
         """What holds for ``/package.Service/Method``; ``declared_idempotent`` is what its proto says."""
@@ -100,6 +101,7 @@ def settings(
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
     propagate: bool = True,
+    measure_sizes: bool = False,
     options: tuple[tuple[str, Any], ...] = (),
 ) -> Settings:
     """Check and complete what a user gave.
@@ -119,8 +121,9 @@ def settings(
     config = ServiceConfig() if service_config is None else parse(service_config)
     if health is not None and not isinstance(health, str):
         raise TypeError(f"health is {health!r}; expected a service name ('' for the whole server), or None")
-    if not isinstance(propagate, bool):
-        raise TypeError(f"propagate is {propagate!r}; expected True or False")
+    for name, value in (("propagate", propagate), ("measure_sizes", measure_sizes)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; expected True or False")
     retry = _instance("retry", retry, Retry)
     return Settings(
         policy=resolve(policy) if policy is not None or config.policy is None else config.policy,
@@ -134,6 +137,7 @@ def settings(
         budget=config.throttle or retry.budget,
         config=config,
         propagate=propagate,
+        measure_sizes=measure_sizes,
     )
 
 

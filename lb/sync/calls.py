@@ -142,7 +142,7 @@ def _completed(
     return done
 
 
-class _Locked(LogicalCall):
+class Locked(LogicalCall):
     """A logical call whose core is used by several threads."""
 
     call_type = LockedCall
@@ -157,7 +157,7 @@ class _Locked(LogicalCall):
             super().report(attempt, status)
 
 
-class BlockingCall(_Locked):
+class BlockingCall(Locked):
     """One request, one response, in the caller's thread for as long as that is enough.
 
     ``_sending`` is its attempt there. Once the loop has taken over, ``_task`` carries it out.
@@ -331,7 +331,7 @@ class LoopCall:
         self._due = list(batches)
         self._over = False
         self._ended_with: Any = None
-        self._logical: _Locked | None = None
+        self._logical: LogicalCall | None = None
         self._message: bytes | None = None
         self._opened: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -404,8 +404,8 @@ class LoopCall:
             self._opened = self._task(opening, context)
         self._task(self._run(logical), context)
 
-    def _make(self) -> _Locked:
-        return _Locked(
+    def _make(self) -> LogicalCall:
+        return self._channel.inner.call_type(
             self._channel.inner,
             self._method,
             self._deadline,
@@ -420,7 +420,7 @@ class LoopCall:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _run(self, logical: _Locked) -> None:
+    async def _run(self, logical: LogicalCall) -> None:
         try:
             if self._opened is not None:
                 await self._follow(logical, self._opened)
@@ -439,7 +439,7 @@ class LoopCall:
         finally:
             self._finish()
 
-    async def _follow(self, logical: _Locked, opened: asyncio.Task[None]) -> None:
+    async def _follow(self, logical: LogicalCall, opened: asyncio.Task[None]) -> None:
         """A stream of responses, from its headers to its status."""
         await asyncio.wait((opened,))
         if not opened.cancelled() and (error := opened.exception()) is not None:
@@ -451,11 +451,11 @@ class LoopCall:
     def _metadata_sent(self) -> None:
         """The outbox asks for somebody to tell; `operate` waits by itself."""
 
-    async def _headers(self, logical: _Locked) -> None:
+    async def _headers(self, logical: LogicalCall) -> None:
         await logical.initial_metadata()
         self._told_headers(logical)
 
-    def _told_headers(self, logical: _Locked) -> bool:
+    def _told_headers(self, logical: LogicalCall) -> bool:
         """Complete the batches that wait for the response headers, if these are here."""
         headers = logical._initial_metadata
         if headers is None:
@@ -490,7 +490,7 @@ class LoopCall:
             pass  # the call is over: its status tells
         return None
 
-    async def _receive(self, logical: _Locked) -> bytes | None:
+    async def _receive(self, logical: LogicalCall) -> bytes | None:
         if self._opened is not None and not self._opened.done():
             await asyncio.wait((self._opened,))
         message = await logical.receive_serialized_message()

@@ -28,8 +28,9 @@ from lb.core.retry import Retry
 from lb.core.settings import settings
 from lb.core.snapshot import Snapshot
 from lb.sync import _grpcio, loop
-from lb.sync.calls import Batch, BlockingCall, LoopCall
+from lb.sync.calls import Batch, BlockingCall, Locked, LoopCall
 from lb.sync.locked import LockedBalancer
+from lb.sync.sizes import SizedBlockingCall, SizedLocked
 from lb.sync.subchannel import Subchannel
 
 
@@ -46,6 +47,7 @@ def channel(
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
     propagate: bool = True,
+    measure_sizes: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] | None = None,
     compression: grpc.Compression | None = None,
@@ -54,7 +56,7 @@ def channel(
     """A channel to a service, for all four kinds of call, for threads. It connects at its first use.
 
     Args:
-        target: as of `lb.aio.channel`, and so are all arguments up to ``propagate``. A resolver of
+        target: as of `lb.aio.channel`, and so are all arguments up to ``measure_sizes``. A resolver of
             the user's own is started and closed in the library's background thread, in which an event
             loop runs; a policy is asked under the channel's lock, in whichever thread calls.
         policy: see `lb.aio.channel`.
@@ -67,6 +69,7 @@ def channel(
         health: see there.
         service_config: see there.
         propagate: see there.
+        measure_sizes: see there.
         credentials: as of ``grpc.secure_channel``; None for plain text.
         options: channel options as in ``grpc.insecure_channel``, for the connection to each endpoint.
         compression: as there; also for the connection to each endpoint.
@@ -93,6 +96,7 @@ def channel(
             health=health,
             service_config=service_config,
             propagate=propagate,
+            measure_sizes=measure_sizes,
             options=tuple(core_options),
         ),
         credentials=credentials,
@@ -190,6 +194,7 @@ class InLoop(AioLogicalChannel):
     """The asyncio channel that lives in the background loop, with a lock around its balancer."""
 
     balancer_type = LockedBalancer
+    call_types = (Locked, SizedLocked)
     subchannel_type = Subchannel
     balancer: LockedBalancer
 
@@ -233,6 +238,7 @@ class LogicalChannel:
     def __init__(self, inner: InLoop, *, secure: bool) -> None:
         self.inner = inner
         self.secure = secure
+        self._blocking_type = SizedBlockingCall if inner.settings.measure_sizes else BlockingCall
         self.closed_reason = ""
         self._events: SimpleQueue[Any] = SimpleQueue()
         self._lock = threading.RLock()
@@ -259,7 +265,7 @@ class LogicalChannel:
         registered = bool(registered_call_handle)
         arguments = (flags, method, host, metadata, context)
         if len(batches) == 1:
-            return BlockingCall(self, arguments, deadline, credentials, batches[0][0], registered)
+            return self._blocking_type(self, arguments, deadline, credentials, batches[0][0], registered)
         return LoopCall(self, arguments, deadline, credentials, batches, registered, SimpleQueue())
 
     def integrated_call(

@@ -1,27 +1,10 @@
 """Metrics, by the names of gRFC A66 (calls and attempts) and A96 (retries), through the OpenTelemetry *API* alone.
 
-======================================  ==========  ===========================  ==============================
-instrument                              kind, unit  attributes                   what
-======================================  ==========  ===========================  ==============================
-``grpc.client.attempt.started``         counter     method, target               attempts begun, observed
-``grpc.client.attempt.duration``        histogram s method, target, status       of each attempt
-``grpc.client.call.duration``           histogram s method, target, status       of each call, waits and all
-``grpc.client.call.retries``            histogram   method, target               retries of a call that had some
-``grpc.client.call.transparent_retries`` histogram  method, target               those no server had looked at
-``grpc.client.call.hedges``             histogram   method, target               attempts beside another
-``grpc.client.call.retry_delay``        histogram s method, target               time slept between attempts
-``lb.client.endpoints``                 gauge       target, state                endpoints by connectivity; and
-                                                                                 ``breaker open`` of the READY
-``lb.client.retry_budget``              gauge       target                       retries that could be made now
-======================================  ==========  ===========================  ==============================
-
-Attributes are ``grpc.method``, ``grpc.target``, ``grpc.status``, ``lb.state``. A method that no stub has
-registered is called ``other`` (A66), so that a proxy's callers do not make the series. Message sizes are not
-measured: A66 wants them compressed, and only core sees them so.
+docs/metrics.md lists the instruments, with their attributes and what they count.
 
 What keeps it off a call's way: counts are plain integers which the SDK fetches when it collects; a duration
-is put into a queue, and the SDK's work on it (some 11 us each) is done for 64 at once, or when it collects.
-Attribute dicts are made once, instants are those that the core has taken anyway. Without a meter provider a
+or a size is put into a queue, and the SDK's work on it (some 11 us each) is done for 64 at once, or when it
+collects. Attribute dicts are made once, instants are those that the core has taken anyway. Without a meter provider a
 call pays one comparison.
 """
 
@@ -42,6 +25,7 @@ from lb.core.balancer import Attempt, Balancer
 from lb.core.breaker import State
 from lb.core.call import Call, Tally
 from lb.core.candidate import Connectivity
+from lb.core.outcome import Origin
 
 LATENCY_BOUNDS_S = tuple(
     n / 100_000
@@ -52,6 +36,9 @@ LATENCY_BOUNDS_S = tuple(
     )
 )
 """Bucket boundaries of a latency, in seconds (A66)."""
+
+SIZE_BOUNDS = (0, *(1 << n for n in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32)))
+"""Bucket boundaries of a size, in bytes (A66)."""
 
 _AT_ONCE = 64
 _OK = StatusCode.OK
@@ -80,6 +67,11 @@ class Instruments:
                 name, unit=unit, description=description, explicit_bucket_boundaries_advisory=bounds
             ).record
 
+        def size(name: str, description: str) -> Any:
+            return meter.create_histogram(
+                name, unit="By", description=description, explicit_bucket_boundaries_advisory=SIZE_BOUNDS
+            ).record
+
         self.attempt_duration = latency("grpc.client.attempt.duration", "Time from an attempt's start to its end")
         self.call_duration = latency("grpc.client.call.duration", "Time from a call's start to its end")
         self.retry_delay = latency("grpc.client.call.retry_delay", "Time a call had no attempt between two")
@@ -87,6 +79,8 @@ class Instruments:
         self.transparent = count(
             "grpc.client.call.transparent_retries", "{transparent_retry}", "Attempts that no server had looked at", 10
         )
+        self.sent_size = size("lb.client.attempt.sent_total_message_size", "Bytes of requests before compression")
+        self.received_size = size("lb.client.attempt.rcvd_total_message_size", "Bytes of responses, uncompressed")
         self.hedges = count("grpc.client.call.hedges", "{hedge}", "Attempts beside another that had not answered")
         self.pending: deque[tuple[Any, float, Attributes, context.Context]] = deque()
         self._channels: dict[int, weakref.ref[Metrics]] = {}
@@ -209,6 +203,17 @@ class Metrics:
                 where,
             )
         )
+
+    def attempt_sizes(self, call: Call, attempt: Attempt, sent: int, received: int) -> None:
+        """An attempt ended; so many bytes of messages it handed to core, and took from it."""
+        outcome, instruments = attempt.outcome, self._instruments
+        assert outcome is not None
+        attributes = self._attributes(call.settings.tally.label, outcome.code)
+        where = _NO_CONTEXT if attempt.span is None else _context(attempt.span)
+        if outcome.origin is Origin.UNSENT:
+            sent = 0
+        instruments.pending.append((instruments.sent_size, sent, attributes, where))
+        instruments.pending.append((instruments.received_size, received, attributes, where))
 
     def call_ended(self, call: Call, code: StatusCode, span: Any) -> None:
         """A call has its final status."""

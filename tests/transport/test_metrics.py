@@ -26,9 +26,9 @@ METHOD = UNARY_UNARY[1:]
 class Measured:
     """A meter provider of the test's own; the global one is not touched."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         self._reader = export.InMemoryMetricReader()
-        self.provider = sdk.MeterProvider([self._reader], shutdown_on_exit=False)
+        self.provider = sdk.MeterProvider([self._reader], shutdown_on_exit=False, **settings)
 
     def of(self, channel: Channel) -> None:
         """Measure the channel here."""

@@ -1,0 +1,85 @@
+"""Calls whose messages are counted in bytes: what a channel with ``measure_sizes`` makes in place of plain ones.
+
+A class of their own, chosen once per channel, so that other channels pay nothing for it. Counted
+are serialized messages on their way to core and back, hence before compression and after it was
+undone: grpcio tells Python neither the compressed size nor whether a message was compressed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lb.aio._grpcio import EOF
+from lb.aio.calls import LogicalCall
+from lb.core.balancer import Attempt
+from lb.core.outcome import Outcome
+
+
+class Sizes:
+    """Bytes of one attempt's messages."""
+
+    __slots__ = ("received", "sent")
+
+    def __init__(self, sent: int = 0) -> None:
+        self.sent = sent
+        self.received = 0
+
+
+class _Counted:
+    """A lower call of grpcio's, with its messages counted."""
+
+    __slots__ = ("_call", "_sizes")
+
+    def __init__(self, call: Any, sizes: Sizes) -> None:
+        self._call = call
+        self._sizes = sizes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    async def unary_unary(self, request: bytes, *arguments: Any) -> bytes | None:
+        self._sizes.sent += len(request)
+        return self._received(await self._call.unary_unary(request, *arguments))
+
+    async def stream_unary(self, *arguments: Any) -> bytes | None:
+        return self._received(await self._call.stream_unary(*arguments))
+
+    async def initiate_unary_stream(self, request: bytes, *arguments: Any) -> None:
+        self._sizes.sent += len(request)
+        await self._call.initiate_unary_stream(request, *arguments)
+
+    async def send_serialized_message(self, message: bytes) -> None:
+        self._sizes.sent += len(message)
+        await self._call.send_serialized_message(message)
+
+    async def receive_serialized_message(self) -> Any:
+        message = await self._call.receive_serialized_message()
+        if message is not EOF:
+            self._received(message)
+        return message
+
+    def _received(self, message: bytes | None) -> bytes | None:
+        if message is not None:
+            self._sizes.received += len(message)
+        return message
+
+
+class SizedCall(LogicalCall):
+    """A `LogicalCall` that measures its attempts' messages. (`lb.sync` puts it over its own kinds.)"""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.sizes: dict[Attempt, Sizes] = {}
+        super().__init__(*arguments)
+
+    def lower_call(self, attempt: Attempt) -> Any:
+        """See `LogicalCall`."""
+        sizes = self.sizes[attempt] = Sizes()
+        return _Counted(super().lower_call(attempt), sizes)
+
+    def hand_back(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """See `LogicalCall`."""
+        super().hand_back(attempt, outcome, now)
+        sizes = self.sizes.pop(attempt, None)
+        metrics = self._channel.metrics
+        if metrics.on and sizes is not None:
+            metrics.attempt_sizes(self.call, attempt, sizes.sent, sizes.received)
