@@ -21,7 +21,7 @@ from lb.aio.resolvers import make_resolver
 from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
-from lb.core.breaker import Breaker
+from lb.core.breaker import Breaker, State
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
@@ -319,10 +319,23 @@ class LogicalChannel:
         try:
             self.balancer.ended(attempt, outcome, now)
         finally:  # a policy's hook may raise
+            if attempt.candidate.breaker.last is not None:
+                self._breaker_moved(attempt.candidate, now)
             if attempt.candidate.retired and attempt.candidate.closable:
                 self._close_subchannel(attempt.candidate)
             if self._line:
                 self.next_in_line()
+
+    def _breaker_moved(self, candidate: Candidate, now: float) -> None:
+        """Log the move that an attempt which ended ``now`` has caused, if it has. Not under a lock."""
+        move = candidate.breaker.last
+        if move is None or move.at != now or move.after is State.HALF_OPEN:
+            return
+        where = f"{self.target}: {candidate.endpoint.id} ({candidate.endpoint.address})"
+        if move.after is State.OPEN:
+            _log.info("%s: breaker open for %.1f s: %s; %s", where, move.open_s, move.reason, candidate.last_error)
+        else:
+            _log.info("%s: breaker closed: %s", where, move.reason)
 
     def next_in_line(self) -> None:
         """A place below the concurrency limit may be free: wake the first call that waits for one."""

@@ -217,7 +217,9 @@ def _consul(text: str) -> ConsulTarget:
     agent, path, parameters = _parts(text, ("dc", "tag", "near"))
     service = unquote(path)
     if not service:
-        raise ValueError(f"target {text!r}: service is empty; expected consul:///service")
+        raise ValueError(
+            f"target {text!r}: service is empty; expected consul:///service or consul://agent:port/service"
+        )
     if "/" in service or len(service) > _MAX_SERVICE_NAME:
         raise ValueError(
             f"target {text!r}: service is {service!r}; expected one name without a slash, "

@@ -208,6 +208,8 @@ class InLoop(AioLogicalChannel):
             try:
                 self.balancer.ended(attempt, outcome, now)
             finally:  # a policy's hook may raise
+                if attempt.candidate.breaker.last is not None:
+                    self._breaker_moved(attempt.candidate, now)
                 if attempt.candidate.closable:
                     self.in_loop(self._close_subchannel, attempt.candidate)
         else:

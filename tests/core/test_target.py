@@ -114,6 +114,7 @@ def test_address_lists(text: str, addresses: list[str]) -> None:
         ("consul:///a b", "expected no blanks"),
         ("consul:catalog", "expected consul:/// with three slashes"),
         ("consul:///", "service is empty"),
+        ("consul://catalog", "expected consul:///service or consul://agent:port/service"),
         ("consul:///a/b", "service is 'a/b'; expected one name without a slash"),
         ("consul:///a?passing=1", "unknown parameter 'passing'; expected dc, tag, near"),
         ("consul:///a?dc=x&dc=y", "parameter dc is given 2 times"),

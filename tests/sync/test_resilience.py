@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from typing import Any, ClassVar
 
@@ -304,11 +305,15 @@ def test_a_server_dies_under_load(fleet: Fleet) -> None:
 # ---- breaker, hedging, limits, service config ----
 
 
-def test_a_breaker_opens(fleet: Fleet) -> None:
-    """An endpoint that fails is left out after a while, whichever thread meets its failures."""
+def test_a_breaker_opens(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """An endpoint that fails is left out after a while, whichever thread meets its failures; the log says so."""
     servers = fleet(2)
     servers[0].always = fail(Code.INTERNAL)
-    with channel_to(*servers, breaker=lb.Breaker(consecutive_failures=3), policy="round_robin") as channel:
+    breaker = lb.Breaker(consecutive_failures=3, open_s=60)
+    with (
+        caplog.at_level(logging.INFO, "lb.channel"),
+        channel_to(*servers, breaker=breaker, policy="round_robin") as channel,
+    ):
         ready(channel, 2)
         failures = 0
         for _ in range(20):
@@ -318,6 +323,7 @@ def test_a_breaker_opens(fleet: Fleet) -> None:
                 failures += 1
         assert failures == 3
         assert names(servers)[0] == 3
+    assert len([r for r in caplog.records if ": 3 failures in a row; INTERNAL" in r.getMessage()]) == 1
 
 
 def test_hedging(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc
@@ -71,6 +72,26 @@ async def test_a_probe_that_succeeds_closes_it(fleet: Fleet, kind: Kind) -> None
             assert await kind.run(channel) == kind.echo()
         assert breakers(channel) == ["CLOSED", "CLOSED"]
     assert len(one.received) == 2 + 3
+
+
+async def test_its_moves_are_logged(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    """A line at INFO for each opening, with how long, why and the last failure; another when it closes. No more."""
+    with caplog.at_level(logging.INFO, "lb.channel"):
+        one, _, channel = await broken(fleet, UU, TWO_FAILURES)
+        async with channel:
+            await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+            await failure(UU.start(channel))
+            one.always(None)
+            await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+            for _ in range(5):
+                await UU.run(channel)
+    where = f"{channel.snapshot().target}: {one.address} ({one.address}): breaker"
+    said = [record.getMessage() for record in caplog.records if "breaker" in record.getMessage()]
+    assert said == [
+        f"{where} open for 0.1 s: 2 failures in a row; INTERNAL: scripted failure",
+        f"{where} open for 0.1 s: the probe failed; INTERNAL: scripted failure",
+        f"{where} closed: the probe succeeded",
+    ]
 
 
 async def test_a_probe_that_fails_opens_it_again(fleet: Fleet, kind: Kind) -> None:
