@@ -570,6 +570,9 @@ class LogicalCall:
         if type(action) is Done:
             if self.call.error is not None:
                 _log.error("%s: %s", self._channel.target, self.call.gave_up, exc_info=self.call.error)
+            elif _log.isEnabledFor(logging.DEBUG):
+                call = self.call
+                _log.debug("%s: %s fails: %s; tried %s", self._channel.target, call.method, call.gave_up, call.tried())
             self._settle(status, real._initial_metadata)
             return None
         return action

@@ -493,6 +493,16 @@ class Balancer:
 
     # ---- looking at it ----
 
+    def rule(self) -> str:
+        """How the latest pick was made, in the policy's words; empty before the first one, or when it has none."""
+        explain = getattr(self._picker, "explain", None)
+        if explain is None:
+            return ""
+        try:
+            return str(explain())
+        except Exception as error:  # noqa: BLE001 - a user's code, asked while looking for what is wrong
+            return f"explain() failed: {error!r}"
+
     @property
     def candidates(self) -> Sequence[Candidate]:
         """All endpoints of the set, picked or not."""

@@ -10,20 +10,31 @@ from lb.core.balancer import Balancer
 
 @dataclass(frozen=True, slots=True)
 class EndpointSnapshot:
-    """One endpoint. ``latency_ms`` is None until an attempt ended; ``why`` says why it is or is not picked."""
+    """One endpoint of a channel."""
 
     id: str
+    """The instance's id, as the resolver told it; its address when it told none."""
     address: str
+    """What is dialled."""
     weight: int
+    """Its weight now; with ``change_weights`` that one."""
     zone: str
     connectivity: str
+    """``IDLE``, ``CONNECTING``, ``READY`` or ``TRANSIENT_FAILURE``; with ``health=`` of the channel, by that too."""
     breaker: str
+    """``CLOSED``, ``OPEN`` or ``HALF_OPEN``."""
     picked: bool
+    """Whether calls go there now."""
     why: str
+    """``picked``, or why not: ``not connected (...)``, ``breaker open for 0.8 s more (...)``, ``weight 0``."""
     in_flight: int
+    """Attempts of this channel that run there."""
     picks: int
+    """Attempts of this channel so far."""
     latency_ms: float | None
+    """Decayed mean of answers, in milliseconds; None until one came."""
     last_error: str
+    """The latest failure in words; empty when there was none. It stays after the endpoint is well again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +43,21 @@ class Snapshot:
 
     target: str
     policy: str
+    """The policy's name."""
+    rule: str
+    """How the latest pick was made, in the policy's words (its picker's ``explain``); empty before the first."""
     state: str
+    """Of the whole set, by gRPC's aggregation: ``READY`` while one endpoint is."""
     resolved: bool
+    """Whether the resolver has answered, be it with an empty set."""
     note: str
+    """Where the set comes from, in the resolver's words."""
     resolver_error: str
+    """What the resolver complains of now; the last good set stays in use. Empty when all is well."""
     panic: bool
+    """Too few endpoints are admitted, so those with open breakers are used as well."""
     retry_budget: float
+    """Retries and hedges that could be made now."""
     endpoints: tuple[EndpointSnapshot, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,6 +69,8 @@ class Snapshot:
         if self.panic:
             head += "  PANIC: every breaker is open, all are used"
         lines = [head]
+        if self.rule:
+            lines.append(f"  rule: {self.rule}")
         if self.resolver_error:
             lines.append(f"  resolver: {self.resolver_error}")
         if not self.endpoints:
@@ -99,6 +121,7 @@ def snapshot(balancer: Balancer, retry_budget: float, now: float) -> Snapshot:
     return Snapshot(
         target=balancer.target,
         policy=balancer.policy.name,
+        rule=balancer.rule(),
         state=balancer.state().name,
         resolved=resolution is not None,
         note=resolution.note if resolution else "",

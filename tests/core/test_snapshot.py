@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from random import Random
 
 import pytest
 
 from lb.core.outcome import OK
 from lb.core.policies import RoundRobin, WeightedRandom, WeightedRoundRobin
+from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.snapshot import Snapshot, snapshot
 from tests.core.rig import CONNECTING, FAILING, INTERNAL, READY, Rig
 
@@ -114,15 +117,61 @@ def test_the_table() -> None:
     rig.clock.advance(0.0125)
     rig.end(attempt)
     name = attempt.endpoint_id
-    lines = str(look(rig)).splitlines()
-    assert lines[0] == "static:///shop  round_robin  READY  retry budget 100"
-    assert lines[1].split() == ["id", "address", "weight", "state", "in", "flight", "picks", "latency", "why"]
-    assert len(lines) == 4
-    column = lines[1].index("latency")
-    shown = {line.split()[0]: line[column : column + 7] for line in lines[2:]}
+    head, rule, *lines = str(look(rig)).splitlines()
+    assert head == "static:///shop  round_robin  READY  retry budget 100"
+    assert rule == "  rule: each of 2 in turn"
+    assert lines[0].split() == ["id", "address", "weight", "state", "in", "flight", "picks", "latency", "why"]
+    assert len(lines) == 3
+    column = lines[0].index("latency")
+    shown = {line.split()[0]: line[column : column + 7] for line in lines[1:]}
     assert shown[name] == "12.5 ms"
     assert shown["b" if name == "a" else "a"].strip() == "-"
     assert all(line == line.rstrip() for line in lines)
+
+
+class Mute:
+    """A policy whose picker has no words, or chokes on them."""
+
+    name = "mute"
+
+    def __init__(self, explain: Callable[[], str] | None = None) -> None:
+        self.explain = explain
+
+    def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> Picker:
+        """A round robin without its words, or with others."""
+        picker = WordlessPicker(candidates)
+        if self.explain is not None:
+            picker.explain = self.explain  # type: ignore[attr-defined]
+        return picker
+
+
+class WordlessPicker:
+    """The first one."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.first = candidates[0]
+
+    def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
+        """The first one."""
+        return self.first
+
+
+def test_the_rule_in_the_policys_words() -> None:
+    """Once something was picked; nothing when the picker does not explain itself, and no error when it fails."""
+
+    def bug() -> str:
+        raise KeyError("words")
+
+    rig = Rig("ab")
+    assert look(rig).rule == ""
+    for policy, rule in ((None, "each of 2 in turn"), (Mute(), ""), (Mute(lambda: "my rule"), "my rule")):
+        if policy is not None:
+            rig.balancer.change_policy(policy)
+        rig.end(rig.pick())
+        assert look(rig).rule == rule
+    rig.balancer.change_policy(Mute(bug))
+    rig.end(rig.pick())
+    assert look(rig).rule == "explain() failed: KeyError('words')"
 
 
 def test_as_a_dictionary_it_survives_json() -> None:

@@ -188,14 +188,17 @@ def test_attempts_under_interceptors(server: Server, kind: Kind) -> None:
             assert len(lb.attempts(call)) == 1
 
 
-def test_no_retry_where_it_may_harm(fleet: Fleet, kind: Kind) -> None:
-    """A method that is not idempotent is tried once."""
+def test_no_retry_where_it_may_harm(fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """A method that is not idempotent is tried once. At DEBUG the log says so."""
     servers = fleet(2)
     servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "maybe done")
     with channel_to(*servers) as channel:
         ready(channel, 2)
-        assert failure(lambda: kind.run(channel)).details() == "maybe done"
+        with caplog.at_level(logging.DEBUG, "lb.channel"):
+            assert failure(lambda: kind.run(channel)).details() == "maybe done"
         assert sum(names(servers)) == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len([words for words in said if " fails: the method is not declared idempotent; tried " in words]) == 1
 
 
 def test_pushback(fleet: Fleet) -> None:

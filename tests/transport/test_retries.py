@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -51,13 +52,18 @@ async def test_an_idempotent_call_goes_to_another_endpoint(fleet: Fleet, kind: K
     assert two.received[0].messages == kind.sent()
 
 
-async def test_a_call_that_is_not_idempotent_fails_at_once(fleet: Fleet, kind: Kind) -> None:
-    """A connection lost in mid-call is UNAVAILABLE, too: it proves nothing."""
+async def test_a_call_that_is_not_idempotent_fails_at_once(
+    fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection lost in mid-call is UNAVAILABLE, too: it proves nothing. At DEBUG the log says why it ended so."""
     one, two, channel = await pair(fleet)
     async with channel:
         one.always(fail())
-        assert (await failure(kind.start(channel))).code() is UNAVAILABLE
+        with caplog.at_level(logging.DEBUG, "lb.channel"):
+            assert (await failure(kind.start(channel))).code() is UNAVAILABLE
     assert (len(one.received), len(two.received)) == (1, 0)
+    (said,) = [record.getMessage() for record in caplog.records if " fails: " in record.getMessage()]
+    assert f"{kind.method} fails: the method is not declared idempotent; tried {one.address} (" in said
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "NOT_FOUND"])

@@ -75,7 +75,7 @@ class CallInfo(Protocol):
 class Picker(Protocol):
     """A snapshot that picks, in O(1) or O(log n).
 
-    It may also have ``explain() -> str``: its rule in words, for spans and snapshots; and
+    It may also have ``explain() -> str``: its rule in words, for snapshots; and
     ``repeatable = True``: a pick has no effect on later ones, so retries and hedges, which need an
     endpoint that was not tried, may ask several times.
     """
