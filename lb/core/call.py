@@ -27,13 +27,14 @@ from lb.core.candidate import Connectivity
 from lb.core.hedging import Hedging
 from lb.core.outcome import Origin, Outcome, Retryable
 from lb.core.quantile import Quantile
-from lb.core.retry import GiveUp, Retry, decide
+from lb.core.retry import Again, GiveUp, Retry, decide
 from lb.core.throttle import ThrottleState
 
 _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
 _MOST_UNPROCESSED = 3
 """Transparent retries of one call; after these a retry is as any other."""
+_TRANSPARENT = (Origin.UNPROCESSED, Origin.CLOSING)
 _DOUBT_S = 0.005
 _DOUBT_MOST_S = 0.03
 """So long the news of a lost connection may stay behind the status of a call that was on it."""
@@ -129,6 +130,8 @@ class Call:
     _in_line = False
     _doubt: Outcome | None = None
     _no_hedges = False
+    _pushed_back = 0
+    """How many attempts it had when a server last said by push-back when to retry."""
     hedged = False
     """Whether the driver runs attempts beside each other: it does for one request and one response."""
     error: Exception | None = None
@@ -286,10 +289,9 @@ class Call:
         """
         if running:
             return self._beside(outcome)
-        if committed:
-            return self._give_up("the response had begun")
-        if not replayable:
-            return self._give_up("the request stream can not be sent again")
+        if committed or not replayable:
+            self._count(outcome, now)
+            return self._give_up("the response had begun" if committed else "the request stream can not be sent again")
         if self.wait_for_ready and outcome.origin is Origin.UNSENT:
             # It asked to wait for a connection, and this one was gone before anything was sent.
             self._why = f"wait for ready: {outcome.reason()}"
@@ -305,8 +307,7 @@ class Call:
         """What follows a failure while other attempts run: gRFC A6's rules for hedges."""
         if not self._may_lose(outcome):
             return self._give_up(f"{outcome.code.name} ends all attempts")
-        if self._balancer.throttle is not None:
-            self._balancer.throttle.failed()
+        self._failed()
         pushback_s = outcome.pushback_s
         if pushback_s is not None and pushback_s < 0:
             self._no_hedges = True
@@ -332,42 +333,64 @@ class Call:
 
     def _again(self, outcome: Outcome, now: float) -> Action:
         """Another attempt by the rules of hedging and retrying, or the end."""
-        attempts, throttle = self.attempts, self._balancer.throttle
-        if self.hedged and self._may_lose(outcome) and not outcome.pushback_s:
-            # The next hedge need not wait for its turn (gRFC A6).
-            attempt = self.hedge(now, outcome.reason())
-            if attempt is not None:
-                if throttle is not None:
-                    throttle.failed()
-                return attempt
-        choice = decide(
+        counted = self.hedged and self._may_lose(outcome)
+        if counted:
+            self._failed()
+            if not outcome.pushback_s:
+                # The next hedge need not wait for its turn (gRFC A6).
+                attempt = self.hedge(now, outcome.reason())
+                if attempt is not None:
+                    return attempt
+        choice = self._decide(outcome, now)
+        if not counted and (isinstance(choice, Again) or choice.counts):
+            self._failed()
+        if type(choice) is GiveUp:
+            self.error = choice.error
+            return self._exhausted(outcome, choice.why) if choice.counts else self._give_up(choice.why)
+        assert isinstance(choice, Again)
+        delay = choice.delay_s
+        if self.deadline is not None and now + delay >= self.deadline:
+            return self._exhausted(outcome, "the deadline is nearer than the next attempt")
+        if not self.settings.budget.withdraw(now):
+            return self._exhausted(outcome, "the retry budget is used up")
+        if outcome.pushback_s is not None:
+            self._pushed_back = self._counted_attempts
+        self._why = f"retry: {outcome.reason()}"
+        if delay <= 0.0:
+            return self.resume(now)
+        self.slept_s += delay
+        return Pause(delay)
+
+    @property
+    def _counted_attempts(self) -> int:
+        return len(self.attempts) - self._unprocessed
+
+    def _decide(self, outcome: Outcome, now: float) -> Again | GiveUp:
+        attempts = self._counted_attempts
+        return decide(
             self.settings.retry,
             outcome,
-            attempts=len(attempts) - self._unprocessed,
+            attempts=attempts,
+            step=attempts - self._pushed_back,
             started_at=self.started_at,
             slept_s=self.slept_s,
             idempotent=self.settings.idempotent,
             now=now,
             rng=self._balancer.rng,
         )
-        if type(choice) is GiveUp:
-            if choice.counts and throttle is not None:
-                throttle.failed()
-            self.error = choice.error
-            return self._give_up(choice.why) if not choice.counts else self._exhausted(outcome, choice.why)
-        assert not isinstance(choice, GiveUp)
-        if throttle is not None:
-            throttle.failed()
-        delay = choice.delay_s
-        if self.deadline is not None and now + delay >= self.deadline:
-            return self._exhausted(outcome, "the deadline is nearer than the next attempt")
-        if not self.settings.budget.withdraw(now):
-            return self._exhausted(outcome, "the retry budget is used up")
-        self._why = f"retry: {outcome.reason()}"
-        if delay <= 0.0:
-            return self.resume(now)
-        self.slept_s += delay
-        return Pause(delay)
+
+    def _failed(self) -> None:
+        """A failure that gRFC A6's throttle counts."""
+        if self._balancer.throttle is not None:
+            self._balancer.throttle.failed()
+
+    def _count(self, outcome: Outcome, now: float) -> None:
+        """Let the throttle know of a failure that could be retried, had the call not been committed (as core does)."""
+        if self._balancer.throttle is None or outcome.origin in _TRANSPARENT:
+            return
+        choice = self._decide(outcome, now)
+        if isinstance(choice, Again) or choice.counts or (self.hedged and self._may_lose(outcome)):
+            self._failed()
 
     def expired(self, now: float) -> Failed:
         """The deadline passed while no attempt ran."""

@@ -49,7 +49,8 @@ class Retry:
 
     Args:
         stop: tenacity's ``stop_*``; counts attempts, the first one too. Default: after 4.
-        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubling, at most 1 s.
+        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubling, at most 1 s. A server's push-back
+            takes its place, and the wait after that begins again: its ``attempt_number`` is 1 (gRFC A6).
         retry: tenacity's ``retry_if_*``, or None. It *widens* the table of verdicts (`lb.core.outcome`): a failure
             for which it says yes is tried again although the table would not. Who gives one
             answers for idempotence. Committed calls are never retried, whatever it says.
@@ -123,6 +124,7 @@ def decide(
     outcome: Outcome,
     *,
     attempts: int,
+    step: int,
     started_at: float,
     slept_s: float,
     idempotent: bool,
@@ -131,18 +133,18 @@ def decide(
 ) -> Again | GiveUp:
     """What the settings say of a failed, uncommitted attempt (the budget is not asked here).
 
-    ``attempts`` counts those made so far, ``started_at`` is when the call began and
-    ``slept_s`` the time spent waiting between its attempts.
+    ``attempts`` counts those made so far, ``step`` those since the server's last push-back (the wait
+    goes by that), ``started_at`` is when the call began and ``slept_s`` the time spent waiting
+    between its attempts.
     """
     if not settings.enabled:
         return GiveUp("retries are off")
     if outcome.origin is Origin.CALLER:
         return GiveUp("the caller gave up")
+    if outcome.pushback_s is not None and outcome.pushback_s < 0:
+        return GiveUp("the server said not to retry", counts=True)
     allowed = outcome.retryable is Retryable.ALWAYS or (outcome.retryable is Retryable.IF_IDEMPOTENT and idempotent)
-    never = outcome.pushback_s is not None and outcome.pushback_s < 0
-    if not allowed and (settings.retry is None or never):
-        if never:
-            return GiveUp("the server said not to retry", counts=True)
+    if not allowed and settings.retry is None:
         if outcome.retryable is Retryable.IF_IDEMPOTENT:
             return GiveUp("the method is not declared idempotent")
         return GiveUp(f"{outcome.code.name} is not retried")
@@ -153,7 +155,9 @@ def decide(
         if outcome.pushback_s is not None:
             delay = outcome.pushback_s  # the server's own word replaces our wait (gRFC A6)
         else:
+            state.attempt_number = step
             delay = _ask(settings, "wait", state)
+            state.attempt_number = attempts
             if not _number(delay) or not isfinite(delay):
                 return GiveUp(f"Retry.wait returned {delay!r}; expected seconds")
             delay *= 1.0 + settings.jitter * (2.0 * rng.random() - 1.0)

@@ -5,6 +5,13 @@ A counter begins full, with ``max_tokens``. An attempt that failed in a way that
 ``token_ratio``. While no more than half is left, nothing is retried and nothing hedged; first
 attempts always go out. So retries stop when more than about ``token_ratio`` of the attempts fail.
 
+A failure counts before a retry is asked for, and also where none can follow: the call is committed,
+or has had all its attempts. Not counted are attempts that no server processed (A6's transparent
+retries) and those that the caller ended. Core does the same, but for push-back that comes with a
+code that is not retried (A6 counts it); Java and Go pass over committed calls. What "could be
+retried" is said by the document's codes and, beside them, by the table of verdicts
+(`lb.core.outcome`). All methods of a channel count together.
+
 Where a budget counts calls and retries, this counts successes and failures. It is asked in the
 same words (`deposit`, `withdraw`, `balance`) and wants to be told two things more:
 `succeeded` and `failed`.

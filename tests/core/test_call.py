@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from grpc import StatusCode
 from tenacity import (
@@ -19,6 +22,7 @@ from lb.core.budget import Budget
 from lb.core.call import DONE, Failed, Pause, Queued
 from lb.core.outcome import Origin, Outcome, classify
 from lb.core.retry import Retry
+from lb.core.throttle import Throttle
 from tests.core.rig import (
     CANCELLED,
     CONNECTING,
@@ -153,6 +157,85 @@ def test_a_request_that_is_not_at_hand_any_more_is_not_retried() -> None:
     call.begin(rig.now)
     assert rig.fail(call, REFUSED, replayable=False) is DONE
     assert call.gave_up == "the request stream can not be sent again"
+
+
+# ---- push-back and the throttle (gRFC A6) ----
+
+
+def pauses(outcomes: Sequence[Outcome]) -> list[float]:
+    """How long a call waits after each of these failures."""
+    rig = Rig("abcdef", retry=Retry(stop=stop_never, jitter=0.0))
+    call = rig.call()
+    call.begin(rig.now)
+    delays = []
+    for outcome in outcomes:
+        action = rig.fail(call, outcome)
+        delays.append(action.delay_s if isinstance(action, Pause) else 0.0)
+        if isinstance(action, Pause):
+            rig.clock.advance(action.delay_s)
+            assert isinstance(call.resume(rig.now), Attempt)
+    return delays
+
+
+def test_after_a_push_back_the_backoff_begins_again() -> None:
+    """Retry in n ms; if that fails, too, the next wait is the initial one, and doubles from there."""
+    pushed_back = classify(StatusCode.UNAVAILABLE, pushback="300")
+    assert pauses([UNAVAILABLE] * 4) == [0.025, 0.05, 0.1, 0.2]
+    assert pauses([UNAVAILABLE, UNAVAILABLE, pushed_back, UNAVAILABLE, UNAVAILABLE]) == [0.025, 0.05, 0.3, 0.025, 0.05]
+    assert pauses([pushed_back, UNAVAILABLE]) == [0.3, 0.025]
+    assert pauses([UNAVAILABLE, REFUSED, UNPROCESSED, UNAVAILABLE]) == [0.025, 0.0, 0.0, 0.025]
+
+
+NEVER_AGAIN = classify(StatusCode.UNAVAILABLE, pushback="-1")
+
+
+@pytest.mark.parametrize("end", [{"committed": True}, {"replayable": False}, {}], ids=["headers", "buffer", "open"])
+@pytest.mark.parametrize(
+    ("outcome", "settings", "idempotent", "counts"),
+    [
+        (UNAVAILABLE, {}, True, True),
+        (UNAVAILABLE, {}, False, False),
+        (UNAVAILABLE, {"stop": stop_after_attempt(1)}, True, True),
+        (UNAVAILABLE, {"enabled": False}, True, False),
+        (NEVER_AGAIN, {}, False, True),
+        (classify(StatusCode.INTERNAL, pushback="nonsense"), {}, False, True),
+        (REFUSED, {}, False, True),
+        (TIMED_OUT, {}, True, True),
+        (INTERNAL, {}, True, False),
+        (INTERNAL, {"retry": retry_if_exception(lambda _: True)}, False, True),
+        (classify(StatusCode.INVALID_ARGUMENT), {}, True, False),
+        (CANCELLED, {}, True, False),
+        (classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.CALLER), {}, True, False),
+    ],
+)
+def test_what_takes_a_token(
+    outcome: Outcome, settings: dict[str, Any], idempotent: bool, counts: bool, end: dict[str, bool]
+) -> None:
+    """What could be retried, or must not be by push-back; committed or not: as in gRPC's core, once an attempt."""
+    rig = Rig("ab", retry=Retry(wait=wait_none(), **settings), throttle=Throttle(10, 0.5))
+    call = rig.call(idempotent=idempotent)
+    call.begin(rig.now)
+    rig.fail(call, outcome, **end)
+    assert repr(rig.throttle) == f"<ThrottleState {9 if counts else 10} of 10>"
+
+
+@pytest.mark.parametrize("end", [{}, {"committed": True}, {"replayable": False}])
+def test_what_no_server_processed_takes_no_token(end: dict[str, bool]) -> None:
+    """Throttling protects servers, and these had nothing of it (A6, transparent retries)."""
+    rig = Rig("ab", throttle=Throttle(10, 0.5))
+    call = rig.call()
+    call.begin(rig.now)
+    rig.fail(call, UNPROCESSED, **end)
+    assert repr(rig.throttle) == "<ThrottleState 10 of 10>"
+
+
+def test_a_failure_counts_before_it_is_asked() -> None:
+    """The failure that brings the tokens down to half is not retried itself."""
+    rig = Rig("ab", retry=EAGER, throttle=Throttle(2, 0.5))
+    call = rig.call()
+    call.begin(rig.now)
+    assert rig.fail(call, UNAVAILABLE) is DONE
+    assert call.gave_up == "the retry budget is used up"
 
 
 # ---- limits ----

@@ -235,6 +235,21 @@ def test_failures_of_hedges_take_tokens() -> None:
     assert begun(rig, 0).hedge(rig.now) is None
 
 
+def test_a_status_that_hedges_outlive_takes_a_token() -> None:
+    """A non-fatal code counts (gRFC A6), also where nothing follows it; and before the next hedge is asked."""
+    hedging = Hedging(delay_s=0.1, max_attempts=2, non_fatal=[StatusCode.INTERNAL])
+    rig = Rig("abc", hedging=hedging, throttle=Throttle(4, 0.1))
+    call = begun(rig)
+    rig.fail(call, INTERNAL, at=0)
+    assert repr(rig.throttle) == "<ThrottleState 3 of 4>"
+    assert rig.fail(call, INTERNAL) is DONE
+    assert repr(rig.throttle) == "<ThrottleState 2 of 4>"
+    rig = Rig("abc", hedging=hedging, throttle=Throttle(2, 0.1))
+    call = begun(rig, 0)
+    assert rig.fail(call, INTERNAL) is DONE
+    assert len(call.attempts) == 1
+
+
 @pytest.mark.parametrize("outcome", [LOST, LATE])
 def test_a_loser_says_nothing_of_load_or_last_error_but_late(outcome: Outcome) -> None:
     """Its time is not observed, in flight returns to 0, and the breaker stays closed."""

@@ -46,6 +46,7 @@ def ask(
     outcome: Outcome = UNAVAILABLE,
     *,
     attempts: int = 1,
+    step: int | None = None,
     elapsed: float = 0.0,
     slept: float = 0.0,
     idempotent: bool = True,
@@ -56,6 +57,7 @@ def ask(
         settings,
         outcome,
         attempts=attempts,
+        step=attempts if step is None else step,
         started_at=START,
         slept_s=slept,
         idempotent=idempotent,
@@ -217,6 +219,28 @@ def test_the_servers_push_back_replaces_the_wait() -> None:
     settings = Retry(wait=wait_fixed(9), jitter=1.0)
     assert ask(settings, classify(StatusCode.UNAVAILABLE, pushback="120")) == Again(0.12)
     assert ask(settings, classify(StatusCode.UNAVAILABLE, pushback="0")) == Again(0.0)
+
+
+def test_the_wait_goes_by_its_own_step() -> None:
+    """``wait`` sees how many attempts there were since the last push-back, ``stop`` and ``retry`` all of them."""
+    seen: list[tuple[str, int]] = []
+
+    def strategy(name: str, answer: Any) -> Any:
+        def asked(state: RetryCallState) -> Any:
+            seen.append((name, state.attempt_number))
+            return answer
+
+        return asked
+
+    settings = steady(stop=strategy("stop", False), wait=strategy("wait", 0.5), retry=strategy("retry", True))
+    assert ask(settings, INTERNAL, attempts=3, step=1) == Again(0.5)
+    assert seen == [("retry", 3), ("wait", 1), ("stop", 3)]
+
+
+@pytest.mark.parametrize("code", [StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED])
+def test_no_is_no_whatever_the_code(code: StatusCode) -> None:
+    """Push-back below 0 forbids a retry of an idempotent method, too, also with codes that are no refusals."""
+    assert ask(Retry(), classify(code, pushback="-1")) == GiveUp("the server said not to retry", counts=True)
 
 
 def test_push_back_does_not_add_attempts() -> None:

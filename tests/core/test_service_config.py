@@ -157,6 +157,7 @@ def _decided(
         retry,
         outcome,
         attempts=attempts,
+        step=attempts,
         started_at=0.0,
         slept_s=0.0,
         idempotent=False,

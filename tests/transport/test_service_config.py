@@ -12,9 +12,9 @@ import pytest
 import lb
 import lb.sync
 from lb.testing import Backend
-from lb.testing.backend import SERVICE, UNARY_STREAM, UNARY_UNARY, fail, hang
+from lb.testing.backend import SERVICE, UNARY_STREAM, UNARY_UNARY, fail, hang, pushback
 from tests.transport.conftest import Fleet
-from tests.transport.kit import KINDS, ONCE, UU, channel_to, endpoints, failure, ready
+from tests.transport.kit import HANGS_S, KINDS, ONCE, US, UU, Kind, channel_to, endpoints, failure, ready
 
 RETRY = {
     "maxAttempts": 3,
@@ -118,6 +118,45 @@ async def test_throttling_stops_retries(backend: Backend) -> None:
         backend.script(*[fail(UNAVAILABLE)] * 2)
         assert (await failure(UU.start(channel))).code() is UNAVAILABLE  # 3.5 - 1 is above 2, one less is not
         assert len(backend.received) == 16
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["grpcio", "lb"])
+@pytest.mark.parametrize(
+    ("kind", "step", "counts"),
+    [
+        (US, fail(UNAVAILABLE, initial_metadata=(("k", "v"),)), True),
+        (US, fail(UNAVAILABLE, after=1), True),
+        (UU, pushback(-1), True),
+        (UU, fail(grpc.StatusCode.NOT_FOUND), False),
+        (US, fail(grpc.StatusCode.NOT_FOUND, initial_metadata=(("k", "v"),)), False),
+    ],
+    ids=["headers", "message", "push-back", "other code", "other code, headers"],
+)
+async def test_what_counts_against_retries(backend: Backend, ours: bool, kind: Kind, step: Any, counts: bool) -> None:
+    """Of 4 tokens two such failures leave half, and nothing is retried: also what was committed. As in core."""
+    # Not 1 ms: core may lose a retry whose timer fires at once, and the call hangs (grpc #41036).
+    policy = {**RETRY, "initialBackoff": "0.01s", "maxBackoff": "0.02s"}
+    document = {
+        "methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": policy}],
+        "retryThrottling": {"maxTokens": 4, "tokenRatio": 0.001},
+    }
+    options = (("grpc.service_config", json.dumps(document)),)
+    async with (
+        channel_to(backend, service_config=document)
+        if ours
+        else grpc.aio.insecure_channel(backend.address, options=options)
+    ) as channel:
+        for _ in range(2):
+            backend.script(step)
+            with pytest.raises(grpc.RpcError):
+                await kind.run(channel, timeout=HANGS_S)
+        before = len(backend.received)
+        backend.script(fail(UNAVAILABLE))
+        if counts:
+            assert (await failure(UU.start(channel, timeout=HANGS_S))).code() is UNAVAILABLE
+        else:
+            await UU.run(channel, timeout=HANGS_S)
+        assert len(backend.received) - before == (1 if counts else 2)
 
 
 async def test_hedging(fleet: Fleet) -> None:
