@@ -35,6 +35,7 @@ from aiohttp import web
 
 from lb.core.target import join_host_port
 from lb.testing._checks import Runner
+from lb.testing._listening import stop_accepting
 from lb.testing._registry import STATUSES, Refused, Registry, duration
 
 _WAIT_DEFAULT_S = 300.0
@@ -121,6 +122,10 @@ class Agent:
             self._stop_check(check_id)
         if self._closing:
             await asyncio.wait(self._closing)
+        for listening in site.sites:
+            server = listening._server
+            if isinstance(server, asyncio.Server):
+                await stop_accepting(server)
         await site.cleanup()
         if self._http is not None:
             await self._http.close()

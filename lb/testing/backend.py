@@ -248,7 +248,7 @@ class Backend:
         """The methods of the received calls."""
         return [call.method for call in self.received]
 
-    async def until(self, condition: Callable[[], object], within_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], object], within_s: float = 20.0) -> None:
         """Wait until ``condition()`` is true; it is asked whenever something happened here.
 
         Raises:

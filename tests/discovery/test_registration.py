@@ -11,6 +11,7 @@ import pytest
 from lb.aio import registration
 from lb.aio.registration import Registration
 from lb.testing import Agent
+from lb.testing._listening import stop_accepting
 from tests.discovery.conftest import Backend
 from tests.support.consul import Embedded, Registry
 from tests.support.wait import until
@@ -230,9 +231,10 @@ async def test_leaving_while_consul_hangs_is_bounded(service: str, backend: Back
         began = loop.time()
         await mine.drain()
     assert loop.time() - began < 6
+    await stop_accepting(server)
+    server.close()
     for writer in connections:
         writer.close()
-    server.close()
     await server.wait_closed()
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import grpc
 
 import lb
+from lb.testing._listening import stop_accepting
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
 from services.runtime.connections import CONNECTION, LIMIT, SERVER_OPTIONS, STREAMS
 from tests.services.conftest import Shop
@@ -42,6 +43,7 @@ class Wire:
         try:
             yield self
         finally:
+            await stop_accepting(server)
             server.close()
             for writer in self._writers:
                 writer.close()

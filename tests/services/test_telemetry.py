@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 
 from lb.testing import Agent
+from lb.testing._listening import stop_accepting
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
 from services.runtime import logs
 from tests.services.test_server import health, running
@@ -49,6 +50,7 @@ async def collector() -> AsyncIterator[tuple[str, asyncio.Queue[ExportTraceServi
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received
     finally:
+        await stop_accepting(server)
         server.close()
         for writer in list(open_connections):
             writer.close()

@@ -18,3 +18,8 @@ async def until(ask: Callable[[], Awaitable[T]], *, within_s: float, what: str, 
             raise TimeoutError(f"not within {within_s:g} s: {what}; the last answer was {answer!r}")
         await asyncio.sleep(every_s)
     return answer
+
+
+def longer(first_s: float) -> tuple[float, ...]:
+    """Times to try one after the other where a test needs one that runs out and a busy machine may need more."""
+    return tuple(first_s * 5**turn for turn in range(4))

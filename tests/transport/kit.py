@@ -15,7 +15,7 @@ from lb.aio.channel import Channel
 from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Backend
 
 REQUESTS = (b"one", b"two", b"three")
-HANGS_S = 20.0
+HANGS_S = 30.0
 """A call that takes so long hangs: the test fails, and does not wait for ever."""
 AT_ONCE = wait_none()
 NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
@@ -160,7 +160,7 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     raise AssertionError(f"no error, but {answer!r}")
 
 
-async def eventually(condition: Callable[[], object], what: str = "", within_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], what: str = "", within_s: float = HANGS_S) -> None:
     """Wait until ``condition()`` is true. Raises ``TimeoutError`` naming ``what``."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s

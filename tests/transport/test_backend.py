@@ -23,7 +23,7 @@ from lb.testing.backend import (
     pushback,
 )
 from tests.transport.conftest import Fleet
-from tests.transport.kit import KINDS, REQUESTS, SS, SU, US, UU, Kind, failure
+from tests.transport.kit import HANGS_S, KINDS, REQUESTS, SS, SU, US, UU, Kind, failure
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_headers_come_early_only_where_asked_for(backend: Backend, plain: 
     for step in (echo(headers=True), echo(initial_metadata=(("x-head", "1"),))):
         backend.script(hold(gate, step))
         call = US.start(plain)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS_S):
             headers = tuple(await call.initial_metadata())
         assert ("x-head", "1") in headers or step.headers
         call.cancel()
@@ -164,7 +164,7 @@ async def test_stop_cuts_calls_off_and_start_takes_the_same_port(backend: Backen
     await backend.start()
     await backend.start()
     assert backend.address == address
-    assert await UU.start(plain, wait_for_ready=True, timeout=10) == b"one"
+    assert await UU.start(plain, wait_for_ready=True, timeout=HANGS_S) == b"one"
     assert len(backend.received) == 2
     assert backend.in_flight == 0
 

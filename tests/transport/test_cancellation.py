@@ -17,6 +17,7 @@ from lb.testing import Backend
 from lb.testing.backend import METHODS, echo, fail, hang, pushback
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
+    HANGS_S,
     IDEMPOTENT,
     KINDS,
     NO_BREAKER,
@@ -145,7 +146,7 @@ CASES = [
 async def test_a_cancelled_call_leaves_nothing(backend: Backend, kind: Kind, stage: Stage, way: Way) -> None:
     """At each stage and in each way: CANCELLED, no attempt in flight here or there, no task, no retry to come."""
     before = asyncio.all_tasks()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         channel, call = await stage(backend, kind)
         await way(channel, call, kind)
         assert call.done()
@@ -204,7 +205,7 @@ async def test_a_reader_cancelled_before_the_headers_ends_the_writer_too(backend
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS_S):
             await ended.wait()
         with pytest.raises(asyncio.CancelledError):
             await call.read()

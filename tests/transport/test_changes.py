@@ -12,7 +12,19 @@ import pytest
 import lb
 from lb.testing.backend import METHODS, Gate, fail, hang, hold
 from tests.transport.conftest import Fleet
-from tests.transport.kit import AT_ONCE, UU, First, Kind, Told, channel_to, endpoints, eventually, in_flight, ready
+from tests.transport.kit import (
+    AT_ONCE,
+    HANGS_S,
+    UU,
+    First,
+    Kind,
+    Told,
+    channel_to,
+    endpoints,
+    eventually,
+    in_flight,
+    ready,
+)
 from tests.transport.test_spans import Recording
 
 POLICIES = ("round_robin", "p2c", "least_request", "random", "weighted_round_robin", "weighted_random")
@@ -79,7 +91,7 @@ async def test_hooks_that_raise_harm_no_call(fleet: Fleet, kind: Kind, caplog: p
         one.script(fail())
         with caplog.at_level(logging.CRITICAL, "lb.channel"):
             calls = [kind.start(channel) for _ in range(12)]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANGS_S):
                 assert await asyncio.gather(*map(kind.responses, calls)) == [kind.echo()] * 12
         assert in_flight(channel) == 0
         assert not channel._channel._line

@@ -13,7 +13,7 @@ import pytest
 from grpc.aio import EOF
 
 from lb.testing.backend import NAME_KEY, Gate, echo, fail, hang, hold
-from tests.transport.kit import KINDS, REQUESTS, SS, UU, Kind, each, failure
+from tests.transport.kit import HANGS_S, KINDS, REQUESTS, SS, UU, Kind, each, failure
 from tests.transport.worlds import ONE_RESPONSE, REQUEST_STREAMS, RESPONSE_STREAMS, World
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -76,13 +76,13 @@ async def test_metadata_in_any_form(world: World, kind: Kind, metadata: Any) -> 
 
 async def test_the_deadline_reaches_the_server(world: World, kind: Kind) -> None:
     """And ``time_remaining`` counts down on this side."""
-    call = kind.start(world.channel, timeout=20)
-    assert 19 < call.time_remaining() <= 20
+    call = kind.start(world.channel, timeout=60)
+    assert 30 < call.time_remaining() <= 60
     await kind.responses(call)
-    assert 0 < call.time_remaining() < 20
+    assert 0 < call.time_remaining() < 60
     timeout_s = world.received[0].timeout_s
     assert timeout_s is not None
-    assert 18 < timeout_s <= 20.1
+    assert 30 < timeout_s <= 60.5
 
 
 async def test_compression_of_one_call(world: World, kind: Kind) -> None:
@@ -95,7 +95,7 @@ async def test_compression_of_one_call(world: World, kind: Kind) -> None:
 async def test_wait_for_connection(world: World, kind: Kind) -> None:
     """Returns; the call goes on as if nothing had been asked."""
     call = kind.start(world.channel)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         await call.wait_for_connection()
     assert await kind.responses(call) == kind.echo()
 
@@ -257,7 +257,7 @@ async def test_an_unknown_method(world: World, kind: Kind) -> None:
 @pytest.mark.parametrize("size", [5_000_000])
 async def test_a_message_that_is_too_large(world: World, kind: Kind, size: int) -> None:
     """RESOURCE_EXHAUSTED, by the server's limit of 4 MiB; nothing hangs."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         error = await failure(kind.start(world.channel, (bytes(size),)))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -412,7 +412,7 @@ async def test_a_request_iterator_that_raises(world: World, kind: Kind) -> None:
 
     call = kind.stub(world.channel)(requests())
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             await kind.responses(call)
     assert await call.code() is grpc.StatusCode.CANCELLED
     await world.until(lambda: world.received[0].ended)
@@ -441,7 +441,7 @@ async def test_a_writer_and_a_reader_side_by_side(world: World) -> None:
     async def read() -> list[int]:
         return [message[0] async for message in call]
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS_S):
         _, seen = await asyncio.gather(write(), read())
     assert seen == list(range(count))
 
@@ -544,7 +544,7 @@ async def test_closing_the_channel_cancels_its_calls(world: World, kind: Kind) -
 async def test_the_state_of_the_channel(world: World) -> None:
     """IDLE before its use, then READY."""
     assert world.channel.get_state() is grpc.ChannelConnectivity.IDLE
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         await world.channel.channel_ready()
     assert world.channel.get_state() is grpc.ChannelConnectivity.READY
 

@@ -12,7 +12,7 @@ from grpc.aio import EOF
 
 from lb.testing import Backend
 from lb.testing.backend import Gate, echo, fail, hang, hold
-from tests.transport.kit import SS, UU, Kind, eventually, failure
+from tests.transport.kit import HANGS_S, SS, UU, Kind, eventually, failure
 from tests.transport.test_tls import Certificate, self_signed
 from tests.transport.worlds import ONE_RESPONSE, REQUEST_STREAMS, RESPONSE_STREAMS, Side, World
 
@@ -28,16 +28,16 @@ async def test_before_during_and_after(world: World, kind: Kind) -> None:
     """``done``, ``cancelled`` and ``time_remaining`` at each stage."""
     gate = Gate()
     world.always(hold(gate))
-    call = kind.start(world.channel, timeout=30)
+    call = kind.start(world.channel, timeout=60)
     assert (call.done(), call.cancelled()) == (False, False)
-    assert 29 < call.time_remaining() <= 30
+    assert 30 < call.time_remaining() <= 60
     await world.arrived()
     assert (call.done(), call.cancelled()) == (False, False)
     gate.open()
     await kind.responses(call)
     assert await call.code() is OK
     assert (call.done(), call.cancelled(), call.cancel()) == (True, False, False)
-    assert 0 < call.time_remaining() < 30
+    assert 0 < call.time_remaining() < 60
 
 
 async def test_who_asks_early_waits(world: World, kind: Kind) -> None:
@@ -63,7 +63,7 @@ async def test_who_asks_early_waits(world: World, kind: Kind) -> None:
 async def test_the_status_without_the_response(world: World, kind: Kind) -> None:
     """It comes though nobody awaits the call. (Where responses stream, they have to be read first.)"""
     call = kind.start(world.channel)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         assert await call.code() is OK
     assert call.done()
 
@@ -75,7 +75,7 @@ async def test_headers_before_anything_else(world: World, kind: Kind) -> None:
     gate = Gate()
     world.always(hold(gate, echo(initial_metadata=(("x-h", "1"),))))
     call = kind.start(world.channel)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         assert (await call.initial_metadata())["x-h"] == "1"
     assert not call.done()
     gate.open()
@@ -114,7 +114,7 @@ async def test_a_done_callback_that_raises(world: World, kind: Kind) -> None:
     loop.set_exception_handler(lambda _, context: said.append(context))
     try:
         call.add_done_callback(broken)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             await asyncio.gather(kind.responses(call), return_exceptions=True)
         assert await kind.run(world.channel) == kind.echo()
     finally:
@@ -186,11 +186,11 @@ async def test_a_server_that_ends_first(world: World, kind: Kind) -> None:
             closed.set()
 
     call = kind.stub(world.channel)(requests())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
             await kind.responses(call)
         await closed.wait()
-    assert given < 100
+    assert given < 1000  # of endless ones; how soon the end arrives is the machine's affair
 
 
 @REQUEST_STREAMS
@@ -208,7 +208,7 @@ async def test_an_iterator_that_raises_at_once(world: World, kind: Kind, asynchr
 
     call = kind.stub(world.channel)(requests() if asynchronous else plain())
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             await kind.responses(call)
     assert await call.code() is CANCELLED
 
@@ -246,7 +246,7 @@ async def test_a_dialogue_is_not_held_back(world: World) -> None:
             await answered.wait()
 
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         async for message in SS.stub(world.channel)(requests()):
             seen.append(message)
             answered.set()
@@ -260,7 +260,7 @@ async def test_cancel_then_ask(world: World, kind: Kind) -> None:
     """Code, words and metadata of a call that was cancelled before it was sent."""
     call = kind.start(world.channel)
     assert [call.cancel(), call.cancel(), call.cancelled(), call.done()] == [True, False, True, True]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         assert await call.code() is CANCELLED
         assert await call.details() == "Locally cancelled by application!"
         assert tuple(await call.initial_metadata()) == tuple(await call.trailing_metadata()) == ()
@@ -372,7 +372,7 @@ async def test_calls_over_tls(secure: tuple[Any, list[Backend]], kind: Kind) -> 
     """All kinds, on all backends."""
     channel, backends = secure
     for _ in range(len(backends)):
-        assert await kind.run(channel, timeout=20) == kind.echo()
+        assert await kind.run(channel, timeout=HANGS_S) == kind.echo()
 
 
 async def test_call_credentials(secure: tuple[Any, list[Backend]], kind: Kind) -> None:
@@ -381,8 +381,8 @@ async def test_call_credentials(secure: tuple[Any, list[Backend]], kind: Kind) -
     both = grpc.composite_call_credentials(
         grpc.access_token_call_credentials("secret"), grpc.metadata_call_credentials(Plugin())
     )
-    await kind.run(channel, credentials=both, timeout=20)
-    await kind.run(channel, timeout=20)
+    await kind.run(channel, credentials=both, timeout=HANGS_S)
+    await kind.run(channel, timeout=HANGS_S)
     first, second = sorted(
         (received for backend in backends for received in backend.received),
         key=lambda received: "authorization" not in received.metadata,
@@ -397,7 +397,7 @@ async def test_call_credentials_that_fail(secure: tuple[Any, list[Backend]], kin
     """UNAVAILABLE with the plugin's words; nothing reaches a server."""
     channel, backends = secure
     broken = grpc.metadata_call_credentials(Plugin(LookupError("no token today")))
-    call = kind.stub(channel)(*(() if kind.streams_requests else (b"x",)), credentials=broken, timeout=20)
+    call = kind.stub(channel)(*(() if kind.streams_requests else (b"x",)), credentials=broken, timeout=HANGS_S)
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
     assert "no token today" in await call.details()
     assert not any(backend.received for backend in backends)
@@ -410,4 +410,4 @@ async def test_call_credentials_of_no_kind(secure: tuple[Any, list[Backend]], ki
     channel, _ = secure
     with pytest.raises(AttributeError, match="_credentials"):
         kind.start(channel, credentials=credentials)
-    assert await kind.run(channel, timeout=20) == kind.echo()
+    assert await kind.run(channel, timeout=HANGS_S) == kind.echo()

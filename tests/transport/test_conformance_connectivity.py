@@ -10,7 +10,7 @@ import pytest
 
 from lb.testing import Backend
 from tests.transport.conftest import Fleet
-from tests.transport.kit import KINDS, UU
+from tests.transport.kit import HANGS_S, KINDS, UU
 from tests.transport.worlds import Side, World
 
 IDLE = grpc.ChannelConnectivity.IDLE
@@ -23,7 +23,7 @@ SHUTDOWN = grpc.ChannelConnectivity.SHUTDOWN
 async def reach(channel: Any, wanted: grpc.ChannelConnectivity) -> list[grpc.ChannelConnectivity]:
     """Watch until the state is that one; the states seen on the way."""
     seen = [channel.get_state()]
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(HANGS_S):
         while seen[-1] is not wanted:
             await channel.wait_for_state_change(seen[-1])
             seen.append(channel.get_state())
@@ -55,14 +55,14 @@ async def test_a_first_call_connects_it(world: World) -> None:
     watching = asyncio.ensure_future(world.channel.wait_for_state_change(IDLE))
     await asyncio.sleep(0)
     assert await UU.run(world.channel) == UU.echo()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         assert await watching is None
     assert world.channel.get_state() is READY
 
 
 async def test_channel_ready(world: World) -> None:
     """Connects and waits; returns nothing, also the second time and for several who wait."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         assert await asyncio.gather(*(world.channel.channel_ready() for _ in range(3))) == [None] * 3
         assert await world.channel.channel_ready() is None
     assert world.channel.get_state() is READY
@@ -70,7 +70,7 @@ async def test_channel_ready(world: World) -> None:
 
 async def test_waiting_for_another_state_than_the_present_one(world: World) -> None:
     """Returns at once."""
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(HANGS_S):
         for state in (CONNECTING, READY, FAILING):
             assert await world.channel.wait_for_state_change(state) is None
 
@@ -81,7 +81,7 @@ async def test_several_watchers(world: World) -> None:
     await asyncio.sleep(0)
     watchers[0].cancel()
     await world.channel.channel_ready()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         seen = await asyncio.gather(*watchers, return_exceptions=True)
     assert isinstance(seen[0], asyncio.CancelledError)
     assert seen[1:] == [None] * 3
@@ -96,7 +96,7 @@ async def test_a_dead_server(side: Side, free_port: int) -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
         async with Backend(port=free_port):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(HANGS_S):
                 await waiting
             assert channel.get_state() is READY
             assert await UU.run(channel) == UU.echo()
@@ -109,12 +109,12 @@ async def test_a_server_that_goes_and_comes_back(side: Side, fleet: Fleet) -> No
         await channel.channel_ready()
         for backend in backends:
             await backend.stop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             await channel.wait_for_state_change(READY)
         assert channel.get_state() is not READY
         await backends[0].start()
         channel.get_state(try_to_connect=True)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(HANGS_S):
             await channel.channel_ready()
         assert await UU.run(channel) == UU.echo()
 
@@ -124,7 +124,7 @@ async def test_a_closed_channel(world: World) -> None:
     watching = asyncio.ensure_future(world.channel.wait_for_state_change(IDLE))
     await asyncio.sleep(0)
     await world.channel.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         assert await watching is None
     assert world.channel.get_state() is world.channel.get_state(True) is SHUTDOWN
     for state in (SHUTDOWN, READY):
@@ -140,7 +140,7 @@ async def test_closing_ends_who_waits_for_ready(side: Side, free_port: int) -> N
     waiting = asyncio.ensure_future(channel.channel_ready())
     await reach(channel, FAILING)
     await channel.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
             await waiting
 

@@ -20,7 +20,7 @@ import lb
 from lb.aio import fork
 from lb.testing.backend import UNARY_UNARY, Backend, Gate, hang, hold
 from tests.transport.conftest import Fleet
-from tests.transport.kit import KINDS, NO_BREAKER, REQUESTS, UU, Kind, eventually, lb_tasks, target
+from tests.transport.kit import HANGS_S, KINDS, NO_BREAKER, REQUESTS, UU, Kind, eventually, lb_tasks, target
 from tests.transport.worlds import Side, World
 
 # ---- closing ----
@@ -41,7 +41,7 @@ async def test_close_lets_calls_end_within_the_grace(side: Side, fleet: Fleet, k
         kind.start(channel)
     assert not closing.done()
     gate.open()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         assert await kind.responses(call) == kind.echo()
         await closing
     assert await call.code() is grpc.StatusCode.OK
@@ -57,7 +57,7 @@ async def test_close_cancels_what_is_left(side: Side, fleet: Fleet, kind: Kind, 
     channel = side.to(backends)
     call = kind.start(channel)
     await eventually(lambda: any(backend.in_flight for backend in backends))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         await channel.close(grace)
     assert call.done()
     assert call.cancelled()
@@ -202,7 +202,7 @@ channel = {channel}
 echo = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
 
 async def main():
-    answer = await echo(b"x", timeout=10)
+    answer = await echo(b"x", timeout=30)
     await channel.close()
     return answer
 
@@ -217,7 +217,7 @@ async def run_script(text: str, **environment: str) -> tuple[str, str]:
         [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", text],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env={**os.environ, "GRPC_VERBOSITY": "NONE", **environment},
         check=False,
     )
@@ -250,7 +250,7 @@ async def main():
     async with {channel} as channel:
         channel.get_state(try_to_connect=True)
         try:
-            await channel.unary_unary("/lb.testing.Echo/UnaryUnary")(b"x", timeout=10)
+            await channel.unary_unary("/lb.testing.Echo/UnaryUnary")(b"x", timeout=30)
         except grpc.aio.AioRpcError:
             print("failed")
 
@@ -272,7 +272,7 @@ channel = {channel}
 echo = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
 
 async def main():
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await echo(b"x")
 
 print(asyncio.run(main()))
@@ -300,7 +300,7 @@ async def test_a_channel_in_each_of_many_loops(side: Side, fleet: Fleet) -> None
     def elsewhere() -> bytes:
         async def use() -> bytes:
             async with side.to(backends) as channel:
-                answer: bytes = await channel.unary_unary(UNARY_UNARY)(b"x", timeout=10)
+                answer: bytes = await channel.unary_unary(UNARY_UNARY)(b"x", timeout=HANGS_S)
                 return answer
 
         return asyncio.run(use())
@@ -346,7 +346,7 @@ address = {address!r}
 module_level = lb.aio.channel("static:///" + address)
 
 async def use(channel):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await channel.unary_unary("/lb.testing.Echo/UnaryUnary")(b"x")
 
 async def parent():
@@ -367,7 +367,7 @@ def say(name, function):
 def fork(channel):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(20)
+        signal.alarm(60)
         if channel is not None:
             say("old", lambda: asyncio.run(use(channel)))
             say("state", lambda: channel.get_state().name)

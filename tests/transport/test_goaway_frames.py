@@ -17,8 +17,9 @@ import pytest
 import lb
 from lb.core.outcome import Origin
 from lb.testing import Backend
+from lb.testing._listening import stop_accepting
 from lb.testing.backend import UNARY_UNARY
-from tests.transport.kit import NO_BREAKER, UU, failure, ready
+from tests.transport.kit import HANGS_S, NO_BREAKER, UU, First, failure, ready
 
 _PREFACE = 24
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
@@ -78,9 +79,8 @@ async def raw(answer: Answer) -> AsyncIterator[str]:
         host, port = server.sockets[0].getsockname()
         yield f"{host}:{port}"
     finally:
+        await stop_accepting(server)
         server.close()
-        for _ in range(5):  # what was accepted a moment ago becomes a connection by then
-            await asyncio.sleep(0)
         for writer in connections:
             writer.transport.abort()
         await asyncio.gather(*(task for task in connections.values() if task is not None))
@@ -105,11 +105,14 @@ def cut(writer: asyncio.StreamWriter, stream: int) -> None:
 
 @asynccontextmanager
 async def pair(answer: Answer, backend: Backend, **settings: Any) -> AsyncIterator[Any]:
-    """A channel that begins at a raw server and has the backend for what follows."""
+    """A channel that begins at a raw server and has the backend for what follows.
+
+    Not by ``pick_first``, which would stay with the backend when that is connected first.
+    """
     async with (
         raw(answer) as address,
         lb.aio.channel(
-            f"static:///{address},{backend.address}", policy="pick_first", breaker=NO_BREAKER, **settings
+            f"static:///{address},{backend.address}", policy=First(), breaker=NO_BREAKER, **settings
         ) as channel,
     ):
         await ready(channel, 2)
@@ -119,7 +122,7 @@ async def pair(answer: Answer, backend: Backend, **settings: Any) -> AsyncIterat
 async def test_what_a_goaway_gives_back_is_sent_again(backend: Backend) -> None:
     """At once, elsewhere, without budget, though the method may not run twice."""
     async with pair(refuse, backend, retry=NOTHING) as channel:
-        call = UU.start(channel, timeout=20)
+        call = UU.start(channel, timeout=HANGS_S)
         assert await UU.responses(call) == UU.echo()
         first, second = lb.attempts(call)
         assert first.outcome is not None
@@ -130,7 +133,7 @@ async def test_what_a_goaway_gives_back_is_sent_again(backend: Backend) -> None:
 async def test_not_with_retries_off(backend: Backend) -> None:
     """Off is off."""
     async with pair(refuse, backend, retry=lb.Retry(enabled=False)) as channel:
-        error = await failure(UU.start(channel, timeout=20))
+        error = await failure(UU.start(channel, timeout=HANGS_S))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert backend.received == []
 
@@ -138,7 +141,7 @@ async def test_not_with_retries_off(backend: Backend) -> None:
 async def test_words_alone_are_not_believed(backend: Backend) -> None:
     """A server may pass on what its own client said: the method has run, and its connection stands."""
     async with pair(pretend, backend, retry=NOTHING) as channel:
-        call = UU.start(channel, timeout=20)
+        call = UU.start(channel, timeout=HANGS_S)
         error = await failure(call)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "GOAWAY received" in (error.details() or "")
@@ -149,12 +152,12 @@ async def test_words_alone_are_not_believed(backend: Backend) -> None:
 async def test_what_was_taken_is_not_sent_again(backend: Backend) -> None:
     """The connection is lost after a GOAWAY that counts the call in: it may have run."""
     async with pair(cut, backend, retry=NOTHING) as channel:
-        call = UU.start(channel, timeout=20)
+        call = UU.start(channel, timeout=HANGS_S)
         error = await failure(call)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert len(lb.attempts(call)) == 1
     async with pair(cut, backend, retry=lb.Retry(idempotent=[UNARY_UNARY])) as channel:
-        assert await UU.run(channel, timeout=20) == UU.echo()
+        assert await UU.run(channel, timeout=HANGS_S) == UU.echo()
 
 
 @pytest.mark.parametrize("answer", [refuse, pretend], ids=["goaway", "words"])
@@ -165,6 +168,6 @@ async def test_how_core_words_it(answer: Answer) -> None:
         grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel,
     ):
         call: Any = channel.unary_unary(UNARY_UNARY)
-        error = await failure(call(b"x", timeout=20))
+        error = await failure(call(b"x", timeout=HANGS_S))
         assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, _WORDS)
         assert not error.trailing_metadata()

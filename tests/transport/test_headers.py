@@ -13,7 +13,7 @@ from lb.aio import _grpcio
 from lb.testing import Backend
 from lb.testing.backend import echo, fail
 from tests.transport.conftest import Fleet
-from tests.transport.kit import IDEMPOTENT, SS, SU, US, First, Kind, channel_to, ready
+from tests.transport.kit import HANGS_S, IDEMPOTENT, SS, SU, US, First, Kind, channel_to, ready
 
 HEADERS = (("x-early", "1"),)
 
@@ -24,7 +24,7 @@ async def test_headers_arrive_before_anything_is_written(backend: Backend, kind:
     backend.script(echo(initial_metadata=HEADERS))
     async with channel_to(backend) as channel:
         call = kind.stub(channel)()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(HANGS_S):
             assert ("x-early", "1") in tuple(await call.initial_metadata())
         await call.write(b"1")
         await call.done_writing()
@@ -115,7 +115,7 @@ async def test_waiting_for_headers_costs_no_retry(fleet: Fleet, kind: Kind) -> N
         candidate = next(c for c in channel._channel.balancer.candidates if c.endpoint.address == away.address)
         real, candidate.handle = candidate.handle, Handle()
         try:
-            call = kind.start(channel, timeout=5)
+            call = kind.start(channel, timeout=HANGS_S)
             waiting = asyncio.ensure_future(call.initial_metadata())
             assert await kind.responses(call) == kind.echo()
             await waiting

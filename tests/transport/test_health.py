@@ -15,7 +15,7 @@ import lb
 from lb.aio.channel import Channel
 from lb.testing.backend import UNARY_UNARY
 from tests.transport.conftest import Fleet
-from tests.transport.kit import UU, channel_to, eventually, failure
+from tests.transport.kit import HANGS_S, UU, channel_to, eventually, failure, ready
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -113,7 +113,7 @@ async def test_none_serving_is_said(pair: tuple[Instance, Instance]) -> None:
     for each in pair:
         await each.servicer.set("shop", NOT_SERVING)
     async with lb.aio.channel(f"static:///{one.address},{two.address}", health="shop") as channel:
-        error = await failure(UU.start(channel, timeout=5))
+        error = await failure(UU.start(channel, timeout=HANGS_S))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert one.calls == two.calls == 0
 
@@ -122,6 +122,7 @@ async def test_a_server_without_a_health_service_is_used(fleet: Fleet) -> None:
     """It says UNIMPLEMENTED, which counts as serving (gRFC A17)."""
     backends = await fleet(2)
     async with channel_to(*backends, health="shop") as channel:
+        await ready(channel, 2)
         for _ in range(4):
             assert await UU.run(channel) == UU.echo()
     assert [backend.unknown[:1] for backend in backends] == [["/grpc.health.v1.Health/Watch"]] * 2

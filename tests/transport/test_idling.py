@@ -13,8 +13,9 @@ from tenacity import wait_fixed
 import lb
 from lb.aio.channel import Channel
 from lb.testing.backend import METHODS, Gate, fail, hold
+from tests.support.wait import longer
 from tests.transport.conftest import Fleet
-from tests.transport.kit import SS, UU, Kind, Told, channel_to, endpoints, eventually, lb_tasks, ready
+from tests.transport.kit import SS, UU, Kind, Told, channel_to, endpoints, eventually, lb_tasks
 
 SOON = lb.Connection(idle_s=0.05)
 QUICK = lb.Connection(idle_s=0.02)
@@ -54,13 +55,23 @@ async def test_a_running_call_keeps_it_awake(fleet: Fleet) -> None:
 
 async def test_a_pause_between_attempts_is_survived(fleet: Fleet, kind: Kind) -> None:
     """The channel fell asleep in the pause: the retry wakes it."""
-    (one,) = await fleet(1)
-    one.script(fail())
-    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(0.3), jitter=0.0)
-    async with channel_to(one, connection=QUICK, retry=retry) as channel:
-        call = kind.start(channel)
-        await eventually(lambda: asleep(channel), "it sleeps")
-        assert await kind.responses(call) == kind.echo()
+
+    async def sleeps_in(pause_s: float) -> bool:
+        (one,) = await fleet(1)
+        one.script(fail())
+        retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(pause_s), jitter=0.0)
+        async with channel_to(one, connection=QUICK, retry=retry) as channel:
+            answers = asyncio.ensure_future(kind.responses(kind.start(channel)))
+            await one.until(lambda: one.received)
+            await eventually(lambda: asleep(channel) or answers.done(), "it sleeps")
+            slept = not answers.done()
+            assert await answers == kind.echo()
+        return slept
+
+    for pause_s in longer(0.2):
+        if slept := await sleeps_in(pause_s):
+            break
+    assert slept
 
 
 async def test_asking_to_connect_wakes_it(fleet: Fleet) -> None:
@@ -69,7 +80,12 @@ async def test_asking_to_connect_wakes_it(fleet: Fleet) -> None:
     async with channel_to(*backends, connection=lb.Connection(idle_s=0.3)) as channel:
         await UU.run(channel)
         await eventually(lambda: asleep(channel))
-        await ready(channel, 2)
+
+        def connected() -> bool:
+            channel.get_state(try_to_connect=True)  # again, should it fall asleep before it is done
+            return all(endpoint.connectivity == "READY" for endpoint in channel.snapshot().endpoints)
+
+        await eventually(connected, "it has connected")
 
 
 async def test_endpoints_that_change_in_its_sleep(fleet: Fleet) -> None:

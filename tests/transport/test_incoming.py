@@ -25,7 +25,7 @@ from lb.incoming import Handlers, Scope
 from lb.testing import Backend
 from lb.testing.backend import SERVICE, echo, hang, hold
 from lb.testing.backend import Gate as Held
-from tests.transport.kit import KINDS, UU, Kind, channel_to, eventually, failure, in_flight
+from tests.transport.kit import HANGS_S, KINDS, REQUESTS, UU, Kind, channel_to, eventually, failure, in_flight
 
 Handle = Callable[[Any, Any], Any]
 
@@ -103,7 +103,7 @@ async def test_without_a_deadline_there_is_none(servers: Servers, backend: Backe
     assert backend.received[0].timeout_s is None
 
 
-@pytest.mark.parametrize(("own", "given", "most"), [(5, 30, 5), (30, 5, 5), (5, None, 5)])
+@pytest.mark.parametrize(("own", "given", "most"), [(30, 90, 30), (90, 30, 30), (30, None, 30)])
 async def test_the_earlier_of_two_deadlines_holds(
     servers: Servers, backend: Backend, own: float, given: float | None, most: float
 ) -> None:
@@ -112,7 +112,7 @@ async def test_the_earlier_of_two_deadlines_holds(
     await UU.run(client, timeout=given)
     (received,) = backend.received
     assert received.timeout_s is not None
-    assert most - 4 < received.timeout_s < most + 0.5
+    assert most - 15 < received.timeout_s < most + 0.5
 
 
 async def test_a_deadline_that_has_passed_reaches_no_server(backend: Backend) -> None:
@@ -499,7 +499,7 @@ class Threaded:
         self.scopes.append(scope)
         self.noted.append(noted)
         self.reached.set()
-        self.release.wait(10)
+        self.release.wait(HANGS_S)
         self.ended.set()
         return b"answer"
 
@@ -515,8 +515,10 @@ async def test_threads_the_deadline(kind: Kind) -> None:
     with Threaded() as server:
         server.release.set()
         async with grpc.aio.insecure_channel(server.address) as client:
-            await kind.run(client, timeout=30)
-            await kind.run(client)
+            # Without requests: grpcio's writer would turn an end that it runs into to INTERNAL.
+            requests = () if kind.streams_requests else REQUESTS
+            await kind.run(client, requests, timeout=30)
+            await kind.run(client, requests)
         first, second = server.scopes
         assert first.deadline is not None
         assert 20 < first.deadline - time.monotonic() < 30.5

@@ -12,7 +12,7 @@ import lb
 from lb.testing import Backend
 from lb.testing.backend import answered_by, fail, hang
 from tests.transport.conftest import Fleet
-from tests.transport.kit import IDEMPOTENT, REQUESTS, UU, First, Kind, channel_to, failure, in_flight, ready
+from tests.transport.kit import HANGS_S, IDEMPOTENT, REQUESTS, UU, First, Kind, channel_to, failure, in_flight, ready
 
 
 class Seen:
@@ -165,6 +165,6 @@ async def test_a_call_that_an_interceptor_forgot_ends_with_its_channel(backend: 
     call.cancel()
     await channel.close()
     await backend.stop()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         assert await left[0].code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
     assert in_flight(channel) == 0

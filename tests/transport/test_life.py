@@ -13,7 +13,7 @@ import lb
 from lb.testing import Backend
 from lb.testing.backend import Gate, hang, hold
 from tests.transport.conftest import Fleet
-from tests.transport.kit import UU, Kind, Told, channel_to, endpoints, eventually, failure, lb_tasks
+from tests.transport.kit import HANGS_S, UU, Kind, Told, channel_to, endpoints, eventually, failure, lb_tasks
 
 IDLE = grpc.ChannelConnectivity.IDLE
 READY = grpc.ChannelConnectivity.READY
@@ -48,7 +48,7 @@ async def test_leaving_idle_is_a_change_of_state() -> None:
         assert channel.get_state(try_to_connect=True) is IDLE  # what it was; from now on:
         assert channel.get_state() is grpc.ChannelConnectivity.CONNECTING
         try:
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(HANGS_S):
                 await watching
         finally:
             watching.cancel()
@@ -94,7 +94,7 @@ async def test_channel_ready_connects_and_waits(fleet: Fleet) -> None:
     await down.start()
     await down.stop()
     async with channel_to(down, up) as channel:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS_S):
             await channel.channel_ready()
         assert channel.get_state() is READY
 
@@ -105,7 +105,7 @@ async def test_states_follow_the_connections(backend: Backend) -> None:
         seen = [channel.get_state(try_to_connect=True)]
 
         async def reach(wanted: grpc.ChannelConnectivity) -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANGS_S):
                 while seen[-1] is not wanted:
                     await channel.wait_for_state_change(seen[-1])
                     seen.append(channel.get_state())
@@ -135,7 +135,7 @@ async def test_closing_wakes_who_waits_for_a_state(backend: Backend) -> None:
         watching = asyncio.ensure_future(channel.wait_for_state_change(IDLE))
         await asyncio.sleep(0)
         await channel.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS_S):
             await asyncio.gather(watching, return_exceptions=True)
         assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
@@ -152,7 +152,7 @@ async def test_close_with_grace_lets_calls_end(backend: Backend, kind: Kind) -> 
     with pytest.raises(grpc.aio.UsageError, match="Channel is closed"):
         kind.start(channel)
     gate.open()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_S):
         assert await kind.responses(call) == kind.echo()
         await closing
     assert lb_tasks() == []

@@ -17,6 +17,7 @@ from lb import incoming
 from lb.aio.channel import Channel
 from lb.incoming import Scope
 from lb.testing.backend import METHODS, Gate, fail, hang, hold, pushback
+from tests.support.wait import longer
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
     HANGS_S,
@@ -116,16 +117,24 @@ async def test_more_than_the_line_holds_is_refused_at_once(fleet: Fleet, kind: K
 
 async def test_who_waits_too_long_is_refused(fleet: Fleet, kind: Kind) -> None:
     """After queue_s; and those behind it are not served late for that."""
-    channel, gate, _one = await limited(fleet, queue_s=0.1)
-    async with channel:
-        first, second = kind.start(channel), kind.start(channel)
-        error = await failure(second)
-        assert error.code() is UNAVAILABLE
-        assert "no endpoint fell below its concurrency limit in time" in str(error.details())
-        third = kind.start(channel)
-        gate.open()
-        assert await kind.responses(first) == await kind.responses(third) == kind.echo()
-        await settled(channel)
+    for queue_s in longer(0.1):
+        channel, gate, _one = await limited(fleet, queue_s=queue_s)
+        async with channel:
+            first, second = kind.start(channel), kind.start(channel)
+            error = await failure(second)
+            assert error.code() is UNAVAILABLE
+            assert "no endpoint fell below its concurrency limit in time" in str(error.details())
+            third = kind.start(channel)
+            gate.open()
+            assert await kind.responses(first) == kind.echo()
+            try:
+                answers = await kind.responses(third)
+            except grpc.aio.AioRpcError:
+                answers = None
+            await settled(channel)
+        if answers is not None:
+            break
+    assert answers == kind.echo()
 
 
 async def test_a_deadline_in_line_is_the_callers(fleet: Fleet, kind: Kind) -> None:
@@ -133,8 +142,11 @@ async def test_a_deadline_in_line_is_the_callers(fleet: Fleet, kind: Kind) -> No
     channel, gate, _one = await limited(fleet)
     async with channel:
         first = kind.start(channel)
-        error = await failure(kind.start(channel, timeout=0.1))
-        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        for timeout in longer(0.1):
+            error = await failure(kind.start(channel, timeout=timeout))
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if "before the first attempt" not in str(error.details()):
+                break  # it stood in line when its time was up
         assert "every endpoint is at its concurrency limit" in str(error.details())
         gate.open()
         await kind.responses(first)
@@ -261,7 +273,7 @@ async def test_all_connections_lost_is_no_full_line(fleet: Fleet) -> None:
 @pytest.mark.parametrize("waits_for", ["a place", "a connection", "its next attempt"])
 async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind: Kind, waits_for: str) -> None:
     """At once, not when the wait is over; and then it begins no attempt."""
-    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(9), jitter=0.0)
+    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(90), jitter=0.0)
     channel, gate, one = await limited(fleet, retry=retry)
     async with channel:
         scope = Scope(None)
@@ -282,7 +294,7 @@ async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind
         received = len(one.received)
         scope.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(reading, 5)
+            await asyncio.wait_for(reading, HANGS_S)
         gate.open()
         await one.start()
         await settled(channel)
@@ -297,7 +309,7 @@ async def test_closing_the_channel_empties_the_line(fleet: Fleet, kind: Kind) ->
     await one.until(lambda: one.in_flight == 1)
     started = time.monotonic()
     await channel.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15  # not the 20 s that they may wait
     for call in calls:
         with pytest.raises(asyncio.CancelledError):
             await kind.responses(call)

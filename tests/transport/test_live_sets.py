@@ -120,7 +120,7 @@ async def test_an_endpoint_that_went_away_comes_back(backend: Backend) -> None:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert backend.address in str(error.details())
         await backend.start()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             assert await UU.start(channel, wait_for_ready=True) == b"one"
 
 

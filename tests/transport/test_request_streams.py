@@ -13,7 +13,7 @@ from tenacity import wait_fixed
 import lb
 from lb.testing import Backend
 from lb.testing.backend import METHODS, fail, hang
-from tests.transport.kit import SS, SU, Kind, channel_to, ready
+from tests.transport.kit import HANGS_S, SS, SU, Kind, channel_to, ready
 
 STREAMS = pytest.mark.parametrize("kind", [SU, SS], ids=str)
 
@@ -61,7 +61,7 @@ async def test_a_write_ends_though_the_answers_are_not_read(backend: Backend) ->
         assert isinstance(await _written_to_its_end(call, bytes(200_000)), grpc.aio.AioRpcError)
 
 
-async def _written_to_its_end(call: Any, message: bytes, within_s: float = 2.0) -> BaseException:
+async def _written_to_its_end(call: Any, message: bytes, within_s: float = HANGS_S) -> BaseException:
     """Write until that raises; what it raised."""
     try:
         async with asyncio.timeout(within_s):

@@ -14,7 +14,7 @@ async def test_the_deadline_tells_what_the_resolver_said_last() -> None:
     """A call that waits for a resolver ends with what kept it from resolving, though it said so later."""
     told = Told()
     async with lb.aio.channel(told) as channel:
-        call = UU.start(channel, timeout=0.2)
+        call = UU.start(channel, timeout=0.5)
         await asyncio.sleep(0)  # one turn: now the call is queued
         await asyncio.sleep(0)
         told.fail("the source is away")

@@ -9,15 +9,30 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
-from tenacity import stop_after_attempt, stop_never, wait_fixed
+from tenacity import stop_after_attempt, stop_never, wait_chain, wait_fixed
 
 import lb
 from lb.core.candidate import Connectivity
 from lb.core.outcome import Origin
 from lb.testing import Backend
 from lb.testing.backend import METHODS, Gate, answered_by, fail, hang, hold, pushback
+from tests.support.wait import longer
 from tests.transport.conftest import Fleet
-from tests.transport.kit import AT_ONCE, IDEMPOTENT, SS, SU, US, UU, First, Kind, channel_to, eventually, failure, ready
+from tests.transport.kit import (
+    AT_ONCE,
+    HANGS_S,
+    IDEMPOTENT,
+    SS,
+    SU,
+    US,
+    UU,
+    First,
+    Kind,
+    channel_to,
+    eventually,
+    failure,
+    ready,
+)
 
 COUNT_KEY = "grpc-previous-rpc-attempts"
 WIRE_S = 0.02
@@ -72,7 +87,7 @@ async def test_other_codes_are_not_retried(fleet: Fleet, kind: Kind, code: str) 
     one, two, channel = await pair(fleet, retry=IDEMPOTENT)
     async with channel:
         one.always(fail(grpc.StatusCode[code]))
-        assert (await failure(kind.start(channel, timeout=5))).code() is grpc.StatusCode[code]
+        assert (await failure(kind.start(channel, timeout=HANGS_S))).code() is grpc.StatusCode[code]
     assert (len(one.received), len(two.received)) == (1, 0)
 
 
@@ -112,7 +127,7 @@ async def test_an_attempt_that_never_found_a_connection_is_retried(fleet: Fleet,
         async def unsent() -> list[lb.Attempt]:
             # As in the moment before the loss is noticed.
             channel._channel.balancer.set_connectivity(dead, Connectivity.READY, time.monotonic())
-            call = kind.start(channel, timeout=5)
+            call = kind.start(channel, timeout=HANGS_S)
             assert await kind.responses(call) == kind.echo()
             return lb.attempts(call)
 
@@ -165,7 +180,7 @@ async def test_the_proto_says_what_is_idempotent(name: str, expected: int) -> No
         retry = lb.Retry(stop=stop_after_attempt(2), wait=AT_ONCE)
         async with lb.aio.channel(f"static:///127.0.0.1:{port}", retry=retry) as channel:
             stub: Any = channel.unary_unary(DECLARED.format(name))
-            assert (await failure(stub(b"", timeout=5))).code() is UNAVAILABLE
+            assert (await failure(stub(b"", timeout=HANGS_S))).code() is UNAVAILABLE
     finally:
         await server.stop(None)
     assert seen == expected
@@ -193,7 +208,7 @@ async def test_the_servers_wait_replaces_ours(fleet: Fleet, kind: Kind) -> None:
         assert await kind.responses(call) == kind.echo()
         first, second = lb.attempts(call)
     assert first.ended_at is not None
-    assert 0.055 <= second.started_at - first.ended_at < 5
+    assert 0.055 <= second.started_at - first.ended_at < 20
 
 
 @pytest.mark.parametrize("value", [-1, "soon", ""])
@@ -239,18 +254,22 @@ async def test_a_first_message_commits_a_call(fleet: Fleet, kind: Kind) -> None:
 
 async def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet, kind: Kind) -> None:
     """The first hangs: it is given up after ``attempt_timeout``, which a unary call tells the server as deadline."""
-    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout=0.1)
-    one, two, channel = await pair(fleet, retry=retry)
-    async with channel:
-        one.always(hang())
-        call = kind.start(channel, timeout=10)
-        assert await kind.responses(call) == kind.echo()
-        first, _ = lb.attempts(call)
+    for attempt_timeout in longer(0.1):
+        retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_never, attempt_timeout=attempt_timeout)
+        one, two, channel = await pair(fleet, retry=retry)
+        async with channel:
+            one.always(hang())
+            call = kind.start(channel, timeout=HANGS_S)
+            assert await kind.responses(call) == kind.echo()
+            attempts = lb.attempts(call)
+        if one.received and len(attempts) == 2:
+            break
+    first, _ = attempts
     assert first.outcome is not None
     assert first.outcome.origin is Origin.ATTEMPT_TIMEOUT
     assert one.received[0].timeout_s is not None
     if kind is UU:
-        assert one.received[0].timeout_s <= 0.1 + WIRE_S
+        assert one.received[0].timeout_s <= attempt_timeout + WIRE_S
     assert len(two.received) == 1
 
 
@@ -268,21 +287,21 @@ async def test_an_attempts_timeout_ends_a_call_that_may_not_run_twice(fleet: Fle
 async def test_all_attempts_share_one_deadline(backend: Backend, kind: Kind) -> None:
     """Each is told what is left; the call ends within its timeout, with the last failure and why no more follow."""
     backend.always(fail())
-    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(0.05), stop=stop_never, jitter=0.0)
+    pauses = wait_chain(wait_fixed(0.5), wait_fixed(9))
+    retry = lb.Retry(idempotent=METHODS, wait=pauses, stop=stop_never, jitter=0.0)
     async with channel_to(backend, retry=retry) as channel:
         await ready(channel, 1)
         started = time.monotonic()
-        call = kind.start(channel, timeout=0.4)
+        call = kind.start(channel, timeout=3)
         error = await failure(call)
         took = time.monotonic() - started
         assert call._cython_call.call.gave_up == "the deadline is nearer than the next attempt"
     assert error.code() is UNAVAILABLE
-    assert took < 1.0
+    assert took < 3
     left = [received.timeout_s or 0 for received in backend.received]
-    assert len(left) >= 2
-    assert left == sorted(left, reverse=True)
-    assert left[0] <= 0.4 + WIRE_S
-    assert left[-1] <= 0.4 - 0.05 * (len(left) - 1) + WIRE_S
+    assert len(left) == 2
+    assert left[0] <= 3 + WIRE_S
+    assert left[1] <= 3 - 0.5 + WIRE_S
 
 
 async def test_the_callers_deadline_is_not_the_endpoints_fault(backend: Backend, kind: Kind) -> None:

@@ -14,7 +14,19 @@ import lb.sync
 from lb.testing import Backend
 from lb.testing.backend import SERVICE, UNARY_STREAM, UNARY_UNARY, fail, hang, pushback
 from tests.transport.conftest import Fleet
-from tests.transport.kit import HANGS_S, KINDS, ONCE, US, UU, Kind, channel_to, endpoints, failure, ready
+from tests.transport.kit import (
+    HANGS_S,
+    KINDS,
+    ONCE,
+    US,
+    UU,
+    First,
+    Kind,
+    channel_to,
+    endpoints,
+    failure,
+    ready,
+)
 
 RETRY = {
     "maxAttempts": 3,
@@ -52,14 +64,14 @@ async def test_the_listed_codes_are_retried_for_that_method(backend: Backend, as
         assert [call.method for call in backend.received[6:]] == [UNARY_UNARY, UNARY_STREAM]
 
 
-@pytest.mark.parametrize(("own", "most"), [(None, 5), (60, 5), (2, 2)])
+@pytest.mark.parametrize(("own", "most"), [(None, 50), (90, 50), (20, 20)])
 async def test_the_documents_timeout_is_an_upper_bound(backend: Backend, own: float | None, most: float) -> None:
     """The earlier one holds; a call without any has the document's."""
-    async with channel_to(backend, service_config=method(timeout="5s")) as channel:
+    async with channel_to(backend, service_config=method(timeout="50s")) as channel:
         await UU.run(channel, timeout=own)
         timeout = backend.received[0].timeout_s
         assert timeout is not None
-        assert most - 1.5 < timeout < most + 0.5
+        assert most - 15 < timeout < most + 0.5
 
 
 async def test_a_method_that_waits_for_ready(fleet: Fleet) -> None:
@@ -163,10 +175,10 @@ async def test_hedging(fleet: Fleet) -> None:
     """A call that hangs is sent to another endpoint after the delay; the document declares that it may be."""
     a, b = await fleet(2)
     document = method(hedgingPolicy={"maxAttempts": 2, "hedgingDelay": "0.02s"})
-    async with channel_to(a, b, policy="pick_first", service_config=document) as channel:
+    async with channel_to(a, b, policy=First(), service_config=document) as channel:
         await ready(channel, 2)
         a.always(hang())
-        assert await UU.run(channel, timeout=20) == UU.echo()
+        assert await UU.run(channel, timeout=HANGS_S) == UU.echo()
         assert (len(a.received), len(b.received)) == (1, 1)
 
 

@@ -304,6 +304,6 @@ asyncio.run(main())
 async def test_the_global_provider(program: str, expected: str) -> None:
     """In a process of its own, since a provider can be set only once."""
     done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr[-2000:]

@@ -12,7 +12,7 @@ import pytest
 
 import lb
 from lb.testing import Agent, Backend
-from tests.transport.kit import NO_BREAKER, UU, Kind, failure, target
+from tests.transport.kit import HANGS_S, NO_BREAKER, UU, Kind, failure, target
 
 pytest.importorskip("cryptography", reason="needs the package cryptography (extra: dev)")
 
@@ -81,7 +81,7 @@ async def test_the_service_name_is_the_tls_name(
             lb.aio.registration("catalog", address=secure.address, check=None),
             lb.aio.channel("consul:///catalog", credentials=credentials) as channel,
         ):
-            assert await kind.run(channel, timeout=10) == kind.echo()
+            assert await kind.run(channel, timeout=HANGS_S) == kind.echo()
 
 
 async def test_a_wrong_name_fails_with_a_clear_error(
@@ -94,7 +94,7 @@ async def test_a_wrong_name_fails_with_a_clear_error(
             lb.aio.registration("inventory", address=secure.address, check=None),
             lb.aio.channel("consul:///inventory", credentials=credentials, breaker=NO_BREAKER) as channel,
         ):
-            error = await failure(UU.start(channel, timeout=10))
+            error = await failure(UU.start(channel, timeout=HANGS_S))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "inventory" in str(error.details())
     assert "Hostname Verification" in str(error.details())
@@ -104,7 +104,7 @@ async def test_a_wrong_name_fails_with_a_clear_error(
 async def test_a_static_endpoint_stands_for_itself(secure: Backend, credentials: grpc.ChannelCredentials) -> None:
     """Its address is what the certificate must name."""
     async with lb.aio.channel(target(secure), credentials=credentials) as channel:
-        error = await failure(UU.start(channel, timeout=10))
+        error = await failure(UU.start(channel, timeout=HANGS_S))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "127.0.0.1" in str(error.details())
 
@@ -113,7 +113,7 @@ async def test_a_static_endpoint_stands_for_itself(secure: Backend, credentials:
 async def test_an_option_overrides_the_name(secure: Backend, credentials: grpc.ChannelCredentials, option: str) -> None:
     """As in grpcio."""
     async with lb.aio.channel(target(secure), credentials=credentials, options=[(option, "catalog")]) as channel:
-        assert await UU.run(channel, timeout=10) == UU.echo()
+        assert await UU.run(channel, timeout=HANGS_S) == UU.echo()
 
 
 async def test_an_option_overrides_the_service_name(
@@ -127,7 +127,7 @@ async def test_an_option_overrides_the_service_name(
             lb.aio.registration("inventory", address=secure.address, check=None),
             lb.aio.channel("consul:///inventory", credentials=credentials, options=options) as channel,
         ):
-            assert await UU.run(channel, timeout=10) == UU.echo()
+            assert await UU.run(channel, timeout=HANGS_S) == UU.echo()
 
 
 async def test_a_stranger_is_not_trusted(secure: Backend) -> None:
@@ -135,7 +135,7 @@ async def test_a_stranger_is_not_trusted(secure: Backend) -> None:
     credentials = grpc.ssl_channel_credentials(self_signed("catalog").certificate)
     options = [("grpc.default_authority", "catalog")]
     async with lb.aio.channel(target(secure), credentials=credentials, options=options) as channel:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             error = await failure(UU.start(channel))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "CERTIFICATE_VERIFY_FAILED" in str(error.details())
@@ -145,12 +145,12 @@ async def test_call_credentials_reach_the_server(secure: Backend, credentials: g
     """On a secure channel, in every call that names them."""
     options = [("grpc.default_authority", "catalog")]
     async with lb.aio.channel(target(secure), credentials=credentials, options=options) as channel:
-        await UU.run(channel, credentials=grpc.access_token_call_credentials("secret"), timeout=10)
+        await UU.run(channel, credentials=grpc.access_token_call_credentials("secret"), timeout=HANGS_S)
     assert secure.received[0].metadata["authorization"] == "Bearer secret"
 
 
 async def test_plain_text_to_a_tls_port_fails(secure: Backend) -> None:
     """With an error, not a hang."""
     async with lb.aio.channel(target(secure)) as channel:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS_S):
             assert (await failure(UU.start(channel))).code() is grpc.StatusCode.UNAVAILABLE

@@ -16,7 +16,7 @@ from lb.aio.calls import logical_call
 from lb.core.policies import base as policies_base
 from lb.testing import Backend
 from lb.testing.backend import fail
-from tests.transport.kit import KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
+from tests.transport.kit import HANGS_S, KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
 
 BAD_METADATA = [((("count", 1),), "a number"), ((("blob-bin", "text"),), "text under a binary key")]
 
@@ -49,7 +49,7 @@ async def test_metadata_that_can_not_be_sent_leaves_nothing_in_flight(
         await ready(channel, 1)
         call = kind.start(channel, metadata=metadata)
         with pytest.raises(TypeError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(HANGS_S):
                 await kind.responses(call)
         left = in_flight(channel)
         call.cancel()
@@ -73,7 +73,7 @@ async def test_a_policy_that_raises_ends_the_call_with_its_words(backend: Backen
     """The call has a status that names the culprit; nobody who asks for it waits for ever."""
     async with channel_to(backend, policy=Broken()) as channel:
         call = kind.start(channel)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(HANGS_S):
             assert await call.code() is grpc.StatusCode.INTERNAL
             assert "the policy is broken" in await call.details()
 
@@ -115,7 +115,7 @@ async def test_a_wrong_policy_fails_every_call_at_once(backend: Backend, make: A
     """Not only the first one: the next must not wait for a picker that was never made."""
     async with channel_to(backend, policy=Picks(make)) as channel:
         for _ in range(3):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(HANGS_S):
                 with pytest.raises(grpc.aio.AioRpcError, match=f"the policy picks failed: .*{words}") as failed:
                     await UU.run(channel)
             assert failed.value.code() is grpc.StatusCode.INTERNAL
@@ -158,7 +158,7 @@ async def test_a_strategy_that_raises_is_told_in_the_log(
     retry = lb.Retry(**settings)
     async with channel_to(backend, retry=retry) as channel:
         call = kind.start(channel)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(HANGS_S):
             assert await call.code() is grpc.StatusCode.UNAVAILABLE
         logical = logical_call(call)
         assert logical is not None
@@ -177,7 +177,7 @@ async def test_a_resolver_that_can_not_start_fails_every_call() -> None:
     async with lb.aio.channel(Unstartable()) as channel:
         for _ in range(2):
             with pytest.raises((RuntimeError, grpc.aio.AioRpcError), match="no way to start"):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(HANGS_S):
                     await UU.run(channel)
 
 
@@ -190,7 +190,7 @@ async def test_a_resolver_whose_start_is_a_coroutine_function_is_told() -> None:
 
     async with lb.aio.channel(Asynchronous()) as channel:  # type: ignore[arg-type]
         with pytest.raises(grpc.aio.AioRpcError, match=r"did not start: .*coroutine function"):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(HANGS_S):
                 await UU.run(channel)
 
 

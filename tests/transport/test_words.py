@@ -6,8 +6,9 @@ import asyncio
 
 import grpc
 
+from lb.testing._listening import stop_accepting
 from lb.testing.backend import hang
-from tests.transport.kit import UU, Kind, failure
+from tests.transport.kit import HANGS_S, UU, Kind, failure
 from tests.transport.worlds import Side, World
 
 
@@ -15,7 +16,8 @@ async def test_a_deadline(world: World, kind: Kind) -> None:
     """Details and debug string, without a word of what core was doing."""
     for backend in world.backends:
         backend.always(hang())
-    error = await failure(kind.start(world.channel, timeout=0.1))
+    await world.channel.channel_ready()  # without a connection the words are others
+    error = await failure(kind.start(world.channel, timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert error.details() == "Deadline Exceeded"
     assert error.debug_error_string() == "DEADLINE_EXCEEDED:Deadline Exceeded"
@@ -34,8 +36,9 @@ async def test_a_connection_that_is_cut(side: Side) -> None:
     servers = [await asyncio.start_server(cut, "127.0.0.1", 0) for _ in range(side.backends)]
     addresses = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
     async with side.make(*addresses) as channel:
-        error = await failure(UU.start(channel, timeout=5, wait_for_ready=True))
+        error = await failure(UU.start(channel, timeout=HANGS_S, wait_for_ready=True))
     for server in servers:
+        await stop_accepting(server)
         server.close()
         await server.wait_closed()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
