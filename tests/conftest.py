@@ -15,7 +15,7 @@ from tests.support import leaks, servers
 # Before the first test module imports grpcio: each server that a test stops would be worth a line to it.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-_GRACE_S = 3.0
+_GRACE_S = 15.0
 _loop: asyncio.AbstractEventLoop | None = None
 _before = leaks.Snapshot()
 _missing: dict[str, int] = {}

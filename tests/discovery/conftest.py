@@ -53,7 +53,7 @@ class Recorder:
         """The last note."""
         return self.resolutions[-1].note if self.resolutions else ""
 
-    async def until(self, true: Callable[[Recorder], object], *, within_s: float = 5.0) -> float:
+    async def until(self, true: Callable[[Recorder], object], *, within_s: float = 30.0) -> float:
         """Waits until it is so; the seconds that took. Raises ``TimeoutError`` with what is known."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -68,7 +68,7 @@ class Recorder:
             ) from None
         return loop.time() - began
 
-    async def ids(self, *ids: str, within_s: float = 5.0) -> float:
+    async def ids(self, *ids: str, within_s: float = 30.0) -> float:
         """Waits until exactly these are the endpoints; the seconds that took."""
         return await self.until(lambda r: r.endpoints is not None and set(r.endpoints) == set(ids), within_s=within_s)
 

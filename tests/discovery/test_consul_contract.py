@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.discovery.conftest import Backend
-from tests.support.consul import Registry
+from tests.support.consul import Embedded, Registry
 from tests.support.wait import until
 
 TTL = {"TTL": "60s", "Status": "passing"}
@@ -57,7 +57,7 @@ async def test_check_states(registry: Registry, service: str) -> None:
         async def reached(wanted: str = status) -> bool:
             return await registry.status(service, f"{service}-1") == wanted
 
-        await until(reached, within_s=2, what=status)
+        await until(reached, within_s=30, what=status)
         assert len(await registry.health(service)) == 1
         assert len(await registry.health(service, passing="")) == passing
     update = await registry.put(f"agent/check/update/{check}", {"Status": "warning", "Output": "so so"})
@@ -75,7 +75,7 @@ async def test_grpc_check_is_performed(registry: Registry, service: str, backend
         async def reached(wanted: str = status) -> bool:
             return await registry.status(service, f"{service}-1") == wanted
 
-        await until(reached, within_s=5, what=status)
+        await until(reached, within_s=30, what=status)
     await registry.deregister(f"{service}-1")
 
 
@@ -234,8 +234,8 @@ async def test_index_zero_and_lower_indexes_do_not_block(registry: Registry, ser
     await registry.register(service, f"{service}-1")
     current = await registry.index(service)
     for index in (0, 1, current - 1):
-        seconds, got, count = await timed(registry, service, index=index, wait="5s")
-        assert seconds < 1
+        seconds, got, count = await timed(registry, service, index=index, wait="60s")
+        assert seconds < 30
         assert (got, count) == (current, 1)
 
 
@@ -245,7 +245,7 @@ async def test_wait_runs_out(registry: Registry, service: str, ahead: int) -> No
     await registry.register(service, f"{service}-1")
     current = await registry.index(service)
     seconds, got, count = await timed(registry, service, index=current + ahead, wait="300ms")
-    assert 0.29 <= seconds < 1
+    assert 0.29 <= seconds < 30
     assert (got, count) == (current, 1)
 
 
@@ -261,12 +261,12 @@ async def test_a_change_ends_the_wait(registry: Registry, service: str) -> None:
     ]
     for number, (change, instances) in enumerate(zip(changes, (1, 2, 2, 2, 1, 0), strict=True)):
         current = await registry.index(service)
-        waiting = asyncio.create_task(timed(registry, service, index=current, wait="10s"))
+        waiting = asyncio.create_task(timed(registry, service, index=current, wait="60s"))
         await asyncio.sleep(0.05)
         assert not waiting.done(), number
         await change()
         seconds, index, count = await waiting
-        assert seconds < 3, number
+        assert seconds < 30, number
         assert index > current, number
         assert count == instances, number
 
@@ -289,6 +289,13 @@ async def test_restarted_empty(own_registry: Registry, service: str) -> None:
     before = await own_registry.index(service)
     waiting = asyncio.create_task(timed(own_registry, service, index=before, wait="60s"))
     await asyncio.sleep(0.05)
+    if isinstance(own_registry, Embedded):  # it is back so soon that a late question would find it
+        agent = own_registry.agent
+
+        async def asked() -> bool:
+            return agent.waiting == 1
+
+        await until(asked, within_s=30, what="the query waits")
     await own_registry.forget()
     with pytest.raises(httpx2.TransportError):
         await waiting

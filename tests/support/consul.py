@@ -20,8 +20,8 @@ from lb.testing import Agent
 from tests.support import servers
 from tests.support.wait import until
 
-_START_S = 30.0
-_STOP_S = 10.0
+_START_S = 90.0
+_STOP_S = 30.0
 _PORTS = ("http", "grpc", "dns", "server", "serf-lan", "serf-wan")
 
 
@@ -51,12 +51,12 @@ class Registry:
 
     async def get(self, path: str, **params: Any) -> httpx2.Response:
         """The answer to a GET, whatever its status."""
-        async with httpx2.AsyncClient(base_url=self.url, timeout=30, verify=False) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=90, verify=False) as client:
             return await client.get(f"/v1/{path}", params=params)
 
     async def put(self, path: str, body: Any = None, **params: Any) -> httpx2.Response:
         """The answer to a PUT, whatever its status."""
-        async with httpx2.AsyncClient(base_url=self.url, timeout=30, verify=False) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=90, verify=False) as client:
             return await client.put(f"/v1/{path}", params=params, json=body)
 
     async def health(self, service: str, **params: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import httpx2
 
 from tests.support import servers
 
-_START_S = 20.0
+_START_S = 90.0
 _PORTS = ("QUERY_PORT", "QUERY_GRPC_PORT", "HEALTH_PORT", "OTLP_GRPC_PORT", "OTLP_HTTP_PORT")
 
 

@@ -20,8 +20,8 @@ from tests.support import servers
 from tests.support.jaeger import free_ports
 from tests.support.wait import until
 
-START_S = 60.0
-STOP_S = 20.0
+START_S = 120.0
+STOP_S = 60.0
 INSTANCES = {"catalog": 3, "inventory": 2, "payments": 2, "orders": 2}
 _READY = re.compile(r"^ready (http://\S+)$", re.MULTILINE)
 
@@ -96,7 +96,7 @@ async def running(output: Path, *, order_rate: float = 1.0, **environment: str) 
 
         url = await until(ready, within_s=START_S, what="the demo says that it is ready")
         limits = httpx2.Limits(max_connections=64)
-        async with httpx2.AsyncClient(timeout=20, limits=limits) as client:
+        async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
             mesh = Mesh(url, process.pid, output, client)
             await until(mesh.whole, within_s=START_S, what="every instance is passing", every_s=0.2)
             yield mesh

@@ -25,7 +25,7 @@ async def test_a_span_that_was_sent_is_found() -> None:
         with provider.get_tracer("tests").start_as_current_span("hello") as span:
             trace_id = format_trace_id(span.get_span_context().trace_id)
         await asyncio.to_thread(provider.shutdown)
-        spans = await until(lambda: server.trace(client, trace_id), within_s=10, what="the trace is in Jaeger")
+        spans = await until(lambda: server.trace(client, trace_id), within_s=60, what="the trace is in Jaeger")
         assert [(each.service, each.name, each.parent_id, each.failed) for each in spans] == [
             ("tests", "hello", None, False)
         ]
