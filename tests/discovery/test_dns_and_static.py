@@ -82,6 +82,17 @@ async def test_a_name_that_never_was(resolve: Opened) -> None:
     assert seen.note == "dns shop: Name or service not known"
 
 
+@pytest.mark.parametrize("host", ["a" * 70, "shop..example"])
+async def test_what_is_no_name_fails_like_one_that_never_was(host: str) -> None:
+    """A label is too long, or empty: the system's resolver is not even asked, and calls must not wait for it."""
+    recorder = Recorder()
+    resolver = DnsResolver(host, 1)
+    resolver.start(recorder)
+    await recorder.ids()
+    assert recorder.note.startswith(f"dns {host}: ")
+    await resolver.close()
+
+
 async def test_name_server_away_at_first(resolve: Opened) -> None:
     """Not being able to ask is an error, and nothing is resolved yet."""
     seen = resolve(TRY_AGAIN, ["10.0.0.1:1"])

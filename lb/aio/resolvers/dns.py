@@ -73,10 +73,13 @@ class DnsResolver:
         while True:
             try:
                 addresses = await self._lookup(self._host, self._port)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: what is no name at all (an empty or too long label)
                 failures += 1
-                message = f"dns {self._host}: {error.strerror or error}"
-                if known is None and isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_NAME:
+                message = f"dns {self._host}: {getattr(error, 'strerror', None) or error}"
+                nowhere = isinstance(error, ValueError) or (
+                    isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_NAME
+                )
+                if known is None and nowhere:
                     known = []
                     listener.update(Resolution((), message))
                 else:
