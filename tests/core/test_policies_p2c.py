@@ -119,6 +119,27 @@ def test_who_fails_fast_does_not_win(part: float) -> None:
     assert fleet.run(20_000, 16).share("a") < 0.01
 
 
+@pytest.mark.parametrize(("chance", "part"), [(1e-4, 0.02), (1e-3, 0.25)])
+def test_rare_failures_leave_the_loads_even(chance: float, part: float) -> None:
+    """On each one call in so many fails: in most stretches of 1000 calls nobody has more than 45 percent.
+
+    (Were an endpoint out for a minute with each failure, there would always be one who bears half of it or more.)
+    """
+
+    def service(server: Backend, rng: Random) -> tuple[float, Outcome]:
+        if rng.random() < chance:
+            return 0.0005, FAILED
+        return 0.005 * rng.uniform(0.75, 1.25), OK
+
+    fleet = Fleet(P2C(), backends([1] * 3), service, seed=5).run(2_000, 16)
+    most = []
+    for _ in range(60):
+        fleet.forget()
+        fleet.run(1_000, 16)
+        most.append(max(fleet.share(name) for name in "abc"))
+    assert sum(share > 0.45 for share in most) <= part * len(most)
+
+
 def test_a_newcomer_is_neither_flooded_nor_starved() -> None:
     """Not measured, it gets its share of what starts, and never more in flight than others hold."""
     fleet = Fleet(P2C(), backends([1] * 9), takes({})).run(5_000, 90)

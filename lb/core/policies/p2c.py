@@ -17,7 +17,8 @@ quarter higher.
   who is not asked any more becomes cheaper, until it is asked again.
 - **Not measured yet**: taken to be as fast as the one it is compared with, so calls in flight decide.
   It is not flooded, for each call on it counts, nor starved. Two such are compared by calls in flight.
-- **Failures** are quick, and must not look fast: one counts as ``failure_s`` at least, and at once.
+- **Failures** are quick, and must not look fast: one counts as ten answers, up to ``failure_s``. So a row of
+  them, or a few in a hundred, drives an endpoint out, and a single one costs it some calls for some seconds.
 - **Ended without a verdict** (cancelled, as the losers of hedging are, or refused): it took at least that
   long, so it may raise the latency and never lowers it. Who lost a race by far counts twice: how long it
   would have taken is not known, and what was cut off must not be read as the whole.
@@ -44,6 +45,7 @@ _FAILURE, _IGNORED = Verdict.FAILURE, Verdict.IGNORED
 _LATE = Origin.LATE
 _GIVEN_UP = (Origin.CALLER, Origin.LATE)
 LATE_FACTOR = 2.0
+FAILURE_FACTOR = 10.0
 
 
 RISE, FALL = 1 / 4, 1 / 32
@@ -79,7 +81,7 @@ class P2C:
 
     Args:
         decay_s: without new answers a third of a latency is left after so many seconds, > 0.
-        failure_s: a failed attempt counts as so many seconds at least, >= 0.
+        failure_s: what a failed attempt counts as, at most (unless it took longer), in seconds, >= 0.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
@@ -104,7 +106,8 @@ class P2C:
         peak: Peak | None = candidate.stats
         verdict = outcome.verdict
         if verdict is _FAILURE:
-            duration_s = max(duration_s, self.failure_s)
+            counts_s = self.failure_s if peak is None else min(self.failure_s, FAILURE_FACTOR * peak.latency_s)
+            duration_s = max(duration_s, counts_s)
         elif outcome.origin is _LATE:
             duration_s *= LATE_FACTOR
         if verdict is _IGNORED and (
@@ -112,7 +115,7 @@ class P2C:
             outcome.origin not in _GIVEN_UP if peak is None else duration_s <= peak.latency_s
         ):
             return
-        if peak is None or (verdict is _FAILURE and duration_s > peak.latency_s):
+        if peak is None:
             candidate.stats = Peak(duration_s, now)
         else:
             peak.observe(duration_s, now, self.decay_s)
