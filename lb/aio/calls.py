@@ -89,6 +89,9 @@ class Owner(Protocol):
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Take an attempt back."""
 
+    def attempt_answered(self, attempt: Attempt) -> None:
+        """A stream's first response came."""
+
     def over(self) -> bool:
         """Whether it is closed: there will be no other attempt."""
 
@@ -714,7 +717,7 @@ class LogicalCall:
         if self._timer is not None:
             self._timer.cancel()
         if self._attempt is not None:
-            self._attempt.answered_at = time.monotonic()
+            self._channel.attempt_answered(self._attempt)
         if self._outbox is not None:
             self._outbox.forget()
         if self._initial_metadata is None:

@@ -326,8 +326,15 @@ class LogicalChannel:
             if self._line:
                 self.next_in_line()
 
+    def attempt_answered(self, attempt: Attempt) -> None:
+        """A stream's first response came."""
+        now = time.monotonic()
+        self.balancer.answered(attempt, now)
+        if attempt.candidate.breaker.last is not None:
+            self._breaker_moved(attempt.candidate, now)
+
     def _breaker_moved(self, candidate: Candidate, now: float) -> None:
-        """Log the move that an attempt which ended ``now`` has caused, if it has. Not under a lock."""
+        """Log the move that an attempt which ended or answered ``now`` has caused, if it has. Not under a lock."""
         move = candidate.breaker.last
         if move is None or move.at != now or move.after is State.HALF_OPEN:
             return

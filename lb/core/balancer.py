@@ -44,6 +44,8 @@ from lb.core.throttle import ThrottleState
 READY = Connectivity.READY
 _DRAWS = 4
 """So often a policy is asked for an endpoint that was not tried, before one is drawn."""
+_ANSWERS = 4
+"""Who refuses everything for as long as so many of its answers take has nothing under way that will be one."""
 FULL = "every endpoint is at its concurrency limit"
 RESOLVER_GRACE_S = 1.0
 """How long calls wait for a first answer of a resolver that reports errors; then they fail (or wait for ready)."""
@@ -184,6 +186,8 @@ class Balancer:
         self.throttle = throttle
         self._ejection = ejection or Ejection()
         self._slow_s = breaker.slow_call_s
+        self._refused_s = inf if breaker.refused_s is None else breaker.refused_s
+        self._refusals = breaker.consecutive_failures or inf
         self._unanswered_s = inf if breaker.unanswered_s is None else breaker.unanswered_s
         self._weights: dict[str, int] = {}
         self.resolution: Resolution | None = None
@@ -191,6 +195,8 @@ class Balancer:
         self._resolver_failing_since: float | None = None
         self._breaker = breaker
         self._candidates: dict[tuple[str, str], Candidate] = {}
+        self._leaving: set[Candidate] = set()
+        """Retired, and in use still."""
         self._picker: Picker | None = None
         self._previous: Picker | None = None
         self._pool: list[Candidate] = []
@@ -228,6 +234,8 @@ class Balancer:
                     candidate.retired = True
                     if candidate.closable:
                         closable.append(candidate)
+                    else:
+                        self._leaving.add(candidate)
         self._candidates = fresh
         self.resolution = resolution
         self.resolver_error = ""
@@ -271,6 +279,8 @@ class Balancer:
             return False
         for candidate in self._candidates.values():
             self.set_connectivity(candidate, Connectivity.IDLE, now)
+            candidate.failing_since = None  # who wakes up finds out anew: it may be back since long ago
+            candidate.trouble = ""
         return True
 
     def change_policy(self, policy: Policy) -> None:
@@ -278,7 +288,7 @@ class Balancer:
         self._take_policy(policy)
         self._previous = None
         self._pool = []
-        for candidate in self._candidates.values():
+        for candidate in (*self._candidates.values(), *self._leaving):
             candidate.stats = None  # the old policy's
         self._dirty = True
 
@@ -357,6 +367,18 @@ class Balancer:
         candidate.picks += 1
         return attempt
 
+    def answered(self, attempt: Attempt, now: float) -> None:
+        """A stream's first response came.
+
+        That is all its probe had to show: its end may be hours away, and the endpoint would stay out for as long.
+        """
+        attempt.answered_at = now
+        if attempt.breaker_state is not _CLOSED:
+            late = self._slow_s is not None and now - attempt.started_at >= self._slow_s
+            verdict = _FAILURE if late else _SUCCESS
+            if attempt.candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
+                self._dirty = True
+
     def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Candidate | None:
         """Give an attempt back with its outcome, at its true end.
 
@@ -398,14 +420,35 @@ class Balancer:
         if outcome.origin is _LATE and verdict is not _FAILURE:
             candidate.last_error = "answers came from elsewhere, much sooner"
             move = candidate.breaker.late(generation, now, self.rng)
+        elif outcome.pushback_s is not None and verdict is not _FAILURE and self._refuses_all(candidate, now):
+            candidate.last_error = outcome.reason()
+            move = candidate.breaker.refused(generation, now, self.rng)
         else:
             move = candidate.breaker.release(generation, verdict, now, self.rng)
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
         if move is not None or (generation and candidate.breaker.state is not _CLOSED):
             self._dirty = True
+        closable = candidate.retired and candidate.closable
+        if closable:
+            self._leaving.discard(candidate)
         if self._ended is not None:
             self._ended(candidate, outcome, took_s, now)
-        return candidate if candidate.retired and candidate.closable else None
+        return candidate if closable else None
+
+    def _refuses_all(self, candidate: Candidate, now: float) -> bool:
+        """It has refused one more call: whether it did nothing else for so long (a refused probe is enough).
+
+        It answers at once, and so it looks like the least loaded one of all. One that is merely full answers what
+        it has taken within a few of its latencies.
+        """
+        if candidate.breaker.state is not _CLOSED:
+            return True
+        answers = candidate.load.samples
+        if not candidate.refusals or candidate.refused_after != answers:
+            candidate.refusals, candidate.refused_after, candidate.refusing_since = 0, answers, now
+        candidate.refusals += 1
+        long_s = max(self._refused_s, _ANSWERS * candidate.load.latency_s)
+        return candidate.refusals >= self._refusals and now - candidate.refusing_since >= long_s
 
     def admission(self, now: float) -> Admission:
         """Which endpoints are admitted, by the rule at the top of this file. Changes nothing."""

@@ -97,6 +97,9 @@ class Breaker:
         window_s: length of the window in seconds, > 0.
         unanswered_s: a call whose own deadline passed after so many seconds without a response counts as a
             failure: a hung endpoint shows in nothing else. > 0, or None. (Envoy counts time-outs, too.)
+        refused_s: what answers nothing for so many seconds (and four of its latencies) but refuses each call by
+            push-back, ``consecutive_failures`` of them at least, is left out like one that fails: it drains for
+            ever, or its limit leaks. > 0, or None. (Other refusals count for nothing: who is full still answers.)
         slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
             the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
             None. What counts of a stream of responses is the time to the first one.
@@ -122,6 +125,7 @@ class Breaker:
     jitter: float = 0.5
     probe_s: float = 30.0
     unanswered_s: float | None = 1.0
+    refused_s: float | None = 0.5
     slow_call_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +138,7 @@ class Breaker:
         for name in ("window_s", "open_s", "probe_s"):
             value = getattr(self, name)
             _check(name, value, _number(value) and value > 0, "seconds > 0")
-        for name in ("unanswered_s", "slow_call_s"):
+        for name in ("unanswered_s", "refused_s", "slow_call_s"):
             value = getattr(self, name)
             if value is not None:
                 _check(name, value, _number(value) and value > 0, "seconds > 0, or None")
@@ -259,6 +263,12 @@ class BreakerState:
         if limit is not None and self._failures >= limit:
             return self._open(now, rng, f"{self._failures} failures or late answers in a row")
         return None
+
+    def refused(self, generation: int, now: float, rng: Random) -> Transition | None:
+        """Return a permit whose call was refused, as all others were: that opens it at once. A refused probe failed."""
+        if generation != self.generation or self.state is not _CLOSED:
+            return self.release(generation, Verdict.FAILURE, now, rng)
+        return self._open(now, rng, "it refuses all calls")
 
     def _too_many(self, now: float) -> str:
         """Which limit the failures so far fill, in words; empty when none."""

@@ -38,6 +38,9 @@ class Candidate:
         "lost_at",
         "picks",
         "ready_since",
+        "refusals",
+        "refused_after",
+        "refusing_since",
         "retired",
         "stats",
         "trouble",
@@ -66,6 +69,10 @@ class Candidate:
         fails, waits and tries anew counts as failing all the while (gRPC's sticky TRANSIENT_FAILURE)."""
         self.lost_at = -inf
         """When its connection was lost last."""
+        self.refusals = 0
+        """How many calls it refused since it answered last, which was after ``refused_after`` answers."""
+        self.refused_after = 0
+        self.refusing_since = -inf
         self.retired = False
         """No longer in the set; its connection closes when the last attempt on it ended."""
         self.handle: Any = None

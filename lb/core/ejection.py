@@ -5,7 +5,8 @@ endpoints fail for a reason of their own (a bad request, a database that all sha
 
 - never the last one: when every breaker refuses, those are used whose breaker opened the fewest
   times in a row (*panic*): after a stall of the client all breakers are open for the first time,
-  but that of an endpoint that is really gone has failed a probe or two before;
+  but that of an endpoint that is really gone has failed a probe or two before. In a larger pool these
+  must be ``panic_share`` of it, or all are used: chance may leave one to bear the load of a hundred;
 - in a pool of at most ``small`` all but one may be ejected: with 2 to 5 replicas a share would
   round down to none, or keep a broken one in use;
 - in a larger pool at most ``max_share`` of it is ejected; of those that are too many, the ones
@@ -63,7 +64,9 @@ class Ejection:
         size, out = len(ready), len(refusing)
         if out == size:
             least = min(c.breaker.openings for c in ready)
-            return [c for c in ready if c.breaker.openings == least], True
+            fewest = [c for c in ready if c.breaker.openings == least]
+            enough = size <= self.small or len(fewest) >= self.panic_share * size
+            return fewest if enough else ready, True
         if size > self.small:
             most = int(size * self.max_share)
             if out > most:

@@ -33,7 +33,8 @@ UNIMPLEMENTED
 any other code (the server answered)  SUCCESS  never
 ====================================  =======  =============
 
-Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6).
+Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6). An endpoint that refuses all
+it is sent is left out in the end: see the breaker's ``refused_s``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import LATE, LOST, OK, Origin, Outcome, classify
-from lb.core.policies import CallInfo, Picker, Policy, RoundRobin, WeightedRandom, WeightedRoundRobin
+from lb.core.policies import P2C, CallInfo, Picker, Policy, RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin
 from lb.core.policies import Random as Uniform
 from lb.core.snapshot import snapshot
 from lb.testing.clock import FakeClock
@@ -32,6 +32,7 @@ from tests.core.rig import (
     INTERNAL,
     READY,
     REFUSED,
+    STEADY,
     UNAVAILABLE,
     UNSENT,
     Rig,
@@ -318,6 +319,21 @@ def test_an_endpoint_that_fails_counts_as_failing_until_it_is_ready() -> None:
     assert rig.unpicked().wait
 
 
+def test_who_sleeps_forgets_that_it_failed() -> None:
+    """All could not be reached when the channel fell asleep. Who wakes it waits for what connecting brings now."""
+    rig = Rig("ab")
+    for name in "ab":
+        rig.connect(name, FAILING, "connection refused")
+    assert not rig.unpicked().wait
+    assert rig.balancer.sleep(rig.now)
+    assert rig.balancer.state() is IDLE
+    rig.connect("a", CONNECTING)
+    assert rig.unpicked().wait
+    rig.connect("a", FAILING, "no route")
+    rig.connect("b", FAILING, "no route")
+    assert not rig.unpicked().wait
+
+
 def test_many_failures_are_named_up_to_five() -> None:
     """The first five with their causes, then how many more."""
     rig = Rig("abcdefg")
@@ -479,6 +495,104 @@ def test_of_a_stream_the_time_to_its_first_response_counts() -> None:
     assert attempt.candidate.load.latency_s == 0.25
 
 
+def test_a_streams_first_response_ends_a_probe() -> None:
+    """It may run for hours, and so may all others: the endpoint has its share again at once, whatever it ends with."""
+    rig = Rig("ab")
+    rig.trip("a")
+    rig.clock.advance(1.0)
+    rig.picked(1)
+    probe = next(attempt for attempt in iter(rig.pick, None) if attempt.endpoint_id == "a")
+    rig.balancer.answered(probe, rig.now)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    streams = [rig.pick() for _ in range(10)]
+    assert Counter(attempt.endpoint_id for attempt in streams) == {"a": 5, "b": 5}
+    rig.clock.advance(3600)
+    for attempt in (probe, *streams):
+        rig.end(attempt, UNAVAILABLE if attempt is probe else OK)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    assert probe.candidate.in_flight == 0
+
+
+def test_a_first_response_that_was_too_slow_fails_the_probe() -> None:
+    """By ``slow_call_s``, as at the end of a call."""
+    rig = Rig("ab", breaker=HASTY)
+    rig.trip("a")
+    rig.clock.advance(1.0)
+    probe = next(attempt for attempt in iter(rig.pick, None) if attempt.endpoint_id == "a")
+    rig.clock.advance(0.5)
+    rig.balancer.answered(probe, rig.now)
+    assert rig.candidate("a").breaker.state is State.OPEN
+
+
+# ---- who refuses everything ----
+
+
+def refuse(rig: Rig, seconds: float, every_s: float = 0.01, outcome: Outcome = REFUSED) -> None:
+    """Endpoint a refuses every call for so long; the others answer."""
+    for _ in range(round(seconds / every_s)):
+        rig.clock.advance(every_s)
+        attempt = rig.pick()
+        rig.end(attempt, outcome if attempt.endpoint_id == "a" else OK)
+
+
+@pytest.mark.parametrize("outcome", [REFUSED, classify(StatusCode.RESOURCE_EXHAUSTED, pushback="-1")])
+def test_who_refuses_everything_is_left_out(outcome: Outcome) -> None:
+    """Refusals are quick, so it looks like the least loaded of all, and retries would use up the budget."""
+    rig = Rig("ab")
+    refuse(rig, 0.5, outcome=outcome)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    refuse(rig, 0.05, outcome=outcome)
+    a = rig.candidate("a")
+    assert a.breaker.last is not None
+    assert (a.breaker.state, a.breaker.last.reason) == (State.OPEN, "it refuses all calls")
+    assert a.last_error == outcome.reason()
+
+
+def test_a_refused_probe_has_failed() -> None:
+    """Open again and for longer: its place is not given to one call after the other."""
+    rig = Rig("ab")
+    refuse(rig, 0.6)
+    opened = rig.candidate("a").breaker.last
+    refuse(rig, 1.2)
+    again = rig.candidate("a").breaker.last
+    assert opened is not None
+    assert again is not None
+    assert (again.after, again.open_s, opened.open_s) == (State.OPEN, 2.0, 1.0)
+
+
+def test_who_answers_some_is_full_and_stays() -> None:
+    """One answer in thirty is enough, and so is one that will come: it takes a second, and the rest is refused."""
+    rig = Rig("a")
+    for number in range(3000):
+        rig.clock.advance(0.01)
+        rig.end(rig.pick(), OK if number % 30 == 0 else REFUSED)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    rig = Rig("a")
+    for _ in range(20):
+        slow = rig.pick()
+        rig.clock.advance(0.3)
+        refuse(rig, 0.7 if rig.candidate("a").load.samples else 0.1)
+        rig.end(slow, OK)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+
+
+@pytest.mark.parametrize("breaker", [replace(STEADY, refused_s=None), replace(STEADY, consecutive_failures=None)])
+def test_refusals_may_count_for_nothing_at_all(breaker: Breaker) -> None:
+    """``refused_s=None``, or a breaker that does not open by what comes in a row."""
+    rig = Rig("ab", breaker=breaker)
+    refuse(rig, 5.0)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+
+
+def test_a_few_refusals_are_none_however_long_they_take() -> None:
+    """Four in a minute; the fifth opens it."""
+    rig = Rig("a")
+    refuse(rig, 60.0, every_s=15.0)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    refuse(rig, 15.0, every_s=15.0)
+    assert rig.candidate("a").breaker.state is State.OPEN
+
+
 @pytest.mark.parametrize(
     ("took_s", "outcome", "answered", "state"),
     [
@@ -560,6 +674,20 @@ def test_a_change_of_policy_takes_the_hooks_and_the_records_along() -> None:
     rig.end(attempt)
     assert rig.candidate("a").stats is None
     assert (len(old.told), len(new.told)) == (0, 1)  # type: ignore[attr-defined]
+
+
+def test_a_change_of_policy_reaches_those_who_are_leaving() -> None:
+    """A departed endpoint's calls still run: the new policy's hook does not meet the old one's record."""
+    rig = Rig("ab", policy=P2C())
+    rig.picked(10)
+    attempts = [rig.pick() for _ in range(10)]
+    rig.update("b")
+    rig.balancer.change_policy(RingHash("user"))
+    for attempt in attempts:
+        rig.end(attempt)
+    rig.balancer.change_policy(P2C())
+    assert all(attempt.candidate.stats is None for attempt in attempts)
+    assert not rig.balancer._leaving
 
 
 # ---- weights of a user's own ----

@@ -51,6 +51,8 @@ def opened(settings: Breaker = STEADY, now: float = 0.0) -> BreakerState:
         ("open_s", -1, "seconds > 0"),
         ("open_s", "1", "seconds > 0"),
         ("probe_s", float("nan"), "seconds > 0"),
+        ("refused_s", 0, "seconds > 0, or None"),
+        ("unanswered_s", -1, "seconds > 0, or None"),
         ("max_open_s", 0.5, "seconds >= open_s (1.0)"),
         ("jitter", 1.5, "a number from 0 to 1"),
     ],

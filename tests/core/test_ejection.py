@@ -76,6 +76,14 @@ def test_in_panic_those_that_never_failed_a_probe_come_first() -> None:
     assert Ejection().pool(ready, refusing, 3) == ([ready[0], ready[2]], True)
 
 
+@pytest.mark.parametrize(("fewest", "used"), [(1, 20), (9, 20), (10, 10), (20, 20)])
+def test_in_a_larger_pool_those_are_half_of_it_or_all_are_used(fewest: int, used: int) -> None:
+    """A service is down for long: chance leaves a single one with the fewest openings, which would get every call."""
+    ready, refusing = pool_of(20, 20, openings=[7] * fewest + [8] * (20 - fewest))
+    pool, panic = Ejection().pool(ready, refusing, 20)
+    assert (list(pool), panic) == (ready[:used], True)
+
+
 def test_in_a_larger_pool_half_may_go_and_who_returns_soonest_stays() -> None:
     """Eight of ten refuse: five are out, those that refuse longest."""
     ready, refusing = pool_of(10, 8)

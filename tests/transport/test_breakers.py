@@ -17,6 +17,9 @@ from tests.transport.conftest import Fleet
 from tests.transport.kit import (
     HANGS_S,
     ONCE,
+    REQUESTS,
+    SS,
+    US,
     UU,
     First,
     Kind,
@@ -109,7 +112,7 @@ async def test_a_probe_that_fails_opens_it_again(fleet: Fleet, kind: Kind) -> No
 
 
 async def test_only_one_probe_is_out(fleet: Fleet, kind: Kind) -> None:
-    """While it has no answer, other calls stay away; the stream's end, not its beginning, decides."""
+    """While it has no answer, other calls stay away."""
     one, two, channel = await broken(fleet, kind, TWO_FAILURES)
     gate = Gate()
     async with channel:
@@ -124,6 +127,48 @@ async def test_only_one_probe_is_out(fleet: Fleet, kind: Kind) -> None:
         gate.open()
         assert await kind.responses(probe) == kind.echo()
         assert breakers(channel)[0] == "CLOSED"
+
+
+@pytest.mark.parametrize("kind", [US, SS], ids=str)
+async def test_a_streams_first_message_closes_it(fleet: Fleet, kind: Kind) -> None:
+    """A service of streams that last for hours would else have one of them at a time on an endpoint that is well."""
+    one, two, channel = await broken(fleet, kind, TWO_FAILURES)
+    async with channel:
+        gate = Gate()
+        one.always(hold(gate, after=1))
+        await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
+        calls = []
+        for _ in range(3):
+            call = kind.start(channel)
+            calls.append(call)
+            assert await anext(aiter(call)) == REQUESTS[0]
+        assert breakers(channel)[0] == "CLOSED"
+        assert (one.in_flight, len(two.received)) == (3, 0)
+        gate.open()
+        for call in calls:
+            assert await kind.responses(call) == kind.echo()[1:]
+    assert in_flight(channel) == 0
+
+
+@pytest.mark.parametrize("policy", ["p2c", "least_request", "round_robin"])
+async def test_who_refuses_everything_is_left_out(fleet: Fleet, policy: str) -> None:
+    """It answers at once, so it looks idle, and each of its calls costs a retry: no call fails of it all the same."""
+    backends = await fleet(3)
+    async with channel_to(*backends, policy=policy, breaker=lb.Breaker(refused_s=0.1, open_s=60)) as channel:
+        await ready(channel, 3)
+        for _ in range(30):
+            await UU.run(channel)
+        backends[0].always(pushback(0))
+        loop = asyncio.get_running_loop()
+        until = loop.time() + HANGS_S
+        while breakers(channel) != ["OPEN", "CLOSED", "CLOSED"]:
+            assert loop.time() < until, channel.snapshot()
+            assert await asyncio.gather(*(UU.run(channel) for _ in range(8))) == [UU.echo()] * 8
+            await asyncio.sleep(0.02)  # the rate, which the budget is for
+        seen = len(backends[0].received)
+        for _ in range(20):
+            await UU.run(channel)
+    assert len(backends[0].received) == seen
 
 
 async def test_a_cancelled_probe_gives_its_place_back(fleet: Fleet, kind: Kind) -> None:

@@ -15,7 +15,7 @@ from lb.aio.channel import Channel
 from lb.testing.backend import METHODS, Gate, fail, hold
 from tests.support.wait import longer
 from tests.transport.conftest import Fleet
-from tests.transport.kit import SS, UU, Kind, Told, channel_to, endpoints, eventually, lb_tasks
+from tests.transport.kit import SS, UU, Kind, Told, channel_to, endpoints, eventually, failure, lb_tasks
 
 SOON = lb.Connection(idle_s=0.05)
 QUICK = lb.Connection(idle_s=0.02)
@@ -72,6 +72,18 @@ async def test_a_pause_between_attempts_is_survived(fleet: Fleet, kind: Kind) ->
         if slept := await sleeps_in(pause_s):
             break
     assert slept
+
+
+async def test_what_it_could_not_reach_is_tried_anew(fleet: Fleet) -> None:
+    """It fell asleep with its only endpoint down. Long after, a call waits for the connection, which is made."""
+    (one,) = await fleet(1)
+    async with channel_to(one, connection=SOON) as channel:
+        await UU.run(channel)
+        await one.stop()
+        assert (await failure(UU.start(channel))).code() is grpc.StatusCode.UNAVAILABLE
+        await eventually(lambda: asleep(channel))
+        await one.start()
+        assert await UU.run(channel) == UU.echo()
 
 
 async def test_asking_to_connect_wakes_it(fleet: Fleet) -> None:
