@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -179,8 +180,6 @@ class _ActiveCalls:
 
 _TIDY_FROM = 256
 
-_UnaryUnaryCall: Any = grpcio_call.UnaryUnaryCall
-
 if TYPE_CHECKING:
     _Base = grpc.aio.Channel
 
@@ -188,9 +187,37 @@ if TYPE_CHECKING:
         def __call__(self, *arguments: Any, **named: Any) -> Any: ...
         def __getattr__(self, name: str) -> Any: ...
 
+    class _UnaryUnaryCallBase:
+        def _invoke(self) -> Coroutine[Any, Any, Any]: ...
+        def __del__(self) -> None: ...
+
 else:
     _Base = grpcio_channel.Channel
     _UnaryUnaryBase = grpcio_channel.UnaryUnaryMultiCallable
+    _UnaryUnaryCallBase = grpcio_call.UnaryUnaryCall
+
+
+class _UnaryUnaryCall(_UnaryUnaryCallBase):
+    """grpcio's own, made in one step instead of four: 1 % of a call."""
+
+    def __init__(
+        self, made_by: _UnaryUnary, request: Any, deadline: float | None, credentials: Any, wait_for_ready: bool | None
+    ) -> None:
+        self._loop = made_by._loop
+        self._cython_call = made_by._channel.call(
+            made_by._method, deadline, credentials, wait_for_ready, made_by._registered_call_handle
+        )
+        self._metadata = ()
+        self._request_serializer = made_by._request_serializer
+        self._response_deserializer = made_by._response_deserializer
+        self._request = request
+        self._context = cygrpc.build_census_context()
+        self._invocation_task = self._call_response = get_running_loop().create_task(self._invoke())
+
+    def __del__(self) -> None:
+        call = getattr(self, "_cython_call", None)
+        if call is not None and call._status is None:
+            super().__del__()
 
 
 class _UnaryUnary(_UnaryUnaryBase):
@@ -215,18 +242,8 @@ class _UnaryUnary(_UnaryUnaryBase):
                 wait_for_ready=wait_for_ready,
                 compression=compression,
             )
-        call: Any = _UnaryUnaryCall(
-            request,
-            None if timeout is None else time.time() + timeout,
-            (),
-            credentials,
-            wait_for_ready,
-            self._channel,
-            self._method,
-            self._request_serializer,
-            self._response_deserializer,
-            self._loop,
-            self._registered_call_handle,
+        call = _UnaryUnaryCall(
+            self, request, None if timeout is None else time.time() + timeout, credentials, wait_for_ready
         )
         self._python_channel._active_calls.add(call)
         return call

@@ -9,6 +9,7 @@ import inspect
 import logging
 import time
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, ClassVar
@@ -223,7 +224,8 @@ class LogicalChannel:
         self.metrics = Metrics(self.target, self.balancer, self._budget.balance)
         self.tracer = Spans(self.target, self.balancer, self.metrics.look)
         self._registered: set[str] = set()
-        self._methods: dict[bytes, Method] = {}
+        self.methods: dict[bytes, Method] = {}
+        """What all calls of a method share, of those methods that were called before."""
         self._credentials = credentials
         self._options = subchannel_options(options, authority, settings)
         self._compression = compression
@@ -257,7 +259,7 @@ class LogicalChannel:
             raise _grpcio.UsageError(self._refusal)
         if credentials is not None:
             _grpcio.check_call_credentials(credentials, secure=self._credentials is not None)
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not get_running_loop():
             self._start()
         if self._asleep:
             self._wake_up()
@@ -285,17 +287,17 @@ class LogicalChannel:
         return self._sweeping
 
     def method(self, method: bytes) -> Method:
-        """What all calls of a method share."""
-        known = self._methods.get(method)
+        """What all calls of a method share; see `methods`."""
+        known = self.methods.get(method)
         if known is None:
             if not isinstance(method, bytes):  # from an interceptor; the words are grpcio's
                 raise TypeError(f"Argument 'method' has incorrect type (expected bytes, got {type(method).__name__})")
-            if len(self._methods) >= _MOST_METHODS:  # a proxy may meet any number of them
-                self._methods.clear()
+            if len(self.methods) >= _MOST_METHODS:  # a proxy may meet any number of them
+                self.methods.clear()
             name = method.decode()
             found = self.settings.method(name, declared_idempotent=is_idempotent(name))
             measured = found.hedging is not None and found.hedging.delay_s is None
-            known = self._methods[method] = Method(
+            known = self.methods[method] = Method(
                 name,
                 found.idempotent,
                 self.balancer,

@@ -51,7 +51,7 @@ RESOLVER_GRACE_S = 1.0
 """How long calls wait for a first answer of a resolver that reports errors; then they fail (or wait for ready)."""
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
 _CLOSED = State.CLOSED
-_SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
+_SUCCESS, _FAILURE, _IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
 _LATE = Origin.LATE
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
@@ -185,7 +185,7 @@ class Balancer:
         self.limit = limit
         self.throttle = throttle
         self._ejection = ejection or Ejection()
-        self._slow_s = breaker.slow_call_s
+        self._slow_s = inf if breaker.slow_call_s is None else breaker.slow_call_s
         self._refused_s = inf if breaker.refused_s is None else breaker.refused_s
         self._refusals = breaker.consecutive_failures or inf
         self._unanswered_s = inf if breaker.unanswered_s is None else breaker.unanswered_s
@@ -374,7 +374,7 @@ class Balancer:
         """
         attempt.answered_at = now
         if attempt.breaker_state is not _CLOSED:
-            late = self._slow_s is not None and now - attempt.started_at >= self._slow_s
+            late = now - attempt.started_at >= self._slow_s
             verdict = _FAILURE if late else _SUCCESS
             if attempt.candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
                 self._dirty = True
@@ -392,41 +392,42 @@ class Balancer:
         verdict = outcome.verdict
         answered_at = attempt.answered_at
         took_s = (now if answered_at is None else answered_at) - attempt.started_at
+        limit = candidate.limit
         if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
             candidate.load.observe(took_s, now)
             if self.throttle is not None and outcome.code is StatusCode.OK:
                 self.throttle.succeeded()
-        elif verdict is _FAILURE:
-            candidate.last_error = outcome.reason()
-        if candidate.limit is not None:
-            if verdict is _SUCCESS:
-                candidate.limit.observe(took_s, candidate.in_flight + 1)
-            elif outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT:
-                candidate.limit.overloaded()
-        if (
-            outcome.origin is Origin.CALLER
-            and outcome.code is StatusCode.DEADLINE_EXCEEDED
-            and answered_at is None
-            and took_s >= self._unanswered_s
-        ):
-            verdict = _FAILURE
-            candidate.last_error = f"no answer in {took_s:.1f} s, when the caller's deadline passed"
-        if self._slow_s is not None and verdict is not _FAILURE and took_s >= self._slow_s:
+            if limit is not None:
+                limit.observe(took_s, candidate.in_flight + 1)
+        else:
+            if verdict is _FAILURE:
+                candidate.last_error = outcome.reason()
+            if limit is not None and (outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT):
+                limit.overloaded()
+            if (
+                outcome.origin is Origin.CALLER
+                and outcome.code is StatusCode.DEADLINE_EXCEEDED
+                and answered_at is None
+                and took_s >= self._unanswered_s
+            ):
+                verdict = _FAILURE
+                candidate.last_error = f"no answer in {took_s:.1f} s, when the caller's deadline passed"
+        if took_s >= self._slow_s and verdict is not _FAILURE:
             # Too slow is a failure of its own, whatever came of it: a hung endpoint shows in nothing
             # but its callers' deadlines. An attempt that lost a race after that long is no exception.
             verdict = _FAILURE
             candidate.last_error = f"slower than {self._slow_s:g} s"
-        generation = attempt.generation
-        if outcome.origin is _LATE and verdict is not _FAILURE:
+        generation, breaker = attempt.generation, candidate.breaker
+        if verdict is _IGNORED and outcome.origin is _LATE:
             candidate.last_error = "answers came from elsewhere, much sooner"
-            move = candidate.breaker.late(generation, now, self.rng)
+            move = breaker.late(generation, now, self.rng)
         elif outcome.pushback_s is not None and verdict is not _FAILURE and self._refuses_all(candidate, now):
             candidate.last_error = outcome.reason()
-            move = candidate.breaker.refused(generation, now, self.rng)
+            move = breaker.refused(generation, now, self.rng)
         else:
-            move = candidate.breaker.release(generation, verdict, now, self.rng)
+            move = breaker.release(generation, verdict, now, self.rng)
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
-        if move is not None or (generation and candidate.breaker.state is not _CLOSED):
+        if move is not None or (generation and breaker.state is not _CLOSED):
             self._dirty = True
         closable = candidate.retired and candidate.closable
         if closable:

@@ -126,7 +126,6 @@ class Call:
     slept_s = 0.0
     """How long it has waited between attempts."""
     _unprocessed = 0
-    _queued = False
     _in_line = False
     _doubt: Outcome | None = None
     _no_hedges = False
@@ -145,6 +144,7 @@ class Call:
         self.settings = method
         self._balancer = method.balancer
         self.attempts: list[Attempt] = []
+        self._queued = False  # read of every call, and an attribute of the class is dear to read
         self.deadline = deadline
         self.wait_for_ready = method.wait_for_ready if wait_for_ready is None else wait_for_ready
         self.started_at = now

@@ -86,7 +86,8 @@ class LimitState:
         """A call ended well after ``duration_s``, with ``in_flight`` running (itself too). Adaptive only."""
         if not self.settings.adaptive or duration_s <= 0:
             return
-        self._samples = min(self._samples + 1, _LONG_WINDOW)
+        if self._samples < _LONG_WINDOW:
+            self._samples += 1
         # The mean of the first samples, then an exponential one over about the last 600.
         share = 2 / (self._samples + 1)
         if in_flight >= self.limit and self._samples > _FIRST and duration_s > self._long_s:

@@ -204,22 +204,26 @@ class InLoop(AioLogicalChannel):
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Give an attempt back; from any thread."""
-        if self.settings.limit is None:
-            try:
-                self.balancer.ended(attempt, outcome, now)
-            finally:  # a policy's hook may raise
-                if attempt.candidate.breaker.last is not None:
-                    self._breaker_moved(attempt.candidate, now)
-                if attempt.candidate.closable:
-                    self.in_loop(self._close_subchannel, attempt.candidate)
-        else:
-            # The line of those that wait for a place belongs to the loop, so places become free there.
-            self.in_loop(lambda ended: super(InLoop, self).attempt_ended(ended, outcome, now), attempt)
+        try:
+            self.balancer.ended(attempt, outcome, now)
+        finally:  # a policy's hook may raise
+            if attempt.candidate.breaker.last is not None:
+                self._breaker_moved(attempt.candidate, now)
+            if attempt.candidate.retired and attempt.candidate.closable:
+                self.in_loop(self._close_subchannel, attempt.candidate)
+            if self.balancer.waiting:
+                # The line of those that wait for a place belongs to the loop. Who has just been told to wait
+                # and is not in it yet finds the place by itself (`place`).
+                self.in_loop(_next_in_line, self)
 
     def snapshot(self) -> Snapshot:
         """See `Channel.snapshot`."""
         with self.balancer.lock:
             return super().snapshot()
+
+
+def _next_in_line(channel: InLoop) -> None:
+    channel.next_in_line()
 
 
 class _Watched:

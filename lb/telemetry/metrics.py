@@ -155,10 +155,10 @@ _instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.We
 class Metrics:
     """The listener of one channel that measures. ``on`` says whether anybody wants it."""
 
-    on = False
     _instruments: Instruments
 
     def __init__(self, target: str, balancer: Balancer, budget: Callable[[float], float]) -> None:
+        self.on = False
         self.target = target
         self.balancer = balancer
         self.budget = budget

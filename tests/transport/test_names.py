@@ -90,16 +90,22 @@ def test_the_signatures_that_are_overridden() -> None:
         assert list(theirs.parameters) == list(inspect.signature(getattr(_grpcio.UpperChannel, name)).parameters)
 
 
-def test_a_unary_call_is_made_as_grpcio_makes_it() -> None:
-    """`_UnaryUnary` takes what its base takes, and hands a call's arguments over in their order."""
+async def test_a_unary_call_is_made_as_grpcio_makes_it(backend: Backend) -> None:
+    """`_UnaryUnary` takes what its base takes, and a call that it makes has what one of grpcio's has."""
     theirs = grpcio_channel.UnaryUnaryMultiCallable.__call__
     assert list(inspect.signature(theirs).parameters) == list(
         inspect.signature(_grpcio._UnaryUnary.__call__).parameters
     )
-    assert " ".join(inspect.signature(_grpcio._UnaryUnaryCall).parameters) == (
-        "request deadline metadata credentials wait_for_ready channel method request_serializer"
-        " response_deserializer loop registered_call_handle"
-    )
+    made = []
+    for factory in (grpc.aio.insecure_channel, lb.aio.channel):
+        async with factory(backend.address) as channel:
+            stub: Any = channel.unary_unary(UNARY_UNARY)
+            call = stub(b"x", timeout=10)
+            assert isinstance(call, grpc.aio.UnaryUnaryCall)
+            made.append(set(vars(call)))
+            assert await call == b"x"
+            assert made[-1] == set(vars(call))
+    assert made[0] == made[1]
 
 
 async def test_a_unary_callable_has_what_ours_reads() -> None:
