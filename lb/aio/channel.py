@@ -88,7 +88,7 @@ def channel(
         health: watch gRPC's health service of each endpoint under this service name (``""``: the whole
             server), and send nothing to those that are NOT_SERVING. Default: no watch.
         service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
-            also accepted among the ``options``.
+            also accepted among the ``options``. See docs/service_config.md.
         propagate: whether a call made while an incoming call is handled inherits its deadline and
             cancellation (see `lb.aio.incoming`).
         measure_sizes: whether the metrics tell the sizes of messages, too (see docs/metrics.md).

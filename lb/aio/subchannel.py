@@ -42,7 +42,9 @@ def subchannel_options(
 
     A service config among them is ours to follow: core gets the part that only it can do.
     """
-    kept = [(name, value) for name, value in options if name != SERVICE_CONFIG_OPTION or not isinstance(value, str)]
+    kept = [
+        (name, value) for name, value in options if name != SERVICE_CONFIG_OPTION or not isinstance(value, (str, bytes))
+    ]
     given = {name for name, _ in kept}
     ours: list[tuple[str, Any]] = [*_DEFAULTS, *settings.connection.options()]
     if authority:

@@ -14,6 +14,7 @@ from typing import Any
 
 UINT32_MAX = 2**32 - 1
 _LONGEST_S = 315_576_000_000  # of a proto3 Duration: about 10,000 years
+_FOR_EVER_S = 1e9  # grpcio's deadlines end before 10e9 seconds: what is later has passed
 _MOST_TOLD = 20
 _LARGEST = 1e300
 _DURATION = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?s")
@@ -115,12 +116,12 @@ class Fields:
         return None
 
     def seconds(self, name: str, *, positive: bool = False, required: bool = False) -> float | None:
-        """A proto3 Duration in JSON: seconds with at most nine decimals and an ``s``."""
+        """A proto3 Duration in JSON: seconds with at most nine decimals and an ``s``. 1e9, if it is longer."""
         value = self.value(name)
         if isinstance(value, str) and _DURATION.fullmatch(value):
             seconds = float(value[:-1])
             if seconds <= _LONGEST_S and (seconds > 0 or not positive):
-                return seconds
+                return min(seconds, _FOR_EVER_S)
         if value is not None or required:
             self.wrong(name, f'seconds as text like "0.1s"{", above 0" if positive else ""}')
         return None
@@ -128,10 +129,17 @@ class Fields:
     def text(self, name: str) -> str | None:
         """A text."""
         value = self.value(name)
-        if value is None or isinstance(value, str):
-            return value
-        self.wrong(name, "a text")
-        return None
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            self.wrong(name, "a text")
+            return None
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and core does not read
+            self.wrong(name, "a text of whole characters")
+            return None
+        return value
 
     def flag(self, name: str) -> bool | None:
         """True or false."""

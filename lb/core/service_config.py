@@ -10,18 +10,7 @@ them at once::
 
 Fields that are not known are ignored, as gRPC ignores them; `ServiceConfig.notes` lists them.
 
-Where the ways part:
-
-- Durations keep their nanoseconds; core cuts them to milliseconds and then refuses 0. Blanks and
-  a plus sign within a duration are refused; core lets them pass.
-- Status codes may also be numbers or in lower case (gRFC A6 wants it, core refuses it).
-- null is the same as absent everywhere (core refuses it for two lists).
-- ``hedgingPolicy`` is checked and used; core ignores it. It declares the method safe to run twice.
-- ``retryableStatusCodes`` widens what is retried anyway: attempts that no server has seen, refusals
-  with push-back, and UNAVAILABLE on methods whose proto says that they are idempotent.
-- The wait is that of today's A6, ``min(initialBackoff * backoffMultiplier ** (n - 1), maxBackoff)``
-  times a random 0.8 to 1.2; its first edition drew from 0 to that.
-- For policies see `lb.core.service_policies`.
+docs/service_config.md has the rules field by field, and where ours are not grpcio's.
 
 .. _service_config.proto: https://github.com/grpc/grpc-proto/blob/master/grpc/service_config/service_config.proto
 """
@@ -36,7 +25,7 @@ from typing import Any
 from grpc import StatusCode
 from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
-from lb.core.documents import Fields, Problems, fields_of, read
+from lb.core.documents import Fields, Problems, fields_of, read, shown
 from lb.core.hedging import MOST_ATTEMPTS, Hedging
 from lb.core.outcome import Origin
 from lb.core.policies import Policy
@@ -110,7 +99,10 @@ def parse(document: str | Mapping[str, Any]) -> ServiceConfig:
     problems = Problems("service config")
     top = read(document, problems)
     methods = _methods(top, problems)
-    policy = policy_of(top, problems)
+    try:
+        policy = policy_of(top, problems)
+    except RecursionError:
+        raise ValueError("service config: loadBalancingConfig is nested too deeply") from None
     throttle = _throttle(top)
     health = top.fields("healthCheckConfig")
     service_name = None if health is None else health.text("serviceName")
@@ -146,6 +138,9 @@ def _key(value: object, path: str, problems: Problems) -> str | None:
     if name is None:
         return None
     service, method = name.text("service"), name.text("method")
+    for part, text in (("service", service), ("method", method)):
+        if text and "/" in text:
+            problems.note(f"{name.at(part)} is {shown(text)}: no call matches a name with a slash")
     if service:
         return f"/{service}/{method or ''}"
     if method:

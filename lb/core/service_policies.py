@@ -3,23 +3,8 @@
 The list is read from its beginning, and the first known policy is taken; what stands behind it is
 not looked at. That none is known is an error, as in gRPC.
 
-=============================  =======================================================
-in the document                here
-=============================  =======================================================
-``round_robin``                `RoundRobin`
-``pick_first``                 `PickFirst` (``shuffleAddressList``): all calls to one
-                               endpoint, though the others stay connected
-``weighted_round_robin``       `Orca` (``blackoutPeriod``, ``weightExpirationPeriod``,
-                               ``weightUpdatePeriod``, ``errorUtilizationPenalty``, gRFC
-                               A58); reports come with the calls, never out of band.
-                               Without reports the registry's weights hold
-``least_request_experimental`` `LeastRequest` (``choiceCount``, gRFC A48)
-``ring_hash_experimental``     `RingHash` (``requestHashHeader``, gRFC A76, which must be
-                               there); the ring has a size of its own
-a name of ours                 that policy with its defaults (``p2c``, ``random``,
-                               ``least_request``, ...); but ``weighted_round_robin`` is
-                               gRPC's, as above
-=============================  =======================================================
+docs/service_config.md tells which is which: gRPC's names, and ours with their defaults (but
+``weighted_round_robin`` is gRPC's, `Orca`).
 
 Policies of ours that need settings, or wrap others, are given as objects (``policy=``).
 """
@@ -82,10 +67,25 @@ def _ring_hash(fields: Fields, problems: Problems) -> Policy | None:
     return RingHash(header)
 
 
+def _outlier_detection(fields: Fields, problems: Problems) -> Policy | None:
+    for name in ("interval", "baseEjectionTime", "maxEjectionTime"):
+        fields.seconds(name)
+    fields.whole("maxEjectionPercent", 0, 100)
+    for name in ("successRateEjection", "failurePercentageEjection"):
+        if fields.value(name) is not None:
+            problems.note(f"{fields.at(name)} is ignored: see lb.Breaker and lb.Ejection")
+    entries = fields.items("childPolicy")
+    if entries is None:
+        fields.wrong("childPolicy", "a list of policies")
+        return None
+    return _first_known(entries, fields.at("childPolicy"), problems)
+
+
 _READERS: dict[str, Reader] = {
     "pick_first": _pick_first,
     "weighted_round_robin": _weighted_round_robin,
     "least_request_experimental": _least_request,
+    "outlier_detection_experimental": _outlier_detection,
     "ring_hash_experimental": _ring_hash,
 }
 
@@ -94,7 +94,7 @@ def policy_of(top: Fields, problems: Problems) -> Policy | None:
     """The policy that a service config asks for; None when it leaves it open."""
     entries = top.items("loadBalancingConfig")
     deprecated = _deprecated(top, problems)
-    return deprecated if entries is None else _first_known(entries, problems)
+    return deprecated if entries is None else _first_known(entries, "loadBalancingConfig", problems)
 
 
 def _deprecated(top: Fields, problems: Problems) -> Policy | None:
@@ -109,7 +109,7 @@ def _deprecated(top: Fields, problems: Problems) -> Policy | None:
     return reader(Fields({}, "loadBalancingPolicy", problems), problems)
 
 
-def _first_known(entries: list[tuple[str, Any]], problems: Problems) -> Policy | None:
+def _first_known(entries: list[tuple[str, Any]], where: str, problems: Problems) -> Policy | None:
     passed = []
     for path, value in entries:
         entry = fields_of(value, path, problems)
@@ -130,7 +130,7 @@ def _first_known(entries: list[tuple[str, Any]], problems: Problems) -> Policy |
         entry.value(name)
         problems.note(f"{path} is {shown(name)}, which is not known, and passed over")
         passed.append(shown(name))
-    problems.error(f"loadBalancingConfig has {', '.join(passed) or 'no entry'}; expected at least one of {_known()}")
+    problems.error(f"{where} has {', '.join(passed) or 'no entry'}; expected at least one of {_known()}")
     return None
 
 

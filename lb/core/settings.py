@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from tenacity import stop_after_attempt
 
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
@@ -21,6 +23,7 @@ from lb.core.throttle import Throttle
 T = TypeVar("T")
 
 SERVICE_CONFIG_OPTION = "grpc.service_config"
+_ENABLE_RETRIES = "grpc.enable_retries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,24 @@ class Settings:
     def method(self, name: str, *, declared_idempotent: bool) -> MethodSettings:
         """What holds for ``/package.Service/Method``; ``declared_idempotent`` is what its proto says."""
         config = self.config.method(name)
-        retry = config.retry or self.retry
+        retry = self._retry(config)
         idempotent = declared_idempotent or config.idempotent or name in self.retry.idempotent
         hedging = config.hedging or self.hedging
         return MethodSettings(
             retry, hedging if idempotent else None, idempotent, config.timeout_s, config.wait_for_ready
         )
+
+    def _retry(self, config: MethodConfig) -> Retry:
+        """The channel's retries, as far as the document says nothing else of the method."""
+        ours, theirs = self.retry, config.retry
+        if config.hedging is not None:
+            # When all hedges have failed there is no further attempt (gRFC A6).
+            most = stop_after_attempt(config.hedging.max_attempts)
+            return replace(ours, stop=lambda state: most(state) or ours.stop(state))
+        if theirs is None:
+            return ours
+        timeout = ours.attempt_timeout if theirs.attempt_timeout is None else theirs.attempt_timeout
+        return replace(theirs, attempt_timeout=timeout, enabled=ours.enabled)
 
     def core_config(self) -> str | None:
         """What core itself must know, as its service config: message sizes and health checks; None: nothing.
@@ -107,23 +122,31 @@ def settings(
     """Check and complete what a user gave.
 
     A service config may also stand among the ``options`` (``grpc.service_config``), as for grpcio.
-    What it says of a *method* wins over ``retry`` and ``hedging``, which are for all methods; a
-    ``policy`` or ``health`` given here wins over the document's.
+    What it says of a *method* wins over ``retry`` and ``hedging``, which are for all methods; but
+    ``enabled=False`` turns its retries off, too (gRFC A6, *Disabling retries*), and an
+    ``attempt_timeout`` holds where its ``retryPolicy`` names none. A ``policy`` or ``health`` given
+    here wins over the document's. The option ``grpc.enable_retries`` with 0 means
+    ``Retry(enabled=False)``, unless a ``retry`` is given.
 
     Raises:
         ValueError: a bad value; the message names it.
         TypeError: an object of another kind; the message names what is expected.
     """
     if service_config is None:
-        # Core takes the first of several options of one name; what is no text it refuses by itself.
-        given = next((value for name, value in options if name == SERVICE_CONFIG_OPTION), None)
-        service_config = given if isinstance(given, str) else None
+        service_config = _option(options, SERVICE_CONFIG_OPTION)  # what is no text core refuses by itself
+        if isinstance(service_config, bytes):  # core takes them, too
+            service_config = service_config.decode(errors="surrogateescape")
+        service_config = service_config if isinstance(service_config, str) else None
     config = ServiceConfig() if service_config is None else parse(service_config)
     if health is not None and not isinstance(health, str):
         raise TypeError(f"health is {health!r}; expected a service name ('' for the whole server), or None")
+    if health is not None and not health.isprintable():
+        raise ValueError(f"health is {health!r}; expected a service name ('' for the whole server), or None")
     for name, value in (("propagate", propagate), ("measure_sizes", measure_sizes)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}; expected True or False")
+    if retry is None and _option(options, _ENABLE_RETRIES) == 0:
+        retry = Retry(enabled=False)
     retry = _instance("retry", retry, Retry)
     return Settings(
         policy=resolve(policy) if policy is not None or config.policy is None else config.policy,
@@ -139,6 +162,11 @@ def settings(
         propagate=propagate,
         measure_sizes=measure_sizes,
     )
+
+
+def _option(options: tuple[tuple[str, Any], ...], name: str) -> Any:
+    """The first of that name, as core takes it; None if there is none."""
+    return next((value for given, value in options if given == name), None)
 
 
 def _instance(name: str, value: object, kind: type[T]) -> T:

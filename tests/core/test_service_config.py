@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from random import Random
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -46,6 +46,11 @@ def retrying(**fields: Any) -> dict[str, Any]:
 def balancing(*entries: Any) -> dict[str, Any]:
     """A document with these policies."""
     return {"loadBalancingConfig": list(entries)}
+
+
+def outliers(*children: Any, **fields: Any) -> dict[str, Any]:
+    """GRPC's outlier detection over these."""
+    return {"outlier_detection_experimental": {"childPolicy": [*children], **fields}}
 
 
 def only(document: str | Mapping[str, Any]) -> MethodConfig:
@@ -127,10 +132,17 @@ def test_the_most_specific_entry_stands_alone() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("1s", 1), ("0.1s", 0.1), ("0.000000001s", 1e-9), ("1.000340012s", 1.000340012), ("315576000000s", 315576000000)],
+    [
+        ("1s", 1),
+        ("0.1s", 0.1),
+        ("0.000000001s", 1e-9),
+        ("1.000340012s", 1.000340012),
+        ("01s", 1),
+        ("315576000000s", 1e9),
+    ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    """proto3 JSON: seconds with up to nine decimals."""
+    """proto3 JSON: seconds with up to nine decimals. Longer than grpcio's clocks reach is for ever."""
     assert only(method(timeout=text)).timeout_s == seconds
 
 
@@ -256,6 +268,33 @@ def test_what_is_not_known_is_ignored_and_noted() -> None:
     )
 
 
+def test_names_are_in_camel_case() -> None:
+    """The proto's own names mean nothing, as in gRPC; what was meant can be seen in the notes."""
+    config = parse({"method_config": [{"timeout": 5}], "methodConfig": [{"name": [{}], "wait_for_ready": 5}]})
+    assert config.method("/a.B/C") == NOTHING
+    assert config.notes == (
+        "method_config is not known and ignored",
+        "methodConfig[0].wait_for_ready is not known and ignored",
+    )
+
+
+def test_names_by_the_protos_words() -> None:
+    """An empty text, null and nothing are the same; a slash is no part of a name, and that is noted."""
+    same: list[dict[str, Any]] = [{}, {"service": ""}, {"method": ""}, {"service": None, "method": ""}]
+    for name in same:
+        assert set(parse({"methodConfig": [{"name": [name]}]}).methods) == {""}
+    assert "without a service" in refusal({"methodConfig": [{"name": [{"service": "", "method": "m"}]}]})
+    assert parse({"methodConfig": [{"name": [{"service": "/a.B", "method": "C"}]}]}).notes == (
+        'methodConfig[0].name[0].service is "/a.B": no call matches a name with a slash',
+    )
+
+
+def test_half_a_character_is_no_text() -> None:
+    """JSON can write it, and core, which is told of sizes and health, would refuse the whole document."""
+    for document in ('{"healthCheckConfig": {"serviceName": "\\ud800"}}', {"loadBalancingPolicy": "\ud800"}):
+        assert "expected a text of whole characters" in refusal(document)
+
+
 # ---- policies ----
 
 
@@ -287,6 +326,8 @@ def test_what_is_not_known_is_ignored_and_noted() -> None:
         (balancing({"ring_hash_experimental": {"requestHashHeader": "User-Id"}}), RingHash("user-id")),
         (balancing({"p2c": {}}), P2C()),
         (balancing({"ring_hash": {}}, {"least_request": {}}), LeastRequest()),
+        (balancing(outliers({"grpclb": {}}, {"least_request_experimental": {}})), LeastRequest()),
+        (balancing(outliers(outliers({"round_robin": {}}))), RoundRobin()),
         (balancing({"grpclb": {}}, {"random": {}}, {"round_robin": {}}, 1), RandomPolicy()),
         ({"loadBalancingPolicy": "ROUND_ROBIN"}, RoundRobin()),
         ({"loadBalancingPolicy": "random", "loadBalancingConfig": [{"round_robin": {}}]}, RoundRobin()),
@@ -314,12 +355,17 @@ def test_what_of_a_policy_is_not_as_asked_is_noted() -> None:
     documents = (
         balancing({"least_request_experimental": {"choiceCount": 64}}),
         balancing({"weighted_round_robin": {"enableOobLoadReport": True}}),
+        balancing(outliers({"round_robin": {}}, interval="1s", successRateEjection={})),
     )
     assert [parse(document).notes for document in documents] == [
         ("loadBalancingConfig[0].least_request_experimental.choiceCount is 64 and counts as 10",),
         (
             "loadBalancingConfig[0].weighted_round_robin.enableOobLoadReport is ignored: "
             "reports are taken from the calls",
+        ),
+        (
+            "loadBalancingConfig[0].outlier_detection_experimental.successRateEjection is ignored: "
+            "see lb.Breaker and lb.Ejection",
         ),
     ]
 
@@ -436,6 +482,12 @@ REFUSED: list[tuple[Any, str]] = [
         "expected the name of a metadata key that is no -bin",
     ),
     ({"loadBalancingPolicy": 1}, "loadBalancingPolicy is 1; expected a text"),
+    (
+        balancing({"outlier_detection_experimental": {"interval": 1}}),
+        "loadBalancingConfig[0].outlier_detection_experimental.interval is 1; "
+        'expected seconds as text like "0.1s"; '
+        "loadBalancingConfig[0].outlier_detection_experimental.childPolicy is missing; expected a list of policies",
+    ),
 ]
 
 
@@ -450,6 +502,8 @@ def test_no_known_policy() -> None:
     for document, found in ((balancing(), "no entry"), (balancing({"grpclb": {}}, {"x": {}}), '"grpclb", "x"')):
         words = refusal(document)
         assert words.startswith(f"service config: loadBalancingConfig has {found}; expected at least one of ")
+        where = "loadBalancingConfig[0].outlier_detection_experimental.childPolicy"
+        assert f"{where} has {found}; expected" in refusal(balancing(outliers(*document["loadBalancingConfig"])))
         assert "pick_first, random, " in words
         assert "round_robin" in words
     assert refusal({"loadBalancingPolicy": "x"}).startswith(
@@ -482,6 +536,13 @@ def test_neither_text_nor_mapping(document: Any) -> None:
     """A caller's mistake."""
     with pytest.raises(TypeError, match=r"service config is .*; expected JSON text or a mapping"):
         parse(document)
+
+
+def test_policies_within_each_other_without_end() -> None:
+    """A mapping can hold itself."""
+    policy = outliers()
+    policy["outlier_detection_experimental"]["childPolicy"].append(policy)
+    assert refusal(balancing(policy)) == "service config: loadBalancingConfig is nested too deeply"
 
 
 def test_all_errors_come_at_once_up_to_twenty() -> None:
@@ -629,6 +690,24 @@ POOL: dict[str, list[Any]] = {
                 {"maxRingSize": 8388609},
             )
         ),
+        *(
+            outliers({"round_robin": {}}, **fields)
+            for fields in cast(
+                tuple[dict[str, Any], ...],
+                (
+                    {},
+                    {"interval": "1s", "baseEjectionTime": "0s", "maxEjectionTime": None},
+                    {"interval": 1},
+                    {"maxEjectionPercent": 100},
+                    {"maxEjectionPercent": 101},
+                    {"childPolicy": None},
+                    {"childPolicy": []},
+                    {"childPolicy": [{"x": {}}]},
+                    {"childPolicy": [{"x": {}}, {"pick_first": {}}]},
+                    {"childPolicy": [{"round_robin": 1}]},
+                ),
+            )
+        ),
     ],
     "loadBalancingPolicy": ["ROUND_ROBIN", "pick_first", "x", "", 1],
     "healthCheckConfig": [None, 1, {}, []],
@@ -673,6 +752,8 @@ async def test_grpcio_takes_what_we_take() -> None:
         {"methodConfig": None},
         {"loadBalancingConfig": None},
         balancing({"random": {}}),
+        {"methodConfig": [{"name": [{"method": ""}]}]},
+        {"connectionScaling": {"maxConnectionsPerSubchannel": "x"}},
     ],
 )
 async def test_grpcio_refuses_what_we_take_knowingly(document: Any) -> None:
@@ -681,7 +762,18 @@ async def test_grpcio_refuses_what_we_take_knowingly(document: Any) -> None:
     assert not await grpcio_takes(document)
 
 
-@pytest.mark.parametrize("document", [method(timeout=" 1s"), method(hedgingPolicy={"maxAttempts": 1})])
+@pytest.mark.parametrize(
+    "document",
+    [
+        method(timeout=" 1s"),
+        method(timeout="+1s"),
+        method(hedgingPolicy={"maxAttempts": 1}),
+        method(retryPolicy=RETRY, hedgingPolicy={"maxAttempts": 2}),
+        {"methodConfig": [{"name": [{"service": "", "method": "m"}]}]},
+        balancing({"ring_hash_experimental": {}}),
+        balancing({"grpclb": {}}),
+    ],
+)
 async def test_grpcio_takes_what_we_refuse_knowingly(document: Any) -> None:
     """Likewise."""
     assert refusal(document)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from tenacity import RetryCallState, stop_after_attempt
 
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
@@ -69,6 +70,45 @@ def test_what_a_document_says_of_a_method_wins() -> None:
     assert get.hedging is put.hedging is hedging
 
 
+def test_retries_may_be_turned_off_altogether() -> None:
+    """By the client, whatever a document says (gRFC A6); also in grpcio's way, unless settings are given."""
+    off, document = ("grpc.enable_retries", 0), config(retryPolicy=RETRY)
+
+    def enabled(**given: Any) -> tuple[bool, bool]:
+        found = settings(**given)
+        return tuple(found.method(name, declared_idempotent=True).retry.enabled for name in (GET, PUT))  # type: ignore[return-value]
+
+    assert enabled(service_config=document) == (True, True)
+    assert enabled(service_config=document, retry=Retry(enabled=False)) == (False, False)
+    assert enabled(service_config=document, options=(off,)) == (False, False)
+    assert enabled(options=(off, ("grpc.enable_retries", 1))) == (False, False)
+    assert enabled(options=(("grpc.enable_retries", 1), off)) == (True, True)
+    assert enabled(options=(off,), retry=Retry()) == (True, True)
+
+
+def test_an_attempts_time_holds_where_the_document_names_none() -> None:
+    """A retryPolicy must not take away what guards against endpoints that hang."""
+    retry = Retry(attempt_timeout=0.5)
+    for policy, limit in ((RETRY, 0.5), ({**RETRY, "perAttemptRecvTimeout": "2s"}, 2.0)):
+        found = settings(retry=retry, service_config=config(retryPolicy=policy))
+        assert found.method(GET, declared_idempotent=False).retry.attempt_timeout == limit
+
+
+def test_hedges_are_all_there_is() -> None:
+    """A hedgingPolicy's attempts are not followed by retries (gRFC A6); our own settings may stop earlier."""
+    for retry, most in ((Retry(), 3), (Retry(stop=stop_after_attempt(2)), 2)):
+        found = settings(retry=retry, service_config=config(hedgingPolicy=HEDGE))
+        stop = found.method(GET, declared_idempotent=False).retry.stop
+        assert [n for n in range(1, 6) if not stop(_after(n))] == list(range(1, most))
+        assert found.method(PUT, declared_idempotent=False).retry is retry
+
+
+def _after(attempts: int) -> RetryCallState:
+    state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]  # strategies do not look at these
+    state.attempt_number = attempts
+    return state
+
+
 def test_only_idempotent_methods_are_hedged() -> None:
     """Declared by the proto, by name, or by a hedgingPolicy of their own."""
     found = settings(
@@ -122,7 +162,10 @@ def test_the_document_may_stand_among_the_options() -> None:
 
     assert timeout(options=((SERVICE_CONFIG_OPTION, one), (SERVICE_CONFIG_OPTION, two))) == 1.0
     assert timeout(options=((SERVICE_CONFIG_OPTION, one),), service_config=two) == 2.0
+    assert timeout(options=((SERVICE_CONFIG_OPTION, one.encode()),)) == 1.0
     assert timeout(options=((SERVICE_CONFIG_OPTION, 7),)) is None
+    with pytest.raises(ValueError, match="service config"):
+        timeout(options=((SERVICE_CONFIG_OPTION, b'{"loadBalancingPolicy": "\xff"}'),))
     with pytest.raises(ValueError, match="service config"):
         timeout(options=((SERVICE_CONFIG_OPTION, "{"),))
 
@@ -157,3 +200,10 @@ def test_a_health_watch_is_cores_to_do() -> None:
         "healthCheckConfig": {"serviceName": "shop"},
     }
     assert settings(limit=ConcurrencyLimit()).core_config() is None
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\n", "\0"])
+def test_a_health_service_has_a_name_that_can_be_sent(name: str) -> None:
+    """Core would refuse the document that tells it of it, and every call with it."""
+    with pytest.raises(ValueError, match="health is "):
+        settings(health=name)

@@ -100,6 +100,26 @@ async def test_messages_may_be_too_large(backend: Backend) -> None:
         assert await kind.run(channel, [b"abcde"]) == [b"abcde"] * 3
 
 
+@pytest.mark.parametrize(("option", "document"), [(3, 9), (9, 3)])
+async def test_the_smaller_size_counts(backend: Backend, option: int, document: int) -> None:
+    """Of the channel's option and the document's."""
+    options = (("grpc.max_receive_message_length", option),)
+    async with channel_to(backend, options=options, service_config=method(maxResponseMessageBytes=document)) as channel:
+        assert await UU.run(channel, [b"abc"]) == [b"abc"]
+        assert (await failure(UU.start(channel, [b"abcd"]))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_client_that_retries_itself(backend: Backend) -> None:
+    """grpcio's option that turns retries off does so here, document or not."""
+    options = (("grpc.enable_retries", 0),)
+    for given in ({}, {"service_config": method(retryPolicy=RETRY)}):
+        async with channel_to(backend, options=options, **given) as channel:
+            backend.received.clear()
+            backend.script(pushback(0))
+            assert (await failure(UU.start(channel))).code() is UNAVAILABLE
+            assert len(backend.received) == 1
+
+
 async def test_odd_names_of_services_do_no_harm(backend: Backend) -> None:
     """What grpcio takes for a name is taken, also where core is told of sizes."""
     names = [{"service": "a/b"}, {"service": "a/b", "method": "c"}, {"service": SERVICE}]
