@@ -110,7 +110,7 @@ async def test_the_smaller_size_counts(backend: Backend, option: int, document: 
 
 
 async def test_a_client_that_retries_itself(backend: Backend) -> None:
-    """grpcio's option that turns retries off does so here, document or not."""
+    """The option that turns grpcio's retries off does so here, document or not."""
     options = (("grpc.enable_retries", 0),)
     for given in ({}, {"service_config": method(retryPolicy=RETRY)}):
         async with channel_to(backend, options=options, **given) as channel:
