@@ -1,4 +1,4 @@
-"""A policy of one's own: a tenth of the calls goes to the canary, unless it fails.
+"""A policy of one's own: a fifth of the calls goes to the canary, unless it fails.
 
 ::
 

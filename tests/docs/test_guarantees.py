@@ -46,13 +46,3 @@ def test_a_named_test_is_there(name: str) -> None:
     file, _, test = name.partition("::")
     found = names_in(ROOT / "tests" / file)
     assert test in found if test else found
-
-
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", PAGE))))
-def test_a_link_leads_somewhere(link: str) -> None:
-    """To a file, and to a heading of it."""
-    name, _, anchor = link.partition("#")
-    file = ROOT / "docs" / name
-    assert file.is_file()
-    headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
-    assert not anchor or anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}

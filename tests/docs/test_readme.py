@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 import lb
@@ -18,11 +19,12 @@ from tests.support.wait import until
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
     """With a catalog registered in the Consul of the environment, it prints a product, its attempt and the snapshot."""
-    snippet, _ = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    _, snippet, _ = SNIPPETS
     async with consul.embedded() as registry:
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_", "CONSUL_"))}
         env |= {"CONSUL_HTTP_ADDR": registry.address, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}"}
@@ -51,11 +53,14 @@ async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
     assert lines[2].startswith("consul:///catalog  weighted_round_robin")
 
 
-def test_the_second_snippet_makes_a_channel() -> None:
-    """As it stands, behind the first one's imports; nothing is called."""
-    _, snippet = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {"lb": lb}
-    exec(snippet, names)
+async def test_the_short_snippets_make_channels() -> None:
+    """As they stand, behind the imports of the long one; nothing is called."""
+    before, _, threads = SNIPPETS
+    names: dict[str, Any] = {"grpc": grpc, "lb": lb}
+    for line in before.splitlines():
+        exec(line, names)
+        await names["channel"].close()
+    exec(threads, names)
     names["channel"].close()
 
 
@@ -65,7 +70,15 @@ def test_the_make_targets_are_there(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([^)#:]+)\)|--template (\S+)", README))))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"--template (\S+)|((?:examples|tools)/\w+\.py)", README))))
 def test_the_files_are_there(name: tuple[str, str]) -> None:
-    """Every file that README links or passes is in the tree."""
+    """Every file that README passes to a command is in the tree."""
     assert (ROOT / "".join(name)).is_file()
+
+
+def test_the_table_of_variables_is_that_of_the_settings() -> None:
+    """Each `MESH_` variable is read by somebody."""
+    read = "\n".join(path.read_text("utf-8") for path in (ROOT / "services").rglob("*.py"))
+    read += (ROOT / "docker-compose.yml").read_text("utf-8")
+    for name in set(re.findall(r"`MESH_(\w+)`", README)):
+        assert f"MESH_{name}" in read or f"{name.lower()}: " in read, name

@@ -128,6 +128,13 @@ async def test_production_settings() -> None:
     assert said.startswith("{'answered': 600} slowest ")
 
 
+async def test_side_by_side() -> None:
+    """Grpcio's channel loses calls to the server that hangs, ours none."""
+    grpcio, ours = (await run("examples/side_by_side.py")).splitlines()[-2:]
+    assert re.match(r"grpcio  answered +\d+  failed +[1-9]", grpcio)
+    assert re.match(r"lb      answered +\d+  failed +0 ", ours)
+
+
 async def test_a_users_own_test() -> None:
     """A pytest of its own runs it, as a user would."""
     said = await run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_with_lb_testing.py")

@@ -1,0 +1,123 @@
+"""What holds for every page: links lead somewhere, settings exist, numbers are the code's, messages are real."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tenacity import stop_after_attempt
+
+import lb
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")]
+SETTINGS = {
+    name: kind
+    for name, kind in vars(lb).items()
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind) and kind not in (lb.Endpoint, lb.Resolution)
+}
+
+
+def name_of(page: Path) -> str:
+    """For the test's id."""
+    return str(page.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """Without its code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, by GitHub's rule: repeated ones are numbered."""
+    headings = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"(?m)^#+ (.*)$", prose(page))]
+    return {h + (f"-{headings[:i].count(h)}" if headings[:i].count(h) else "") for i, h in enumerate(headings)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file or folder of the tree, and to a heading that it has."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_nothing_of_this_machine_is_on_a_page(page: Path) -> None:
+    """No path of where it was written."""
+    assert str(ROOT) not in page.read_text("utf-8")
+
+
+def named_settings(page: Path) -> list[tuple[str, str, str]]:
+    """Class, field and, where it follows in brackets, the value: ``Breaker.open_s`` (1 s)."""
+    found = re.findall(r"`(?:lb\.)?([A-Z]\w+)\.([a-z]\w*)`(?: \((?:by default )?([\d.,]+)[^)]*\))?", prose(page))
+    return [(kind, field, value) for kind, field, value in found if kind in SETTINGS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_settings_that_are_named_exist_with_the_value_that_is_told(page: Path) -> None:
+    """``Class.field``, and its default where a number stands behind it in brackets."""
+    for kind, field, value in named_settings(page):
+        defaults = {f.name: f for f in dataclasses.fields(SETTINGS[kind])}
+        assert field in defaults or hasattr(SETTINGS[kind], field), f"{kind}.{field}"
+        if value:
+            assert float(value.replace(",", "")) == default(defaults[field]), f"{kind}.{field} ({value})"
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """As a number; of a strategy that counts attempts, their number."""
+    factory: Any = field.default_factory
+    value = factory() if field.default is dataclasses.MISSING else field.default
+    return value.max_attempt_number if isinstance(value, stop_after_attempt) else value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_arguments_that_are_shown_exist(page: Path) -> None:
+    """``lb.Class(argument=...)``, in code and in prose."""
+    for kind, inside in re.findall(r"lb\.([A-Z]\w+)\(([^()]*)\)", page.read_text("utf-8")):
+        known = inspect.signature(getattr(lb, kind)).parameters
+        for argument in re.findall(r"(\w+)=", inside):
+            assert argument in known, f"lb.{kind}({argument}=)"
+
+
+def test_numbers_are_told_somewhere() -> None:
+    """The rule of `named_settings` finds some; else the test above proves nothing."""
+    assert len([value for page in PAGES for *_, value in named_settings(page) if value]) >= 5
+
+
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+
+
+@cache
+def source() -> str:
+    """All of the library's strings, joined where they are written in parts."""
+    texts = [path.read_text("utf-8") for path in (ROOT / "lb").rglob("*.py")]
+    return re.sub(r'"\s*\n\s*f?"', "", "\n".join(texts))
+
+
+@pytest.mark.parametrize("message", re.findall(r"(?m)^\| `([^`]+)`", TROUBLE))
+def test_a_message_is_one_of_ours(message: str) -> None:
+    """Its constant parts are in the source; those that are said to be grpcio's come from there."""
+    row = next(line for line in TROUBLE.splitlines() if line.startswith(f"| `{message}`"))
+    if "grpcio's" in row or message in ("Deadline Exceeded", "ValueError"):
+        return
+    for part in re.split("…", message):
+        words = part.strip(" :;()")
+        assert words in source(), words
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(lb\.(?:channel|consul|dns|telemetry|\w+))`", TROUBLE))))
+def test_what_is_called_lb_exists(name: str) -> None:
+    """A logger, a span's attribute, or a name that the package exports."""
+    assert f'"{name}"' in source() or hasattr(lb, name.removeprefix("lb."))

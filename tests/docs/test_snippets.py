@@ -1,0 +1,128 @@
+"""The Python of the pages for users runs, from top to bottom of each page, against servers that are really there."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import logging
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+import lb
+from examples.servers import Catalog
+from lb.testing import Agent
+from mesh.catalog.v1 import CatalogStub, GetProductRequest, add_CatalogServicer_to_server
+from tests.support.wait import until
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TARGET = "dns:///catalog.internal:50051"
+
+
+def snippets(name: str) -> list[str]:
+    """The blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / name).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+async def run(page: str, *blocks: str, **names: Any) -> dict[str, Any]:
+    """Run them in one namespace, as in a notebook: ``await`` may stand anywhere. What they have defined."""
+    for block in blocks:
+        code = compile(block, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, names)
+        if inspect.isawaitable(result):
+            await result
+    return names
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[Agent]:
+    """A Consul for the snippets."""
+    async with Agent() as agent:
+        yield agent
+
+
+@pytest.fixture
+def consul(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one of the environment."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.address)
+
+
+@pytest.fixture
+async def catalog() -> AsyncIterator[str]:
+    """A server of the catalog; its address."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    add_CatalogServicer_to_server(Catalog(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@pytest.mark.usefixtures("consul")
+async def test_moving(catalog: str) -> None:
+    """Each way, before and after, is answered."""
+    blocks = snippets("moving.md")
+    assert sum(TARGET in block for block in blocks) == 3
+    async with lb.aio.registration("catalog", address=catalog, status="passing", check="tcp"):
+        for number, block in enumerate(blocks[1:], 1):
+            names = await run("moving.md", blocks[0], block.replace(TARGET, f"dns:///{catalog}"))
+            if number == 3:  # the function under its decorator
+                async with grpc.aio.insecure_channel(catalog) as channel:
+                    names["response"] = await names["get_product"](CatalogStub(channel))
+            assert names["response"].product.sku == "espresso", block
+
+
+@pytest.mark.usefixtures("consul")
+async def test_operating(agent: Agent, free_port: int) -> None:
+    """The server of the page serves a client with the settings of the page, and leaves without harm on SIGTERM."""
+    blocks = snippets("operating.md")
+    names = await run("operating.md", *blocks)
+    stop = asyncio.Event()
+    serving = asyncio.create_task(names["serve"](Catalog(), free_port, stop))
+    try:
+        async with lb.aio.channel("consul:///catalog", **names["client"]) as channel:
+            stub = CatalogStub(channel)
+            request = GetProductRequest(sku="espresso")
+            assert (await stub.GetProduct(request, timeout=20, wait_for_ready=True)).product.sku == "espresso"
+            os.kill(os.getpid(), signal.SIGTERM)
+
+            async def heard() -> bool:
+                return not channel.snapshot().endpoints
+
+            await until(heard, within_s=20, what="the client has heard")
+    finally:
+        stop.set()
+        async with asyncio.timeout(30):
+            await serving
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
+async def test_troubleshooting() -> None:
+    """The log is told to tell."""
+    root, ours = logging.getLogger(), logging.getLogger("lb")
+    before = root.handlers[:], ours.level
+    try:
+        await run("troubleshooting.md", *snippets("troubleshooting.md"))
+        assert ours.isEnabledFor(logging.DEBUG)
+    finally:
+        root.handlers[:] = before[0]
+        ours.setLevel(before[1])
+
+
+async def test_metrics() -> None:
+    """The views are what they say."""
+    names = await run("metrics.md", *snippets("metrics.md"))
+    assert len(names["views"]) == 2
+
+
+def test_no_page_has_python_that_is_not_run() -> None:
+    """What runs elsewhere: the README's in its own test. api.md has signatures and no programs."""
+    pages = {path.name for path in DOCS.glob("*.md") if snippets(path.name)}
+    assert pages == {"api.md", "metrics.md", "moving.md", "operating.md", "troubleshooting.md"}
