@@ -102,8 +102,11 @@ class Owner(Protocol):
     async def changed(self, deadline: float | None) -> bool:
         """Wait for a change of endpoints or connections; False when the deadline came first."""
 
-    async def place(self, until: float, *, again: bool) -> bool:
-        """Wait in line for a place below the concurrency limit; False when ``until`` came first."""
+    async def place(self, until: float, ticket: int | None) -> int | None:
+        """Wait in line for a place below the concurrency limit; None when ``until`` came first.
+
+        ``ticket``: what it returned before, when the place was gone by then; it keeps its place in line.
+        """
 
     def next_in_line(self) -> None:
         """Wake the first call in that line."""
@@ -548,8 +551,8 @@ class LogicalCall:
 
     def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """The metadata that this attempt sends."""
-        if attempt.number > 1:  # gRFC A6
-            metadata = (*metadata, ("grpc-previous-rpc-attempts", str(attempt.number - 1)))
+        if attempt.number > 1 and (previous := self.call.previous(attempt)):
+            metadata = (*metadata, ("grpc-previous-rpc-attempts", str(previous)))
         if self._span is not None:
             metadata = self._channel.tracer.attempt_started(self._span, self.call, attempt, metadata)
         return metadata
@@ -717,13 +720,12 @@ class LogicalCall:
         until = time.monotonic() + line_s
         if deadline is not None and deadline < until:
             until = deadline
-        again = False
-        while await self._channel.place(until, again=again):
+        ticket = None
+        while (ticket := await self._channel.place(until, ticket)) is not None:
             action = self._ask(self.call.resume, time.monotonic())
             if type(action) is not Queued or action.line_s is None:
                 self._channel.next_in_line()  # there may be room for more than one
                 return action
-            again = True
         now = time.monotonic()
         if deadline is not None and now >= deadline:
             return self.call.expired(now)

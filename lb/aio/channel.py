@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import collections
+import bisect
 import contextvars
 import inspect
+import itertools
 import logging
 import time
 import weakref
@@ -241,7 +242,8 @@ class LogicalChannel:
         self._asleep = False
         self._picks = -1
         self._waiters: set[asyncio.Future[bool]] = set()
-        self._line: collections.deque[asyncio.Future[bool]] = collections.deque()
+        self._line: list[tuple[int, asyncio.Future[bool]]] = []
+        self._tickets = itertools.count(1)
         self._ending: set[asyncio.Task[None]] = set()
 
     # ---- calls ----
@@ -348,34 +350,33 @@ class LogicalChannel:
 
     def next_in_line(self) -> None:
         """A place below the concurrency limit may be free: wake the first call that waits for one."""
-        for waiter in self._line:
+        for _, waiter in self._line:
             if not waiter.done():
                 waiter.set_result(True)
                 return
 
-    async def place(self, until: float, *, again: bool) -> bool:
-        """Wait in line for a place; False when ``until`` (monotonic) came first.
+    async def place(self, until: float, ticket: int | None) -> int | None:
+        """Wait in line for a place; None when ``until`` (monotonic) came first.
 
-        ``again``: it was first in line, but the place was gone; it goes back to the front.
+        ``ticket``: what it returned before, when the place was gone by then; it keeps its place in line.
         """
-        if not again and not self._line:
-            return True  # a place may have become free while the call was on its way here
+        if ticket is None:
+            ticket = next(self._tickets)
+            if not self._line:
+                return ticket  # a place may have become free while the call was on its way here
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(max(0.0, until - time.monotonic()), _resolve, waiter, False)
-        if again:
-            self._line.appendleft(waiter)
-        else:
-            self._line.append(waiter)
+        bisect.insort(self._line, (ticket, waiter))
         free = False
         try:
             free = await waiter
         finally:
             timer.cancel()
-            self._line.remove(waiter)
+            self._line.remove((ticket, waiter))
             if not free and waiter.done() and not waiter.cancelled() and waiter.result():
                 self.next_in_line()  # woken, and cancelled before it could go on
-        return free
+        return ticket if free else None
 
     async def changed(self, deadline: float | None) -> bool:
         """Wait until endpoints or connections changed; False when the deadline came first."""

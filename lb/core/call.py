@@ -126,6 +126,7 @@ class Call:
     slept_s = 0.0
     """How long it has waited between attempts."""
     _unprocessed = 0
+    _unsent = 0
     _in_line = False
     _doubt: Outcome | None = None
     _no_hedges = False
@@ -171,6 +172,8 @@ class Call:
 
     def resume(self, now: float) -> Action:
         """Go on after a pause or a change of the balancer."""
+        if self.deadline is not None and now >= self.deadline:
+            return self.expired(now)
         if self._doubt is not None:
             return self._judge(self._doubt, now)
         attempts = self.attempts
@@ -294,8 +297,10 @@ class Call:
             return self._give_up("the response had begun" if committed else "the request stream can not be sent again")
         if self.wait_for_ready and outcome.origin is Origin.UNSENT:
             # It asked to wait for a connection, and this one was gone before anything was sent.
+            self._unsent += 1
             self._why = f"wait for ready: {outcome.reason()}"
-            return Pause(min(_UNSENT_PAUSE_S * len(self.attempts), _UNSENT_PAUSE_MOST_S))
+            pause_s = min(_UNSENT_PAUSE_S * len(self.attempts), _UNSENT_PAUSE_MOST_S)
+            return Pause(pause_s if self.deadline is None else max(0.0, min(pause_s, self.deadline - now)))
         if self.settings.retry.enabled and self._unprocessed < _MOST_UNPROCESSED:
             if outcome.origin is Origin.UNPROCESSED:
                 return self._transparent(outcome, now)
@@ -363,7 +368,14 @@ class Call:
 
     @property
     def _counted_attempts(self) -> int:
-        return len(self.attempts) - self._unprocessed
+        return len(self.attempts) - self._unprocessed - self._unsent
+
+    def previous(self, attempt: Attempt) -> int:
+        """How many attempts a server is told of as made before this one, which begins (gRFC A6).
+
+        Transparent retries, and attempts that a call which waits for ready could not send, are none.
+        """
+        return attempt.number - 1 - self._unprocessed - self._unsent
 
     def _decide(self, outcome: Outcome, now: float) -> Again | GiveUp:
         attempts = self._counted_attempts

@@ -298,6 +298,20 @@ def test_a_deadline_nearer_than_the_next_attempt_ends_the_call_now() -> None:
     assert rig.fail(call, UNAVAILABLE) == Pause(0.5)
 
 
+def test_a_deadline_that_passes_in_a_pause_ends_the_call_without_an_attempt() -> None:
+    """The timer was late, as timers are: DEADLINE_EXCEEDED, with what was tried; nothing is sent."""
+    rig = Rig("ab", retry=Retry(wait=wait_fixed(0.5), jitter=0.0))
+    call = rig.call(timeout=0.501)
+    call.begin(rig.now)
+    assert rig.fail(call, UNAVAILABLE) == Pause(0.5)
+    rig.clock.advance(0.501)
+    failed = call.resume(rig.now)
+    assert isinstance(failed, Failed)
+    assert failed.code is StatusCode.DEADLINE_EXCEEDED
+    assert failed.details.startswith("Deadline Exceeded after 0.501 s: between attempts; tried a (a:1): UNAVAILABLE")
+    assert (len(call.attempts), rig.in_flight) == (1, 0)
+
+
 def test_a_push_back_beyond_the_deadline_ends_the_call() -> None:
     """The server's delay is obeyed, not shortened."""
     rig = Rig("ab")
@@ -339,6 +353,7 @@ def test_what_no_server_has_processed_is_repeated_for_nothing() -> None:
         attempt = rig.fail(call, UNPROCESSED)
         assert isinstance(attempt, Attempt)
         assert attempt.why == "transparent: UNAVAILABLE (unprocessed): GOAWAY"
+        assert call.previous(attempt) == 0
     assert len({attempt.endpoint_id for attempt in call.attempts}) == 4
     assert rig.fail(call, UNPROCESSED) is DONE
     assert call.gave_up == "stopped after 1 attempt"
@@ -538,6 +553,40 @@ def test_wait_for_ready_outlives_a_connection_that_was_gone() -> None:
         action = call.resume(rig.now)
         assert isinstance(action, Attempt)
         assert (action.number, action.why) == (number, "wait for ready: UNAVAILABLE (unsent): connection refused")
+        assert call.previous(action) == 0
+
+
+def test_what_could_not_be_sent_is_no_attempt_that_counts() -> None:
+    """It waited for ready through five connections that were gone: the four attempts it has are left."""
+    rig = Rig("a", retry=Retry(wait=wait_none()))
+    call = rig.call(wait_for_ready=True)
+    call.begin(rig.now)
+    for _ in range(5):
+        assert isinstance(rig.fail(call, UNSENT), Pause)
+        call.resume(rig.now)
+    told = []
+    for _ in range(3):
+        attempt = rig.fail(call, UNAVAILABLE)
+        assert isinstance(attempt, Attempt)
+        told.append(call.previous(attempt))
+    assert rig.fail(call, UNAVAILABLE) is DONE
+    assert (call.gave_up, told) == ("stopped after 4 attempts", [1, 2, 3])
+
+
+def test_waiting_for_ready_ends_with_the_deadline() -> None:
+    """A pause reaches no further, and no attempt begins at its end."""
+    rig = Rig("a")
+    call = rig.call(wait_for_ready=True, timeout=0.025)
+    call.begin(rig.now)
+    rig.fail(call, UNSENT)
+    rig.clock.advance(0.01)
+    call.resume(rig.now)
+    pause = rig.fail(call, UNSENT)
+    assert isinstance(pause, Pause)
+    assert pause.delay_s == pytest.approx(0.015)
+    rig.clock.advance(pause.delay_s)
+    assert isinstance(call.resume(rig.now), Failed)
+    assert len(call.attempts) == 2
 
 
 def test_wait_for_ready_does_not_retry_what_was_sent() -> None:

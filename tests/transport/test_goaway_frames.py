@@ -128,6 +128,7 @@ async def test_what_a_goaway_gives_back_is_sent_again(backend: Backend) -> None:
         assert first.outcome is not None
         assert first.outcome.origin in (Origin.UNPROCESSED, Origin.CLOSING)
         assert second.why.startswith("transparent: ")
+    assert "grpc-previous-rpc-attempts" not in backend.received[0].metadata
 
 
 async def test_not_with_retries_off(backend: Backend) -> None:

@@ -99,6 +99,24 @@ async def test_first_come_first_served(fleet: Fleet) -> None:
     assert [int(received.messages[0]) for received in one.received] == list(range(30))
 
 
+async def test_who_was_woken_for_nothing_keeps_its_place(fleet: Fleet) -> None:
+    """Something changed again and again, but no place was free: the order of those that wait stays."""
+    channel, gate, one = await limited(fleet)
+    async with channel:
+        calls = [UU.start(channel, (str(at).encode(),)) for at in range(10)]
+        await one.until(lambda: one.in_flight == 1)
+        for _ in range(3):
+            for _ in range(6):
+                channel.change_weights({})
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        gate.open()
+        async with asyncio.timeout(HANGS_S):
+            await asyncio.gather(*calls)
+        await settled(channel)
+    assert [int(received.messages[0]) for received in one.received] == list(range(10))
+
+
 async def test_more_than_the_line_holds_is_refused_at_once(fleet: Fleet, kind: Kind) -> None:
     """UNAVAILABLE before it reaches a server, with the reason; no attempt was made."""
     channel, gate, one = await limited(fleet, queue=2)
@@ -166,7 +184,7 @@ async def test_who_leaves_the_line_holds_nobody_up(fleet: Fleet, kind: Kind, whe
         if when == "woken":
             gate.open()
             async with asyncio.timeout(HANGS_S):
-                while not line[0].done():  # noqa: ASYNC110  # there is no event: the next step is too late
+                while not line[0][1].done():  # noqa: ASYNC110  # there is no event: the next step is too late
                     await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
