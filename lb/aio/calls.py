@@ -26,7 +26,7 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import grpc
@@ -38,6 +38,7 @@ from lb.aio.hedge import Race
 from lb.aio.outbox import Outbox
 from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
+from lb.core.headers import legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
@@ -47,6 +48,8 @@ CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
 _CANCELLED_VALUE = grpc.StatusCode.CANCELLED.value[0]
 # The caller's deadline and core's timer are two clocks: this close together they are the same.
 _DEADLINE_SLACK_S = 0.02
+# Core counts in nanoseconds, 292 years of them: a deadline beyond that has passed, to core.
+_BEYOND_CORE_S = 1e9
 
 T = TypeVar("T")
 
@@ -333,6 +336,7 @@ class LogicalCall:
         self, metadata: tuple[Any, ...], metadata_sent: Callable[[], None], *context: Any
     ) -> bytes | None:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
+        self._arguments = (None, metadata, context)
         outbox = self._requests()
         action = self._take(metadata)
         self._lift_attempt_timeout()
@@ -602,6 +606,10 @@ class LogicalCall:
             return None
         return action
 
+    def _metadata(self) -> Sequence[Any]:
+        """What the caller sends, as far as it matters: without a stream, core's refusal is an error of its own."""
+        return self._arguments[1] if self._arguments else ()
+
     def outcome(self, attempt: Attempt | None, real: Any, status: Any, now: float) -> Outcome:
         """What came of an attempt that did not end OK."""
         code = _grpcio.STATUS_CODES[status.code()]
@@ -612,7 +620,7 @@ class LogicalCall:
             limit = self.call.settings.retry.attempt_timeout
             if real is self._timed_out:
                 origin = Origin.ATTEMPT_TIMEOUT
-            elif remaining is not None and remaining <= _DEADLINE_SLACK_S:
+            elif remaining is not None and not _DEADLINE_SLACK_S < remaining < _BEYOND_CORE_S:
                 origin = Origin.CALLER
             elif limit is not None and attempt is not None and now - attempt.started_at >= limit - _DEADLINE_SLACK_S:
                 origin = Origin.ATTEMPT_TIMEOUT
@@ -624,6 +632,8 @@ class LogicalCall:
                     origin = Origin.UNSENT
             elif _grpcio.never_processed(real):
                 origin = Origin.CLOSING if handle.connected() else Origin.UNPROCESSED
+        elif code is grpc.StatusCode.INTERNAL and not legal(self._metadata()):
+            origin = Origin.CALLER  # core refused to send it
         pushback = None
         for key, value in status.trailing_metadata() or ():
             if key == PUSHBACK_KEY:

@@ -9,7 +9,9 @@ how it ended                          verdict  retried
 OK                                    SUCCESS  never
 the caller cancelled, or its own      IGNORED  never
 deadline passed (but see the breaker's
-``unanswered_s``), or a hedge was faster
+``unanswered_s``), or a hedge was faster;
+core refused what it asked for: metadata
+that is no header, a deadline in 300 years
 a hedge was faster by far             IGNORED  never
                                       (counts as a failure in a row)
 never found a connection              FAILURE  always

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import re
 from collections.abc import Coroutine, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from lb import incoming
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
 from lb.aio.calls import CANCELLED, LogicalCall
 from lb.core.balancer import Attempt
+from lb.core.headers import legal
 from lb.sync import _grpcio
 from lb.sync.locked import LockedBalancer, LockedCall
 
@@ -186,10 +186,13 @@ class BlockingCall(Locked):
     def _open_first(self, attempt: Attempt) -> None:
         """Nothing yet: `next_event` sends it."""
 
+    def _metadata(self) -> tuple[Any, ...]:
+        return _grpcio.metadata_of(self._operations[0])
+
     def next_event(self) -> Any:
         """The event of the call's only batch, which holds everything."""
         if self._deferred:
-            self._action = self._take(_grpcio.metadata_of(self._operations[0]))
+            self._action = self._take(self._metadata())
         attempt = self._action
         if type(attempt) is Attempt and self.call.settings.hedging is None and self._ended_with is None:
             self._action = None
@@ -223,7 +226,7 @@ class BlockingCall(Locked):
         operations = self._operations
         first = operations[0]
         if self._span is not None or first._flags:
-            metadata = self._headers(attempt, _grpcio.metadata_of(first))
+            metadata = self._headers(attempt, self._metadata())
             operations = (_grpcio.send_metadata(metadata), *operations[1:])
         flags, method, host, metadata, context = self._call_arguments
         self._sending = sending = lower.segregated_call(
@@ -265,9 +268,14 @@ class BlockingCall(Locked):
 
     def _wait_for_loop(self) -> bytes | None:
         answers: SimpleQueue[bytes | None] = SimpleQueue()
-        if not self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context()):
-            self._abandon(asyncio.CancelledError())
-            raise ValueError(_grpcio.CLOSED)
+        try:
+            _check_metadata(self._metadata())
+            if not self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context()):
+                raise ValueError(_grpcio.CLOSED)
+        except BaseException as error:
+            self._give_up_attempt()
+            self._abandon(error)
+            raise
         try:
             return answers.get()
         except BaseException:  # Ctrl-C
@@ -287,7 +295,7 @@ class BlockingCall(Locked):
             self._settle(self._ended_with or _LOCALLY_CANCELLED, _NO_METADATA)
         elif (error := task.exception()) is None:
             response = task.result()
-        elif isinstance(error, InternalError) and not _legal(_grpcio.metadata_of(self._operations[0])):
+        elif isinstance(error, InternalError) and not legal(self._metadata()):
             self._status = _ILLEGAL  # in place of what `_abandon` made of it
         answers.put(response)
 
@@ -298,9 +306,8 @@ class BlockingCall(Locked):
             self._give_up_attempt()
             self._settle(_NOT_SECURE, _NO_METADATA)
             return None
-        operations = self._operations
-        metadata = _grpcio.metadata_of(operations[0])
-        return await self.unary_unary(_grpcio.message_of(operations[1]), metadata, self._call_arguments[-1])
+        message = _grpcio.message_of(self._operations[1])
+        return await self.unary_unary(message, self._metadata(), self._call_arguments[-1])
 
     def _give_up_attempt(self) -> None:
         """Give back an attempt that was picked and never begun."""
@@ -432,7 +439,7 @@ class LoopCall:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # as above
-            if isinstance(error, InternalError) and not _legal(self._metadata):
+            if isinstance(error, InternalError) and not legal(self._metadata):
                 self._ended_with = _ILLEGAL
             elif logical._status is None:
                 self._ended_with = _broken(error)
@@ -542,28 +549,16 @@ def _waits_for_end(batch: Batch) -> bool:
 
 def _check_metadata(metadata: Sequence[Any]) -> None:
     """Raise what grpcio raises for metadata of wrong types, where it raises it: in the caller's thread."""
-    for entry in metadata:
-        if len(entry) < 2:
-            raise ValueError("need more than 1 value to unpack")
-        key, value = entry[0], entry[1]
-        name = key.encode() if isinstance(key, str) else key
-        if not isinstance(name, bytes):
-            raise TypeError(f"Expected str, not {type(key)}")
-        if name[-4:] == b"-bin":
-            if not isinstance(value, bytes):
-                raise TypeError(f'Binary metadata key="{name.decode()}" expected bytes, got {type(value)}')
-        elif not isinstance(value, (str, bytes)):
-            raise TypeError(f"Expected str, not {type(value)}")
-
-
-_KEY = re.compile(rb"[0-9a-z_.-]+")
-_VALUE = re.compile(rb"[ -~]*")
-
-
-def _legal(metadata: Sequence[Any]) -> bool:
-    """Whether core would send it: ``grpcio``'s asyncio layer says only that it would not."""
     for key, value in metadata:
-        name, data = (text.encode() if isinstance(text, str) else text for text in (key, value))
-        if not _KEY.fullmatch(name) or not (name.endswith(b"-bin") or _VALUE.fullmatch(data)):
-            return False
-    return True
+        name = _encoded(key)
+        data = value if name[-4:] == b"-bin" else _encoded(value)
+        if not isinstance(data, bytes):
+            raise TypeError(f'Binary metadata key="{key}" expected bytes, got {type(data)}')
+
+
+def _encoded(text: Any) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if not isinstance(text, bytes):
+        raise TypeError(f"Expected str, not {type(text)}")
+    return text

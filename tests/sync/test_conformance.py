@@ -223,11 +223,25 @@ def test_metadata_as_a_list(where: Where, channel: Any, kind: Kind) -> None:
     assert where.received[0].metadata["x-user"] == "7"
 
 
-@pytest.mark.parametrize("metadata", [(("x-bin", "text"),), (("x", 5),), ((5, "x"),), (("x",),)])
-def test_metadata_of_wrong_types(channel: Any, kind: Kind, metadata: Any) -> None:
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ((("x-bin", "text"),), TypeError),
+        ((("x", 5),), TypeError),
+        (((5, "x"),), TypeError),
+        ((("x",),), ValueError),
+        ((("x", "a", "b"),), ValueError),
+        ((None,), TypeError),
+        (5, TypeError),
+        ((("x", "\ud800"),), UnicodeEncodeError),
+    ],
+)
+def test_metadata_of_wrong_types(channel: Any, kind: Kind, metadata: Any, error: type[Exception]) -> None:
     """It raises where the call is made."""
-    with pytest.raises((TypeError, ValueError, AttributeError)):
+    with pytest.raises(error):
         kind.start(channel, metadata=metadata)
+    with pytest.raises(error):
+        kind.run(channel, metadata=metadata)
 
 
 @pytest.mark.parametrize("metadata", [(("X-User", "7"),), (("x", "\n"),), (("", "x"),)])
@@ -237,7 +251,16 @@ def test_illegal_metadata(channel: Any, kind: Kind, metadata: Any) -> None:
     assert error.code() is Code.INTERNAL
     assert error.details() == "Invalid metadata"
     error = failure(lambda: kind.run(channel, metadata=metadata))
-    assert error.code() is Code.INTERNAL
+    assert (error.code(), error.details()) == (Code.INTERNAL, "Invalid metadata")
+
+
+@pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan"), 1e12])
+def test_a_deadline_that_is_none(channel: Any, kind: Kind, timeout: float) -> None:
+    """What has passed, or is further away than core can count, ends the call at once."""
+    for call in (lambda: kind.finish(kind.start(channel, timeout=timeout)), lambda: kind.run(channel, timeout=timeout)):
+        error = failure(call)
+        assert error.code() is Code.DEADLINE_EXCEEDED
+        assert error.details().startswith("Deadline Exceeded")
 
 
 def test_timeout(where: Where, channel: Any, kind: Kind) -> None:

@@ -130,6 +130,29 @@ def test_a_policy_that_raises(server: Server, kind: Kind) -> None:
         drained(channel)
 
 
+# ---- breakers ----
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"metadata": (("X-Upper", "7"),)}, {"metadata": (("x", "\n"),)}, {"metadata": (("", "x"),)}, {"timeout": 1e12}],
+    ids=["upper case", "newline", "no key", "300 centuries"],
+)
+def test_a_callers_mistake_blames_no_endpoint(fleet: Fleet, kind: Kind, mistake: Any) -> None:
+    """What core refuses to send says nothing of an endpoint: no breaker opens, nothing is retried or left in flight."""
+    servers = fleet(2)
+    with channel_to(*servers, breaker=lb.Breaker(consecutive_failures=1), retry=IDEMPOTENT) as channel:
+        ready(channel, 2)
+        for call in (lambda: kind.run(channel, **mistake), lambda: kind.finish(kind.start(channel, **mistake))):
+            error = failure(call)
+            assert error.code() in (Code.INTERNAL, Code.DEADLINE_EXCEEDED)
+            assert len(lb.attempts(error)) <= 1
+        drained(channel)
+        assert [(e.breaker, e.last_error) for e in channel.snapshot().endpoints] == [("CLOSED", "")] * 2
+        assert names(servers) == [0, 0]
+        assert kind.run(channel) == kind.echo()
+
+
 # ---- retries ----
 
 

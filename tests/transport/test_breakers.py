@@ -10,12 +10,14 @@ import grpc
 import pytest
 
 import lb
+from lb.aio._grpcio import InternalError
 from lb.aio.channel import Channel
 from lb.testing import Backend
 from lb.testing.backend import Gate, fail, hang, hold, pushback
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
     HANGS_S,
+    IDEMPOTENT,
     ONCE,
     REQUESTS,
     SS,
@@ -214,6 +216,26 @@ async def test_what_says_nothing_bad_of_an_endpoint_opens_nothing(backend: Backe
     async with channel_to(backend, retry=ONCE, breaker=lb.Breaker(consecutive_failures=1)) as channel:
         await failure(kind.start(channel))
         assert breakers(channel) == ["CLOSED"]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"metadata": (("X-Upper", "7"),)}, {"metadata": (("x", "\n"),)}, {"metadata": (("", "x"),)}, {"timeout": 1e12}],
+    ids=["upper case", "newline", "no key", "300 centuries"],
+)
+async def test_a_callers_mistake_blames_no_endpoint(fleet: Fleet, kind: Kind, mistake: Any) -> None:
+    """What core refuses to send says nothing of an endpoint: no breaker opens, nothing is retried or left in flight."""
+    backends = await fleet(2)
+    async with channel_to(*backends, breaker=lb.Breaker(consecutive_failures=1), retry=IDEMPOTENT) as channel:
+        await ready(channel, 2)
+        call = kind.start(channel, **mistake)
+        with pytest.raises((grpc.RpcError, InternalError)):
+            await kind.responses(call)
+        assert len(lb.attempts(call)) == 1
+        await eventually(lambda: in_flight(channel) == 0)
+        assert [(e.breaker, e.last_error) for e in channel.snapshot().endpoints] == [("CLOSED", "")] * 2
+        assert [backend.received for backend in backends] == [[], []]
+        assert await kind.run(channel) == kind.echo()
 
 
 async def test_a_breaker_is_kept_when_the_set_changes(fleet: Fleet) -> None:
