@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from lb.aio._consul import AgentClient
 from lb.aio.resolvers import ConsulResolver
 from lb.core.target import ConsulTarget, parse_target
 from lb.testing import Agent
@@ -240,6 +242,8 @@ async def test_index_gone_backwards_without_an_interruption(service: str, watch:
 class Scripted:
     """Answers each question with the next of ``answers``; the last one for ever. Remembers the questions."""
 
+    words = "slow down"
+
     def __init__(self, *answers: tuple[int, int, list[Any]]) -> None:
         self.answers = list(answers)
         self.asked: list[dict[str, list[str]]] = []
@@ -262,7 +266,7 @@ class Scripted:
         if last and request.query.get("index") == str(index):
             await asyncio.sleep(float(request.query["wait"].removesuffix("ms")) / 1000)
         headers = {"X-Consul-Index": str(index)} if index else {}
-        return web.Response(status=status, text=json.dumps(body) if status == 200 else "slow down", headers=headers)
+        return web.Response(status=status, text=json.dumps(body) if status == 200 else self.words, headers=headers)
 
     async def __aenter__(self) -> Scripted:
         await self._site.setup()
@@ -390,19 +394,68 @@ async def test_close_while_it_waits(service: str) -> None:
         assert loop.time() - began < 10  # its query waits for minutes
 
 
-async def test_a_listener_that_raises_ends_nothing_silently(service: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A bug in a listener is in the log and reported, not swallowed."""
+async def test_a_listener_that_raises_is_told_on_and_harms_nobody(
+    service: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug in a listener is in the log; it and the others of that watch hear of what comes next."""
 
     class Broken(Recorder):
         def update(self, resolution: Any) -> None:
+            super().update(resolution)
             raise RuntimeError("broken listener")
 
     async with Agent() as agent:
-        resolver = ConsulResolver(ConsulTarget("consul:///a", service, agent=agent.address))
-        recorder = Broken()
+        registry = Registry()
+        registry.url = agent.url
+        target = ConsulTarget("consul:///a", service, agent=agent.address)
+        resolvers, recorders = [ConsulResolver(target), ConsulResolver(target)], [Broken(), Recorder()]
         with caplog.at_level(logging.ERROR, "lb.consul"):
-            resolver.start(recorder)
-            await recorder.until(lambda r: r.errors)
-        await resolver.close()
-    assert "the watch of Consul ended" in recorder.errors[0]
-    assert "broken listener" in caplog.text
+            for resolver, recorder in zip(resolvers, recorders, strict=True):
+                resolver.start(recorder)
+            for recorder in recorders:
+                await recorder.ids()
+            await registry.register(service, f"{service}-1")
+            for recorder in recorders:
+                await recorder.ids(f"{service}-1")
+        for resolver in resolvers:
+            await resolver.close()
+    assert caplog.text.count("RuntimeError: broken listener") == 2
+
+
+async def test_what_nobody_expected_ends_no_watch(
+    watch: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug on the way to an answer is an error like others: told with its traceback, once, and asked again."""
+    broken = AgentClient.get
+    left = [ZeroDivisionError("a bug")] * 3
+
+    async def get(self: AgentClient, *arguments: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return await broken(self, *arguments, **named)
+
+    monkeypatch.setattr(AgentClient, "get", get)
+    async with Scripted((200, 5, [entry("a", 1)])) as agent:
+        with caplog.at_level(logging.WARNING, "lb.consul"):
+            seen = watch(f"consul://{agent.url}/a")
+            await seen.ids("a")
+    assert seen.errors == [f"consul {agent.url}: ZeroDivisionError('a bug')"] * 3
+    assert caplog.text.count("Traceback") == 1
+
+
+async def test_each_agents_trouble_is_logged_once(
+    watch: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two are asked in turn, and both refuse, in other words each time; what is told of one is not told again."""
+    ids = itertools.count()
+    refusing = [Scripted((403, 0, [])), Scripted((500, 0, []))]
+    monkeypatch.setattr(Scripted, "words", property(lambda _: f"refused, request {next(ids)}"))
+    async with refusing[0] as one, refusing[1] as two:
+        monkeypatch.setenv("CONSUL_HTTP_ADDR", f"{one.url},{two.url}")
+        with caplog.at_level(logging.WARNING, "lb.consul"):
+            seen = watch("consul:///a")
+            await seen.until(lambda r: len(r.errors) >= 6)
+    assert [record.message.split("refused")[0] for record in caplog.records] == [
+        f"a: consul {one.url}: HTTP 403: ",
+        f"a: consul {two.url}: HTTP 500: ",
+    ]

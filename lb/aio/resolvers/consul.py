@@ -113,16 +113,17 @@ class _SharedWatch:
         self._listeners: list[Listener] = []
         self._resolution: Resolution | None = None
         self._error = ""
+        self._said: dict[AgentAddress, object] = {}
+        """What the log was last told of each agent that gives trouble."""
         self._timer: asyncio.TimerHandle | None = None
         self._task = loop.create_task(self._run(), name=f"lb consul watch {question.service}")
-        self._task.add_done_callback(self._ended)
 
     def join(self, listener: Listener) -> None:
         self._listeners.append(listener)
         if self._resolution is not None:
-            listener.update(self._resolution)
+            self._tell(listener, self._resolution)
         if self._error:
-            listener.error(self._error)
+            self._tell(listener, self._error)
 
     def leave(self, listener: Listener) -> bool:
         """Whether it was the last one."""
@@ -151,12 +152,13 @@ class _SharedWatch:
             agent = self._question.agents[watch.agent]
             try:
                 answer = await self._ask(agent, watch.query)
-            except ConsulError as error:
-                delay = watch.failed(self._rng, overloaded=error.overloaded)
-                self._failed(str(error))
+            except Exception as error:  # noqa: BLE001  # a bug, here or in py-consul: the set must not stand for ever
+                delay = watch.failed(self._rng, overloaded=isinstance(error, ConsulError) and error.overloaded)
+                self._failed(agent, error)
                 await asyncio.sleep(delay)
                 continue
             self._error = ""
+            self._said.pop(agent, None)
             self._changed(watch.answered(clock(), answer, f"consul {agent.name}"))
 
     async def _ask(self, agent: AgentAddress, query: Query) -> Answer:
@@ -174,19 +176,26 @@ class _SharedWatch:
         except ValueError as error:
             raise ConsulError(agent.name, str(error)) from error
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        # Only a bug here or in a listener ends the pump by itself: never silently.
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("%s: the watch of Consul ended", self._question.service, exc_info=error)
-            for listener in tuple(self._listeners):
-                listener.error(f"the watch of Consul ended: {error!r}")
-
-    def _failed(self, message: str) -> None:
-        if message != self._error:
-            _log.warning("%s: %s", self._question.service, message)
-        self._error = message
+    def _failed(self, agent: AgentAddress, error: Exception) -> None:
+        ours = isinstance(error, ConsulError)
+        self._error = str(error) if ours else f"consul {agent.name}: {error!r}"
+        # Agents are asked in turn, and their words may differ each time (a request's id): each trouble is told once.
+        said = (isinstance(error, ConsulError) and error.status) or self._error
+        if self._said.get(agent) != said:
+            _log.warning("%s: %s", self._question.service, self._error, exc_info=None if ours else error)
+        self._said[agent] = said
         for listener in tuple(self._listeners):
-            listener.error(message)
+            self._tell(listener, self._error)
+
+    def _tell(self, listener: Listener, news: Resolution | str) -> None:
+        """One that raises must not end the watch of the others."""
+        try:
+            if isinstance(news, Resolution):
+                listener.update(news)
+            else:
+                listener.error(news)
+        except Exception:  # noqa: BLE001  # a user's listener may raise anything
+            _log.exception("%s: a listener raised", self._question.service)
 
     def _changed(self, resolution: Resolution | None) -> None:
         if self._timer is not None:
@@ -207,7 +216,7 @@ class _SharedWatch:
             )
         self._resolution = resolution
         for listener in tuple(self._listeners):
-            listener.update(resolution)
+            self._tell(listener, resolution)
 
     def _tick(self) -> None:
         self._changed(self._watch.tick(self.loop.time()))
