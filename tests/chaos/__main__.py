@@ -22,7 +22,20 @@ from tests.chaos.rows import ROWS, Line, Row
 _SHOWN = 400
 RESULTS = ROOT / "bench" / "results" / "chaos.json"
 PACKAGES = ("grpcio", "lb-mesh", "tenacity", "py-consul")
-HEAD = ("row", "fault", "p50 ms", "p99 ms", "calls", "failed", "retries", "hedges", "last s", "probes", "goals")
+HEAD = (
+    "row",
+    "driver",
+    "fault",
+    "p50 ms",
+    "p99 ms",
+    "calls",
+    "failed",
+    "retries",
+    "hedges",
+    "last s",
+    "probes",
+    "goals",
+)
 
 
 def columns(line: Line) -> tuple[str, ...]:
@@ -35,6 +48,7 @@ def columns(line: Line) -> tuple[str, ...]:
         notes.append(f"{figures.extra['transparent']} transparent retries")
     return (
         line.row,
+        line.driver,
         line.name,
         f"{figures.percentile_ms(50):.1f}",
         f"{figures.percentile_ms(99):.1f}",
@@ -48,13 +62,13 @@ def columns(line: Line) -> tuple[str, ...]:
     )
 
 
-WIDTHS = (4, 34, 7, 7, 6, 6, 7, 6, 6, 6, 0)
+WIDTHS = (4, 7, 35, 7, 7, 6, 6, 7, 6, 6, 6, 0)
 
 
 def show(texts: tuple[str, ...]) -> None:
     """One line, as soon as it is known."""
     pairs = enumerate(zip(texts, WIDTHS, strict=True))
-    padded = (text.ljust(width) if i in (0, 1, 10) else text.rjust(width) for i, (text, width) in pairs)
+    padded = (text.ljust(width) if i in (0, 1, 2, 11) else text.rjust(width) for i, (text, width) in pairs)
     print("  ".join(padded).rstrip(), flush=True)
 
 
@@ -63,6 +77,7 @@ def as_dict(line: Line) -> dict[str, Any]:
     figures = line.figures
     return {
         "row": line.row,
+        "driver": line.driver,
         "fault": line.name,
         "p50_ms": round(figures.percentile_ms(50), 3),
         "p99_ms": round(figures.percentile_ms(99), 3),
@@ -84,7 +99,7 @@ def as_dict(line: Line) -> dict[str, Any]:
 def report(lines: list[Line]) -> str:
     """The last line: how many promises and goals were kept."""
     wanted = sum(line.wanted for line in lines)
-    wrong = [f"{line.row} {what}" for line in lines for what in (*line.broken, *line.missed)]
+    wrong = [f"{line.row} {line.driver} {what}" for line in lines for what in (*line.broken, *line.missed)]
     return f"goals: {wanted - len(wrong)} of {wanted} met" + (f"; missed: {'; '.join(wrong)}" if wrong else "")
 
 
@@ -92,7 +107,7 @@ async def run(rows: list[Row], shorter: float) -> list[Line]:
     """Row after row; each has processes of its own."""
     lines: list[Line] = []
     for row in rows:
-        async with Rig() as rig:
+        async with Rig(threads=row.threads) as rig:
             found = await row.run(rig, row, row.full_s * shorter)
         for line in found:
             show(columns(line))
@@ -103,12 +118,15 @@ async def run(rows: list[Row], shorter: float) -> list[Line]:
 
 
 def chosen(words: list[str]) -> list[Row]:
-    """The rows of these numbers (``3`` or ``3,7``); all when there are none. Ends the program on an unknown one."""
-    known = {row.number: row for row in ROWS}
+    """The rows of these numbers (``3`` or ``3,7``), of every driver; all when there are none.
+
+    Ends the program on an unknown one.
+    """
+    known = dict.fromkeys(row.number for row in ROWS)
     names = [name for word in words for name in word.split(",") if name]
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"chaos: row {unknown[0]!r} is unknown; expected some of {', '.join(known)}")
-    return [known[name] for name in names] or list(ROWS)
+    return [row for name in names or known for row in ROWS if row.number == name]
 
 
 def exit_status(lines: list[Line], *, strict: bool) -> int:
@@ -127,7 +145,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     print(
         f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"
-        f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times).\n"
+        f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times). Threads: each call blocks one.\n"
         f"Every channel: attempt_timeout {ATTEMPT_TIMEOUT_S:g} s, else the defaults.\n"
         "last s: from the fault to the last attempt on a bad endpoint that was no probe of its breaker.\n"
         f"This machine has {os.cpu_count()} cores; their load before the start was {load:.1f}.\n"

@@ -6,14 +6,14 @@ import asyncio
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
 
 import lb
-from lb.aio.channel import Channel
 from lb.core.breaker import State
 from tests.chaos.server import UNARY
 
@@ -73,14 +73,67 @@ class Figures:
         return statistics.quantiles(self.latencies_s, n=100, method="inclusive")[percent - 1] * 1000
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A call that ended: what it tried, how long it took in seconds, and how it failed (an error of grpcio's) if so."""
+
+    attempts: Sequence[lb.Attempt]
+    took_s: float
+    error: Any = None
+
+    def words(self) -> str:
+        """How it failed; empty when it did not."""
+        return "" if self.error is None else f"{self.error.code().name}: {self.error.details()}"
+
+
+Caller = Callable[..., Awaitable[Ended]]
+"""Makes one call with these options (``timeout``, ...) and waits for its end."""
+
+
+def in_loop(channel: lb.aio.Channel) -> Caller:
+    """Calls of `lb.aio`."""
+    stub: Any = channel.unary_unary(UNARY)
+
+    async def call(**options: Any) -> Ended:
+        began = time.perf_counter()
+        running = stub(BODY, **options)
+        error = None
+        try:
+            await running
+        except grpc.aio.AioRpcError as raised:
+            error = raised
+        return Ended(lb.attempts(running), time.perf_counter() - began, error)
+
+    return call
+
+
+def in_threads(channel: lb.sync.Channel, threads: Executor) -> Caller:
+    """Blocking calls of `lb.sync`, each in a thread of these."""
+    stub: Any = channel.unary_unary(UNARY)
+
+    def block(options: dict[str, Any]) -> Ended:
+        began = time.perf_counter()
+        error = None
+        try:
+            _, ended = stub.with_call(BODY, **options)
+        except grpc.RpcError as raised:
+            ended = error = raised
+        return Ended(lb.attempts(ended), time.perf_counter() - began, error)
+
+    async def call(**options: Any) -> Ended:
+        return await asyncio.get_running_loop().run_in_executor(threads, block, options)
+
+    return call
+
+
 class Load:
     """So many workers that call, each again as soon as it has its answer. A context manager: they run while it lasts.
 
     ``figures`` holds what ended since `fault` (or `measure`) was called.
     """
 
-    def __init__(self, channel: Channel, in_flight: int) -> None:
-        self._call: Any = channel.unary_unary(UNARY)
+    def __init__(self, call: Caller, in_flight: int) -> None:
+        self._call = call
         self._in_flight = in_flight
         self._workers: list[asyncio.Task[None]] = []
         self._stop = False
@@ -157,22 +210,15 @@ class Load:
 
     async def _work(self) -> None:
         while not self._stop:
-            began = time.perf_counter()
-            call = self._call(BODY, timeout=TIMEOUT_S)
-            error = None
-            try:
-                await call
-            except grpc.aio.AioRpcError as raised:
-                error = raised
-            took = time.perf_counter() - began
-            self._count(lb.attempts(call), took, error)
-            if error is not None:
+            ended = await self._call(timeout=TIMEOUT_S)
+            self._count(ended)
+            if ended.error is not None:
                 await asyncio.sleep(_AFTER_FAILURE_S)  # who is refused at once does not ask again at once
 
-    def _count(self, attempts: Sequence[lb.Attempt], took: float, error: grpc.aio.AioRpcError | None) -> None:
+    def _count(self, ended: Ended) -> None:
         figures = self.figures
-        figures.latencies_s.append(took)
-        for attempt in attempts:
+        figures.latencies_s.append(ended.took_s)
+        for attempt in ended.attempts:
             if attempt.number > 1:
                 figures.extra[attempt.why.partition(":")[0]] += 1
                 figures.why[attempt.why] += 1
@@ -187,11 +233,11 @@ class Load:
                 self._answered[attempt.endpoint_id] += 1
                 self.answered_at = time.monotonic()
                 self._news.set()
-        if error is not None:
+        if ended.error is not None:
             self._news.set()
             figures.failed += 1
-            figures.codes[error.code().name] += 1
-            figures.slowest_failure_s = max(figures.slowest_failure_s, took)
+            figures.codes[ended.error.code().name] += 1
+            figures.slowest_failure_s = max(figures.slowest_failure_s, ended.took_s)
             if len(figures.errors) < _KEPT_ERRORS:
-                tried = "; ".join(map(repr, attempts))
-                figures.errors.append(f"after {took:.3f} s {error.code().name}: {error.details()} [{tried}]")
+                tried = "; ".join(map(repr, ended.attempts))
+                figures.errors.append(f"after {ended.took_s:.3f} s {ended.words()} [{tried}]")

@@ -8,13 +8,13 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import lb
-from lb.aio.channel import Channel
-from tests.chaos.load import Load
+from tests.chaos.load import Caller, Load, in_loop, in_threads
 from tests.chaos.server import METHODS
 from tests.support import consul, servers
 
@@ -180,9 +180,12 @@ class Rig(AsyncExitStack):
         in_flight: int = IN_FLIGHT,
         attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
         real_consul: bool = True,
+        threads: bool = False,
     ) -> None:
-        """``real_consul`` takes a real Consul where there is one."""
+        """``real_consul`` takes a real Consul where there is one; ``threads``: the channels are those of `lb.sync`."""
         super().__init__()
+        # One for each call in flight, and for two of a row's own.
+        self._threads = self.enter_context(ThreadPoolExecutor(in_flight + 2)) if threads else None
         self._retry = lb.Retry(idempotent=METHODS, attempt_timeout=attempt_timeout_s)
         self._in_flight = in_flight
         self._real_consul = real_consul
@@ -212,10 +215,17 @@ class Rig(AsyncExitStack):
         opened = consul.running() if real else consul.embedded()
         return Registry(await self.enter_async_context(opened))
 
-    async def channel(self, target: Any, **settings: Any) -> Channel:
-        """A channel with the settings of every row, unless others are given."""
-        return await self.enter_async_context(lb.aio.channel(target, **({"retry": self._retry} | settings)))
+    async def channel(self, target: Any, **settings: Any) -> Any:
+        """A channel with the settings of every row, unless others are given; of `lb.sync` in a rig of threads."""
+        settings = {"retry": self._retry} | settings
+        if self._threads is not None:
+            return self.enter_context(lb.sync.channel(target, **settings))
+        return await self.enter_async_context(lb.aio.channel(target, **settings))
 
-    def load(self, channel: Channel) -> Load:
+    def caller(self, channel: Any) -> Caller:
+        """Calls on a channel."""
+        return in_loop(channel) if self._threads is None else in_threads(channel, self._threads)
+
+    def load(self, channel: Any) -> Load:
         """Calls on a channel, as many in flight as this rig has them."""
-        return Load(channel, self._in_flight)
+        return Load(self.caller(channel), self._in_flight)

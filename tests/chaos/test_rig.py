@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -120,15 +120,16 @@ async def test_a_server_does_as_it_is_told_and_leaves_in_order() -> None:
             assert await server.ended() == 0
 
 
-def _line(**wrong: list[str]) -> Line:
-    return Line("1", "a fault", Figures(latencies_s=[0.01, 0.02]), wanted=2, **wrong)
+def _line(broken: Sequence[str] = (), missed: Sequence[str] = ()) -> Line:
+    figures = Figures(latencies_s=[0.01, 0.02])
+    return Line("1", "a fault", figures, wanted=2, broken=[*broken], missed=[*missed])
 
 
 def test_the_last_line_counts_promises_and_goals() -> None:
     """It says how many of all were met, and names the others with their row."""
     assert table.report([_line(), _line()]) == "goals: 4 of 4 met"
     lines = [_line(broken=["3 of 9 calls failed"]), _line(missed=["too slow"])]
-    assert table.report(lines) == "goals: 2 of 4 met; missed: 1 3 of 9 calls failed; 1 too slow"
+    assert table.report(lines) == "goals: 2 of 4 met; missed: 1 asyncio 3 of 9 calls failed; 1 asyncio too slow"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,13 @@ def test_the_exit_status(wrong: dict[str, list[str]], strict: bool, status: int)
 
 def test_rows_are_chosen_by_their_numbers() -> None:
     """``3,7`` or ``3 7``; none means all; an unknown one is an error that lists the known."""
-    assert [row.number for row in table.chosen(["7,3", "11"])] == ["7", "3", "11"]
+    chosen = table.chosen(["7,3", "11"])
+    assert [(row.number, row.driver) for row in chosen] == [
+        ("7", "asyncio"),
+        ("3", "asyncio"),
+        ("3", "threads"),
+        ("11", "asyncio"),
+    ]
     assert table.chosen([]) == list(ROWS)
     with pytest.raises(SystemExit, match="row '99' is unknown; expected some of 0, 1, "):
         table.chosen(["99"])

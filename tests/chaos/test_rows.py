@@ -15,15 +15,13 @@ WITH_CONSUL = [row for row in ROWS if row.number == "10"]
 
 
 def _name(row: Row) -> str:
-    return f"{row.number} {row.name}"
+    return f"{row.number} {row.name}" + (" threads" if row.threads else "")
 
 
-def _rig(*, real_consul: bool) -> Rig:
-    return Rig(in_flight=IN_FLIGHT, attempt_timeout_s=ATTEMPT_TIMEOUT_S, real_consul=real_consul)
-
-
-async def _kept(rig: Rig, row: Row) -> None:
-    async with rig:
+async def _kept(row: Row, *, real_consul: bool) -> None:
+    async with Rig(
+        in_flight=IN_FLIGHT, attempt_timeout_s=ATTEMPT_TIMEOUT_S, real_consul=real_consul, threads=row.threads
+    ) as rig:
         lines = await row.run(rig, row, row.short_s)
     assert lines
     for line in lines:
@@ -34,11 +32,11 @@ async def _kept(rig: Rig, row: Row) -> None:
 @pytest.mark.parametrize("row", FAULTS, ids=_name)
 async def test_the_promises_of_each_fault_are_kept(row: Row) -> None:
     """No idempotent call fails while an endpoint lives; with none calls say so; what is cancelled leaves nothing."""
-    await _kept(_rig(real_consul=False), row)
+    await _kept(row, real_consul=False)
 
 
 @pytest.mark.consul
 @pytest.mark.parametrize("row", WITH_CONSUL, ids=_name)
 async def test_the_same_with_a_real_consul(row: Row) -> None:
     """What holds with the embedded agent holds with Consul itself, which comes back empty."""
-    await _kept(_rig(real_consul=True), row)
+    await _kept(row, real_consul=True)
