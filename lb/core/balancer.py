@@ -483,16 +483,21 @@ class Balancer:
 
     def _with_room(self, tried: Sequence[Candidate]) -> Candidate | None:
         """An admitted endpoint below its concurrency limit, untried if there is one; None when all are full."""
-        pool = self._pool
-        start = int(self.rng.random() * len(pool))
         found = None
-        for at in range(start - len(pool), start):  # all of them, from a random one on
-            candidate = pool[at]
-            if candidate.limit is None or candidate.in_flight < candidate.limit.limit:
-                if candidate not in tried:
-                    return candidate
-                found = found or candidate
+        for pool in self._by_preference():
+            start = int(self.rng.random() * len(pool))
+            for at in range(start - len(pool), start):  # all of them, from a random one on
+                candidate = pool[at]
+                if candidate.limit is None or candidate.in_flight < candidate.limit.limit:
+                    if candidate not in tried:
+                        return candidate
+                    found = found or candidate
         return found
+
+    def _by_preference(self) -> Sequence[Sequence[Candidate]]:
+        """Where to look for another endpoint: among those that the picker ``prefers``, then among all admitted."""
+        prefers: Sequence[Candidate] | None = getattr(self._picker, "prefers", None)
+        return (self._pool,) if prefers is None else (prefers, self._pool)
 
     def _elsewhere(self, call: CallInfo | None, now: float, tried: Sequence[Candidate]) -> Candidate | None:
         """An admitted endpoint with room that was not tried yet; None when there is none.
@@ -509,11 +514,12 @@ class Balancer:
                 candidate: Candidate = picker.pick(call, now, self.rng)  # type: ignore[assignment]  # as in pick
                 if candidate not in tried and (candidate.limit is None or candidate.in_flight < candidate.limit.limit):
                     return candidate
-        others = [c for c in self._pool if c not in tried and (c.limit is None or c.in_flight < c.limit.limit)]
-        if not others:
-            return None
-        one, two = self.rng.choices(others, [c.weight for c in others], k=2)
-        return two if two.in_flight * one.weight < one.in_flight * two.weight else one
+        for pool in self._by_preference():
+            others = [c for c in pool if c not in tried and (c.limit is None or c.in_flight < c.limit.limit)]
+            if others:
+                one, two = self.rng.choices(others, [c.weight for c in others], k=2)
+                return two if two.in_flight * one.weight < one.in_flight * two.weight else one
+        return None
 
     def unpicked(self, now: float) -> Unpicked:
         """Why there is nothing to pick, when there is nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 from random import Random
@@ -18,9 +18,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer, Unpicked
 from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.concurrency import ConcurrencyLimit
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import LATE, LOST, OK, Origin, Outcome, classify
-from lb.core.policies import P2C, CallInfo, Picker, Policy, RingHash, RoundRobin, WeightedRandom, WeightedRoundRobin
+from lb.core.policies import (
+    P2C,
+    CallInfo,
+    Picker,
+    Policy,
+    RingHash,
+    RoundRobin,
+    SlowStart,
+    Subset,
+    WeightedRandom,
+    WeightedRoundRobin,
+    ZoneAware,
+)
 from lb.core.policies import Random as Uniform
 from lb.core.snapshot import snapshot
 from lb.testing.clock import FakeClock
@@ -522,6 +535,52 @@ def test_a_first_response_that_was_too_slow_fails_the_probe() -> None:
     rig.clock.advance(0.5)
     rig.balancer.answered(probe, rig.now)
     assert rig.candidate("a").breaker.state is State.OPEN
+
+
+# ---- another endpoint, where the policy has its own ----
+
+
+@pytest.mark.parametrize("inside", ["round_robin", "p2c"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda inside: ZoneAware("home", inside),
+        lambda inside: SlowStart(ZoneAware("home", inside)),
+        lambda inside: Subset(3, inside, client=0),
+        lambda inside: ZoneAware("home", Subset(3, inside, client=0)),
+    ],
+    ids=["zone", "slow start, zone", "subset", "zone, subset"],
+)
+def test_another_endpoint_is_one_of_the_policys_own_while_there_is_one(
+    policy: Callable[[str], Policy], inside: str
+) -> None:
+    """Retries, hedges, and who finds its endpoint full: at home, or in the subset, then anywhere."""
+    balancer = Balancer("x", policy(inside), STEADY, Random(1), limit=ConcurrencyLimit(limit=1))
+    zones = ["home"] * 3 + ["away"] * 9
+    balancer.update(Resolution(tuple(Endpoint(f"e{i}:1", zone=zone) for i, zone in enumerate(zones))))
+    for candidate in balancer.candidates:
+        balancer.set_connectivity(candidate, READY, 0.0)
+    own: set[Candidate] = set()
+    for _ in range(20):
+        first = balancer.pick(None, 0.0)
+        assert isinstance(first, Attempt)
+        balancer.ended(first, OK, 0.0)
+        own.add(first.candidate)
+    assert len(own) == 3
+    tried: list[Candidate] = []
+    for number in range(12):
+        another = balancer.pick_another(None, 0.0, 2, "", tried)
+        assert another is not None
+        balancer.ended(another, OK, 0.0)
+        assert (another.candidate in own) is (number < 3)
+        tried.append(another.candidate)
+    held = []
+    for number in range(12):
+        full = balancer.pick(None, 0.0)
+        assert isinstance(full, Attempt)
+        assert (full.candidate in own) is (number < 3)
+        held.append(full)
+    assert len({attempt.candidate for attempt in held}) == 12
 
 
 # ---- who refuses everything ----

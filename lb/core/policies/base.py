@@ -77,7 +77,8 @@ class Picker(Protocol):
 
     It may also have ``explain() -> str``: its rule in words, for snapshots; and
     ``repeatable = True``: a pick has no effect on later ones, so retries and hedges, which need an
-    endpoint that was not tried, may ask several times.
+    endpoint that was not tried, may ask several times; ``prefers``: those of its candidates among which retries,
+    hedges, and calls that found their endpoint full, look for another first.
     """
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:

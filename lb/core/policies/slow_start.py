@@ -98,6 +98,11 @@ class SlowStartPicker:
             self._review_at = max(next_warm + self._window_s, now + REVIEW_S)
 
     @property
+    def prefers(self) -> Sequence[Candidate] | None:
+        """As the picker inside."""
+        return getattr(self.inner, "prefers", None)
+
+    @property
     def repeatable(self) -> bool:
         """As the picker inside."""
         return bool(getattr(self.inner, "repeatable", False))

@@ -102,6 +102,12 @@ class SubsetPicker:
         self.pick = self.inner.pick
 
     @property
+    def prefers(self) -> Sequence[Candidate]:
+        """Its part, or what the picker inside prefers of that."""
+        prefers: Sequence[Candidate] = getattr(self.inner, "prefers", self.part)
+        return prefers
+
+    @property
     def repeatable(self) -> bool:
         """As the picker inside."""
         return bool(getattr(self.inner, "repeatable", False))

@@ -58,20 +58,24 @@ class ZoneAware(Wrapper):
             self.policy.picker(near, before and before.near) if near else None,
             self.policy.picker(far, before and before.far) if far else None,
             self.in_flight / mean,
+            near,
         )
 
 
 class ZonePicker:
     """A picker for the own zone and one for the others, of which one may be missing."""
 
-    __slots__ = ("_full", "_zone", "far", "near")
+    __slots__ = ("_full", "_zone", "far", "near", "prefers")
 
-    def __init__(self, zone: str, near: Picker | None, far: Picker | None, full: float) -> None:
-        """``full``: calls in flight, per unit of weight, with which an endpoint of the own zone is full."""
+    def __init__(
+        self, zone: str, near: Picker | None, far: Picker | None, full: float, home: Sequence[Candidate]
+    ) -> None:
+        """``full``: calls in flight, per unit of weight, with which one of ``home``, the own zone, is full."""
         self._zone = zone
         self._full = full
         self.near = near
         self.far = far
+        self.prefers: Sequence[Candidate] = getattr(near, "prefers", home)
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """At home while there is room. One pick of the policy inside, two when home is full."""
