@@ -24,8 +24,8 @@ LATENCY_S = 0.02
 """What an answer takes in a healthy server, on average."""
 ATTEMPT_TIMEOUT_S = 0.5
 
-_START_S = 20.0
-_OBEY_S = 10.0
+_START_S = 60.0
+_OBEY_S = 30.0
 
 
 class Process:

@@ -225,7 +225,7 @@ async def rolling_restart(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
             server.signal(signal.SIGTERM)
             await server.ended()
             (successor,) = await rig.servers(server.id.upper(), *arguments)
-            await load.answer(successor.id, within_s=_HEARD_S)
+            await load.answer(successor.id, within_s=30)
     line = _line(row, load.figures)
     retries = load.figures.extra["retry"]
     line.goal(retries == 0, f"{retries} retries")
@@ -274,7 +274,7 @@ async def consul_empty(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         await until(all_back, within_s=30, what="all are registered again")
         again_s = time.monotonic() - since
         await asyncio.sleep(lasts_s)
-        await load.answer("a", "b", "c", within_s=_HEARD_S)
+        await load.answer("a", "b", "c", within_s=30)
     line = _line(row, load.figures)
     line.notes.append(f"{registry.kind}; all registered again after {again_s:.1f} s")
     line.goal(again_s <= _HEARD_S, f"registered again only after {again_s:.1f} s")

@@ -25,7 +25,7 @@ async def test_a_graceful_restart_needs_no_retry(tmp_path: Path) -> None:
 
     async def work(stub: Any) -> None:
         while not stop:
-            call = stub.GetProduct(GetProductRequest(sku="moka-3"), timeout=10)
+            call = stub.GetProduct(GetProductRequest(sku="moka-3"), timeout=60)
             await call
             attempts = lb.attempts(call)
             tries.append(len(attempts))
@@ -35,18 +35,18 @@ async def test_a_graceful_restart_needs_no_retry(tmp_path: Path) -> None:
         async def known() -> bool:
             return answered.issuperset(ids)
 
-        await until(known, within_s=20, what=f"{ids} answer")
+        await until(known, within_s=60, what=f"{ids} answer")
 
     async def replace(old: Any, successor: str) -> None:
         old.process.send_signal(signal.SIGTERM)
-        assert await old.ended(within_s=20) == 0
+        assert await old.ended(within_s=60) == 0
         await stack.enter_async_context(running("catalog", agent, tmp_path, MESH_INSTANCE_ID=successor))
         await answer(successor)
 
     async with Agent() as agent, AsyncExitStack() as stack:
         old = [
             await stack.enter_async_context(
-                running("catalog", agent, tmp_path, MESH_INSTANCE_ID=f"old-{n}", MESH_DRAIN_WAIT_S="2")
+                running("catalog", agent, tmp_path, MESH_INSTANCE_ID=f"old-{n}", MESH_DRAIN_WAIT_S="3")
             )
             for n in (1, 2)
         ]

@@ -85,7 +85,7 @@ async def test_orders_are_placed_and_a_gateway_that_is_away_is_left_alone() -> N
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         load = Load(client, 1000.0, random.Random(1), Report(lines.append, 0.0))
         running = asyncio.create_task(load.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await enough.wait()
             away = True
             while load._pause_s < 0.5:  # noqa: ASYNC110 - it is the number that is looked at

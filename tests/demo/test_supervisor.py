@@ -23,7 +23,7 @@ STUBBORN = (
 )
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """Waits for a condition; fails the test when it does not come true in time."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - nothing signals that a foreign process changed
@@ -84,7 +84,7 @@ async def test_stop_kills_who_does_not_listen_and_ends_in_order() -> None:
     await asyncio.sleep(0)
     assert alive(pids["last"])
     await stop
-    assert 0.3 <= asyncio.get_running_loop().time() - started < 3.0
+    assert 0.3 <= asyncio.get_running_loop().time() - started < 30
     assert not any(alive(pid) for pid in pids.values())
     with pytest.raises(RuntimeError, match="stopped"):
         await supervisor.start(Spec("late", SLEEPER))
@@ -98,7 +98,7 @@ async def test_a_hurried_stop_does_not_wait() -> None:
     await until(lambda: len(said) == 1)
     stop = asyncio.create_task(supervisor.stop(grace_s=60))
     supervisor.hasten()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await stop
 
 
@@ -138,7 +138,7 @@ async def test_children_notice_a_supervisor_that_is_gone(tmp_path: Path) -> None
     assert all(alive(pid) for pid in pids)
     process.kill()
     await process.wait()
-    await until(lambda: not any(alive(pid) for pid in pids), within_s=5)
+    await until(lambda: not any(alive(pid) for pid in pids))
 
 
 async def test_a_flood_of_output_neither_blocks_the_child_nor_fills_memory() -> None:
@@ -153,7 +153,7 @@ async def test_a_flood_of_output_neither_blocks_the_child_nor_fills_memory() -> 
     flood = "import sys\nfor _ in range(20000): print('x' * 100)\nsys.stdout.write('y' * 300000)\nsys.stdout.flush()\n"
     async with Supervisor(say=say, delay=lambda: RestartDelay(first_s=60)) as supervisor:
         await supervisor.start(Spec("loud", (sys.executable, "-S", "-c", flood)))
-        await until(lambda: "loud" not in supervisor.pids(), within_s=20)
+        await until(lambda: "loud" not in supervisor.pids())
         assert count >= 20000
 
 
@@ -174,7 +174,7 @@ def test_a_stopped_terminal_never_blocks_the_writer() -> None:
 
         reader = threading.Thread(target=read)
         reader.start()
-        writer.close(timeout_s=5)
-    reader.join(5)
+        writer.close(timeout_s=60)
+    reader.join(60)
     os.close(read_end)
     assert b"lines were dropped" in received

@@ -38,7 +38,7 @@ async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
             async def passing() -> bool:
                 return await registry.status("catalog", "catalog-1") == "passing"
 
-            await until(passing, within_s=20, what="the catalog is passing")
+            await until(passing, within_s=90, what="the catalog is passing")
             reader = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", snippet), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 _ENV = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_", "CONSUL_"))}
 _ENV |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}", "PYTHONUNBUFFERED": "1"}
-_WITHIN_S = 60
+_WITHIN_S = 120
 
 
 async def run(*command: str, env: dict[str, str] | None = None) -> str:

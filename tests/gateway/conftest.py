@@ -207,7 +207,7 @@ async def bench(door: Door) -> AsyncIterator[Bench]:
         gateway = Gateway(Backends(channel, channel, channel), topology, store, store, provider=provider)
         door.switch.target = Limits(gateway.asgi)
         client = await stack.enter_async_context(
-            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", trust_env=False, timeout=10)
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", trust_env=False, timeout=60)
         )
         yield Bench(client, door.port, shop, address, gateway, store, spans, registered)
     provider.shutdown()

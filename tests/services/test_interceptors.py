@@ -116,10 +116,10 @@ async def test_the_id_is_in_the_trailers(kind: str, traced: bool) -> None:
         assert (await answers(call))[-1] == b"answer"
         assert list(await call.trailing_metadata()) == [*TRAILERS, ("own", "1")]
         assert list(await call.initial_metadata()) == []
-        await asyncio.wait_for(server.meter.idle(), 5)  # the handler ends after its status
+        await asyncio.wait_for(server.meter.idle(), 30)  # the handler ends after its status
         assert (server.meter.calls_total, server.meter.in_flight) == (1, 0)
         if traced:
-            await asyncio.wait_for(server.meter.idle(), 5)  # the gate is outside of the span
+            await asyncio.wait_for(server.meter.idle(), 30)  # the gate is outside of the span
             (span,) = server.spans.get_finished_spans()
             assert span.name == f"/test.Service/{kind}"
 
@@ -143,7 +143,7 @@ async def test_a_call_error_becomes_the_status(kind: str, traced: bool) -> None:
         assert TRAILERS[0] in trailers
         assert ("own", "1") in trailers
         if traced:
-            await asyncio.wait_for(server.meter.idle(), 5)  # the gate is outside of the span
+            await asyncio.wait_for(server.meter.idle(), 30)  # the gate is outside of the span
             (span,) = server.spans.get_finished_spans()
             assert span.attributes is not None
             assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -163,7 +163,7 @@ async def test_an_unexpected_error_tells_nothing(kind: str, traced: bool, caplog
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "hunter2" not in str(error)
         assert TRAILERS[0] in list(error.trailing_metadata())
-        await asyncio.wait_for(server.meter.idle(), 5)  # the handler ends after its status
+        await asyncio.wait_for(server.meter.idle(), 30)  # the handler ends after its status
         assert (server.meter.calls_total, server.meter.in_flight) == (1, 0)
 
 
@@ -198,11 +198,11 @@ async def test_cancellation_is_counted_and_quiet(kind: str, traced: bool, caplog
     async with rig(traced) as server:
         server.behave = lambda context: asyncio.Event().wait()
         call = server.call(kind)
-        await asyncio.wait_for(server.reached.wait(), 5) if not kind.endswith("stream") else await call.read()
-        await asyncio.wait_for(server.reached.wait(), 5)
+        await asyncio.wait_for(server.reached.wait(), 30) if not kind.endswith("stream") else await call.read()
+        await asyncio.wait_for(server.reached.wait(), 30)
         assert server.meter.in_flight == 1
         call.cancel()
-        await asyncio.wait_for(server.meter.idle(), 5)
+        await asyncio.wait_for(server.meter.idle(), 30)
         assert server.meter.calls_total == 1
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
@@ -216,12 +216,12 @@ async def test_a_stream_cancelled_while_it_sends(kind: str, caplog: pytest.LogCa
         assert await call.read() == b"first"
         assert server.meter.in_flight == 1
         call.cancel()
-        await asyncio.wait_for(server.meter.idle(), 5)
+        await asyncio.wait_for(server.meter.idle(), 30)
 
         async def ended() -> bool:
             return len(server.spans.get_finished_spans()) == 1
 
-        await until(ended, within_s=5, what="the span ended")
+        await until(ended, within_s=30, what="the span ended")
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

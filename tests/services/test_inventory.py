@@ -184,7 +184,7 @@ async def test_two_processes_never_sell_the_last_piece_twice(shop: Shop, tmp_pat
         for buyer in ("anna", "bert")
     ]  # fmt: skip
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             for buyer in buyers:
                 assert buyer.stdout is not None
                 assert await buyer.stdout.readline() == b"ready\n"

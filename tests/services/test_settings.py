@@ -110,7 +110,7 @@ def _start(directory: Path, variables: dict[str, str]) -> subprocess.CompletedPr
     environment |= {"PYTHONPATH": f"{root}{os.pathsep}{root / 'stubs'}", **variables}
     command = [sys.executable, "-m", "services.catalog"]
     return subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=20, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
 
 

@@ -16,11 +16,13 @@ import lb
 from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY
 
 REQUESTS = (b"one", b"two", b"three")
-HANGS_S = 20.0
+HANGS_S = 60.0
 """A wait of that length hangs: the test fails."""
 NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
 IDEMPOTENT = lb.Retry(idempotent=METHODS, wait=wait_none())
 NAME_KEY = "lb-backend"
+TURN = "turn-"
+"""The authority of calls of one test on a server that several share, with the number of `Server.turn`."""
 COPIES = 3
 
 
@@ -78,6 +80,8 @@ class Server:
         self.name = name
         self.received: list[Received] = []
         self.always: Step | None = None
+        self.turn = 0
+        """Counts the tests that share this server."""
         self._script: list[Step | None] = []
         self._lock = threading.Lock()
         self._pool = futures.ThreadPoolExecutor(workers)
@@ -98,8 +102,9 @@ class Server:
         everyone.wait(HANGS_S)
 
     def reset(self) -> None:
-        """Forget what was received and scripted."""
+        """Forget what was received and scripted, for the next test."""
         with self._lock:
+            self.turn += 1
             self._script.clear()
             self.received = []
             self.always = None
@@ -119,6 +124,9 @@ class Server:
             return self._script.pop(0) if self._script else self.always
 
     def _begin(self, method: str, context: Any) -> Received:
+        turn = authority_of(context).removeprefix(TURN)
+        if turn.isdigit() and int(turn) != self.turn:
+            context.abort(grpc.StatusCode.CANCELLED, "sent by a test that is over, and must not disturb this one")
         metadata = {key: value for key, value in context.invocation_metadata()}
         received = Received(method, metadata, time_remaining=context.time_remaining())
         with self._lock:
@@ -151,6 +159,12 @@ class Server:
         for request in requests:
             received.requests.append(request)
             yield request
+
+
+def authority_of(context: Any) -> str:
+    """What a call named as its host; grpcio has no public word for it."""
+    host: bytes = context._rpc_event.call_details.host
+    return host.decode()
 
 
 class _Handler(grpc.GenericRpcHandler):
@@ -231,7 +245,7 @@ def channel_to(*servers: Server, **settings: Any) -> Any:
     return lb.sync.channel(target(*servers), **settings)
 
 
-def eventually(condition: Callable[[], object], what: str = "", within_s: float = 5.0) -> None:
+def eventually(condition: Callable[[], object], what: str = "", within_s: float = HANGS_S) -> None:
     """Wait until ``condition()`` is true. Raises ``TimeoutError`` naming ``what``."""
     deadline = time.monotonic() + within_s
     while not condition():

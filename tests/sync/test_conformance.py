@@ -15,6 +15,7 @@ from tests.sync.kit import (
     NAME_KEY,
     SS,
     SU,
+    TURN,
     US,
     UU,
     Kind,
@@ -44,6 +45,8 @@ class Where:
     def open(self, **settings: Any) -> Any:
         """A channel, closed at the end of the test."""
         channel: Any
+        if isinstance(settings.setdefault("options", ()), tuple):
+            settings["options"] += (("grpc.default_authority", f"{TURN}{self.servers[0].turn}"),)
         if self.ours:
             channel = lb.sync.channel(target(*self.servers), retry=lb.Retry(enabled=False), **settings)
         else:
@@ -602,13 +605,15 @@ def test_cancel(where: Where, channel: Any, kind: Kind) -> None:
     gate.set()
 
 
-def test_cancel_at_once(channel: Any, kind: Kind) -> None:
-    """Before anything was sent."""
+def test_cancel_at_once(where: Where, channel: Any, kind: Kind) -> None:
+    """Before anything was sent, or just after."""
+    gate = gated(where)
     call = kind.start(channel)
     assert call.cancel() is True
     assert call.code() is Code.CANCELLED
     assert call.trailing_metadata() is not None
     assert call.initial_metadata() is not None
+    gate.set()
 
 
 def test_cancel_after_the_end(channel: Any, kind: Kind) -> None:

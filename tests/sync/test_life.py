@@ -43,7 +43,7 @@ def run(code: str, *arguments: str, **environment: str) -> list[str]:
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         env={**os.environ, "GRPC_VERBOSITY": "NONE", **environment},
     )
@@ -57,7 +57,7 @@ def run(code: str, *arguments: str, **environment: str) -> list[str]:
 
 def test_no_thread_before_the_first_use(server: Server) -> None:
     """Making a channel starts nothing; the first call starts the loop; the last close ends it."""
-    assert lb_threads() == []
+    eventually(lambda: lb_threads() == [], "a neighbour's loop has ended")
     with channel_to(server) as one, channel_to(server) as two:
         assert lb_threads() == []
         UU.run(one)
@@ -270,13 +270,14 @@ def test_ctrl_c_in_a_blocking_call(server: Server) -> None:
     server.always = wait_for(threading.Event())
     code = """
         import os, signal, sys, threading, lb
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else it is ignored where the tests' shell does
         channel = lb.sync.channel("static:///" + sys.argv[1])
         nobody = lb.sync.channel("static:///127.0.0.1:1")
         first = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
         for stub, options in ((first, {}), (first, {}), (nobody.unary_unary("/a/b"), {"wait_for_ready": True})):
             timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-            timer.start()
             try:
+                timer.start()
                 stub(b"x", timeout=30, **options)
             except KeyboardInterrupt:
                 print("interrupted")

@@ -394,7 +394,7 @@ async def test_closing_the_channel_ends_both(fleet: Fleet) -> None:
     await channel.close()
     with pytest.raises(asyncio.CancelledError):
         await answer(call)
-    assert lb_tasks() == []
+    await eventually(lambda: lb_tasks() == [], "no task is left")
     for backend in (one, two):
         await backend.until(lambda backend=backend: backend.in_flight == 0)
     assert in_flight(channel) == 0
