@@ -1,16 +1,17 @@
-"""Pictures of how the policies share calls: ``python tools/policy_pictures.py [--check]``.
+"""Pictures of how the policies share calls, and a table: ``python tools/policy_pictures.py [--check]``.
 
 Each is a simulation over the real core (`lb.core.balancer`, in virtual time): a client holds so many calls in flight,
 servers answer, and the columns show who got the calls of each second. Written to ``docs/pictures/``, the same
-bytes for the same code; ``--check`` only says whether they are up to date.
+bytes for the same code; ``--check`` only says whether they are up to date. The table says what one slow server costs
+under each policy; it is written into docs/policies.md.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from pathlib import Path
 from random import Random
@@ -24,6 +25,8 @@ from lb.core.outcome import OK
 from lb.core.policies import Policy
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
+PAGE = FOLDER.parent / "policies.md"
+BEGIN, END = "<!-- begin: python tools/policy_pictures.py -->\n", "<!-- end -->\n"
 SECONDS = 30
 LATENCY_S = 0.04
 COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
@@ -57,22 +60,31 @@ class Scene:
     metadata: Callable[[float, Random], Metadata] = lambda now, rng: ()
     used: Callable[[str, float], float] | None = None
     """The utilization that a server reports."""
+    scattered: bool = False
+    """Whether latencies scatter as waits in a queue do, and not by a fifth."""
     events: dict[float, str] = field(default_factory=dict)
     """What to write above which second."""
 
 
 def simulate(scene: Scene) -> list[Counter[str]]:
     """Who got how many calls, by second."""
+    counts = [Counter[str]() for _ in range(SECONDS)]
+    for now, name, _ in calls(scene, SECONDS):
+        counts[int(now)][name] += 1
+    return counts
+
+
+def calls(scene: Scene, lasts_s: float) -> Iterator[tuple[float, str, float]]:
+    """Each call: when it began, who got it, and how long it took."""
     rng = Random(7)
     balancer = Balancer(
         "static:///shop", scene.policy, Breaker(consecutive_failures=None, failure_ratio=None), Random(7)
     )
-    counts = [Counter[str]() for _ in range(SECONDS)]
     flying: list[tuple[float, int, Attempt]] = []
     started = 0
     present: set[str] = set()
     now = 0.0
-    while now < SECONDS:
+    while now < lasts_s:
         due = {
             name for name in scene.servers if scene.joins.get(name, 0.0) <= now < scene.leaves.get(name, float("inf"))
         }
@@ -86,8 +98,9 @@ def simulate(scene: Scene) -> list[Counter[str]]:
         while len(flying) < scene.in_flight(now):
             attempt = balancer.pick(Call(scene.metadata(now, rng)), now)
             assert isinstance(attempt, Attempt)
-            counts[int(now)][attempt.endpoint_id] += 1
-            takes = LATENCY_S * scene.slow(attempt.endpoint_id, now) * rng.uniform(0.8, 1.2)
+            scatter = rng.expovariate(1.0) if scene.scattered else rng.uniform(0.8, 1.2)
+            takes = LATENCY_S * scene.slow(attempt.endpoint_id, now) * scatter
+            yield now, attempt.endpoint_id, takes
             started += 1
             heappush(flying, (now + takes, started, attempt))
         now, _, attempt = heappop(flying)
@@ -95,7 +108,6 @@ def simulate(scene: Scene) -> list[Counter[str]]:
         if scene.used is not None and balancer.report is not None:
             load = lb.LoadReport(qps=100, cpu_utilization=scene.used(attempt.endpoint_id, now))
             balancer.report(attempt.candidate, load.encode(), now)
-    return counts
 
 
 def draw(scene: Scene, counts: Sequence[Counter[str]]) -> str:
@@ -164,7 +176,9 @@ SCENES: dict[str, Scene] = {
     "weighted_round_robin": _common(lb.WeightedRoundRobin(), "WeightedRoundRobin: in turn, by weight"),
     "weighted_random": _common(lb.WeightedRandom(), "WeightedRandom: any, by weight"),
     "least_request": _common(lb.LeastRequest(), "LeastRequest: fewer in flight, by weight"),
-    "p2c": _common(lb.P2C(), "P2C: who will answer sooner", equal=True),
+    "p2c": replace(
+        _common(lb.P2C(), "P2C: who will answer sooner (64 in flight)", equal=True), in_flight=lambda now: 64
+    ),
     "slow_start": _common(
         lb.SlowStart(lb.RoundRobin(), window_s=5), "SlowStart (window 5 s) around RoundRobin", equal=True
     ),
@@ -213,16 +227,77 @@ def pictures() -> dict[Path, str]:
     return {FOLDER / f"policy-{name}.svg": draw(scene, simulate(scene)) for name, scene in SCENES.items()}
 
 
+# ---- the table ----
+
+COMPARED: tuple[Policy, ...] = (
+    lb.RoundRobin(),
+    lb.Random(),
+    lb.WeightedRoundRobin(),
+    lb.WeightedRandom(),
+    lb.LeastRequest(),
+    lb.LeastRequest(choices=3),
+    lb.P2C(),
+)
+SLOW_FROM_S, SLOW_UNTIL_S, LASTS_S = 4.0, 14.0, 40.0
+
+
+def _slow_for_a_while(name: str, now: float) -> float:
+    return 10.0 if name == "b" and SLOW_FROM_S <= now < SLOW_UNTIL_S else 1.0
+
+
+def row(policy: Policy) -> str:
+    """What one of three that is ten times slower for ten seconds costs, and when it has its share again."""
+    scene = Scene(policy, "", dict.fromkeys("abc", 1), slow=_slow_for_a_while, in_flight=lambda now: 64)
+    cells = []
+    for scattered in (False, True):
+        ended = list(calls(replace(scene, scattered=scattered), SLOW_UNTIL_S))
+        well, ill = [call for call in ended if call[0] < SLOW_FROM_S], [c for c in ended if c[0] >= SLOW_FROM_S]
+        share = sum(name == "b" for _, name, _ in ill) / len(ill)
+        cells.append(f"{share:.1%}, {_p99(ill) / _p99(well):.1f}")
+    cells.extend(_back(replace(scene, in_flight=lambda now, most=most: most)) for most in (64, 16, 4))  # type: ignore[misc]
+    name = f"{type(policy).__name__}{'(choices=3)' if policy == lb.LeastRequest(3) else '()'}"
+    return f"| `{name}` | {' | '.join(cells)} |"
+
+
+def _p99(ended: Sequence[tuple[float, str, float]]) -> float:
+    return sorted(took for *_, took in ended)[len(ended) * 99 // 100]
+
+
+def _back(scene: Scene) -> str:
+    """Seconds until it had nine tenths of its third again, in a second after it was well."""
+    counts = [Counter[str]() for _ in range(int(LASTS_S))]
+    for now, name, _ in calls(scene, LASTS_S):
+        counts[int(now)][name] += 1
+    later = (s for s in range(int(SLOW_UNTIL_S), int(LASTS_S)) if counts[s]["b"] >= 0.3 * counts[s].total())
+    return f"{next(later) - int(SLOW_UNTIL_S)} s"
+
+
+def table() -> str:
+    """The lines of docs/policies.md."""
+    head = "| policy | calls to it, p99 | the same, latencies scattered | back: 64 in flight | 16 | 4 |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *map(row, COMPARED), ""])
+
+
+def page() -> str:
+    """docs/policies.md with today's table."""
+    before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{PAGE} has no place for the table; expected {BEGIN!r} and {END!r}")
+    return before + begin + table() + end + after
+
+
 def main() -> int:
     """Write them, or with ``--check`` say which are not up to date."""
-    stale = [(path, svg) for path, svg in pictures().items() if not path.exists() or path.read_text("utf-8") != svg]
+    made = pictures() | {PAGE: page()}
+    stale = [(path, text) for path, text in made.items() if not path.exists() or path.read_text("utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path, _ in stale:
             print(f"{path.name} is not up to date; run python tools/policy_pictures.py")
         return 1 if stale else 0
     FOLDER.mkdir(exist_ok=True)
-    for path, svg in stale:
-        path.write_text(svg, encoding="utf-8")
+    for path, text in stale:
+        path.write_text(text, encoding="utf-8")
         print(f"wrote {path.name}")
     return 0
 

@@ -9,7 +9,7 @@ import pytest
 
 import lb
 from lb.core.policies import names
-from tools.policy_pictures import FOLDER, SCENES, draw, simulate
+from tools.policy_pictures import FOLDER, SCENES, draw, page, simulate
 
 PAGE = (Path(lb.__file__).parents[1] / "docs" / "policies.md").read_text("utf-8")
 
@@ -19,6 +19,11 @@ def test_a_picture_is_up_to_date(name: str) -> None:
     """Drawn again it is the same, byte for byte; if not: ``python tools/policy_pictures.py``."""
     scene = SCENES[name]
     assert (FOLDER / f"policy-{name}.svg").read_text("utf-8") == draw(scene, simulate(scene))
+
+
+def test_the_table_is_up_to_date() -> None:
+    """Simulated again it is the same; if not: ``make docs``."""
+    assert page() == PAGE
 
 
 def test_every_picture_is_on_the_page_and_there_is_no_other() -> None:
