@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _PROC = Path("/proc/self")
 _KEPT_THREADS = ("(_poll_wrapper)", "Dummy-", "asyncio_")
-_LISTEN = "0A"
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 @dataclass
@@ -74,7 +75,6 @@ def _command(pid: int) -> str:
 
 def _descriptors() -> dict[object, str]:
     found: dict[object, str] = {}
-    sockets: set[str] = set()
     if not _PROC.exists():
         return found
     for fd in os.listdir(_PROC / "fd"):
@@ -83,17 +83,20 @@ def _descriptors() -> dict[object, str]:
         except FileNotFoundError:
             continue
         if target.startswith("socket:["):
-            sockets.add(target[8:-1])
+            if port := _listening_port(int(fd)):
+                found["listen", target] = f"listening socket on port {port}"
         elif target.startswith("/") and not target.startswith(("/dev/", "/proc/")):
             found["file", target] = f"open file {target}"
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = (_PROC / "net" / table).read_text().splitlines()[1:]
-        except FileNotFoundError:
-            continue
-        for line in lines:
-            columns = line.split()
-            if columns[3] == _LISTEN and columns[9] in sockets:
-                port = int(columns[1].rpartition(":")[2], 16)
-                found["listen", columns[9]] = f"listening socket on port {port}"
     return found
+
+
+def _listening_port(fd: int) -> int:
+    """0 when it does not listen. (``/proc/net/tcp`` would tell, too, in thirty times the time.)"""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.family in _FAMILIES and copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                port: int = copy.getsockname()[1]
+                return port
+    except OSError:  # closed meanwhile
+        pass
+    return 0
