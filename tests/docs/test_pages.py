@@ -96,6 +96,17 @@ def test_numbers_are_told_somewhere() -> None:
     assert len([value for page in PAGES for *_, value in named_settings(page) if value]) >= 5
 
 
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("room", ["core", "aio", "aio/resolvers", "sync", "telemetry", "testing"])
+def test_every_file_has_its_place_on_the_map(room: str) -> None:
+    """Each module of `lb` is named on the page of the architecture."""
+    named = {part for name in re.findall(r"`([\w/. ]+)`", ARCHITECTURE) for part in re.split(r"[/.]", name)}
+    files = {path.stem for path in (ROOT / "lb" / room).glob("*.py")} - {"__init__"}
+    assert files <= named
+
+
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
 
 
