@@ -30,7 +30,7 @@ def tables() -> str:
     calls, costs = _kept("calls"), _kept("costs")
     lines = ["| client CPU | goal | ratio to grpcio | quartiles | us | grpcio us |", "|---|---|---|---|---|---|"]
     for name, row in calls["rows"].items():
-        goal = "" if row["goal"] is None else f"<= {row['goal']:.2f}"
+        goal = "" if row["goal"] is None else f"<= {row['goal']:.2f}{', missed' * (row['ratio'] > row['goal'])}"
         low, high = row["quartiles"]
         cells = (name, goal, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['us']:.0f}", row["plain_us"])
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
@@ -47,6 +47,9 @@ def tables() -> str:
         pick = picks["picks"][mix][name]
         cells = (name, _small_and_large(pick), _small_and_large(whole), f"{pick['10000']['change_ms']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
+    met = picks["goals"]
+    lines += ["", f"Picks, with all mixes of weights: {met['met']} of {met['of']} goals met; missed: "]
+    lines[-1] += "; ".join(met["missed"]) + "." if met["missed"] else "none."
     versions = ", ".join(f"{name} {version}" for name, version in calls["versions"].items())
     return "\n".join([*lines, "", f"With {versions}."])
 

@@ -37,8 +37,14 @@ def test_the_rows_of_calls(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`report --write` puts the tables between the marks, and touches nothing else."""
-    rig.write("calls", {"lb": {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}})
+    row = {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}
+    slow = row | {"ratio": 1.2, "quartiles": [1.1, 1.3], "us": 120.0}
+    rig.write("calls", {"lb": row, "slow": slow})
     rig.write("costs", {"import, ms of CPU": {"lb": 2.0, "grpcio": 1.0}})
+    sizes = {"10": {"pick_ns": 100.0, "change_ms": 0.01}, "10000": {"pick_ns": 150.0, "change_ms": 1.0}}
+    picks = {"weights 1, 2, 5": {"random": sizes}}
+    goals = {"met": 1, "of": 2, "missed": ["pick of random: 1.50"]}
+    (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": goals}))
     assert json.loads((elsewhere / "calls.json").read_text())["versions"]["grpcio"]
     page = elsewhere / "performance.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
@@ -49,6 +55,9 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "| lb | <= 1.00 | 1.00 | 0.90 to 1.10 | 100 | 100.0 |" in text
+    assert "| slow | <= 1.00, missed | 1.20 | 1.10 to 1.30 | 120 | 100.0 |" in text
+    assert "| random | 100 / 150 (1.50) | 100 / 150 (1.50) | 1.00 |" in text
+    assert "1 of 2 goals met; missed: pick of random: 1.50." in text
     assert "old" not in text
 
 
