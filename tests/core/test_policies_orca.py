@@ -8,9 +8,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from google.protobuf import message_factory
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,7 +51,10 @@ def _message_class() -> Any:
     file = FileDescriptorProto(name="orca.proto", package="xds.data.orca.v3", syntax="proto3", message_type=[report])
     pool = DescriptorPool()
     pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName("xds.data.orca.v3.OrcaLoadReport"))
+    found = pool.FindMessageTypeByName("xds.data.orca.v3.OrcaLoadReport")
+    if not hasattr(message_factory, "GetMessageClass"):  # protobuf before 4.22
+        return message_factory.MessageFactory(pool).GetPrototype(found)  # type: ignore[attr-defined,unused-ignore]
+    return message_factory.GetMessageClass(found)
 
 
 MESSAGE = _message_class()

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.sync.kit import UU, Kind, Server, channel_to, eventually, fail, failure, ready
-from tests.transport.test_spans import Recording
+from tests.transport.telemetry import Recording
 from tests.transport.test_tls import Certificate, self_signed
 
 Code = grpc.StatusCode

@@ -25,7 +25,7 @@ from tests.transport.kit import (
     in_flight,
     ready,
 )
-from tests.transport.test_spans import Recording
+from tests.transport.telemetry import Recording
 
 POLICIES = ("round_robin", "p2c", "least_request", "random", "weighted_round_robin", "weighted_random")
 

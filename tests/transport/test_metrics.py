@@ -10,51 +10,14 @@ import grpc
 import pytest
 
 import lb
-from lb.aio.channel import Channel
 from lb.telemetry.metrics import LATENCY_BOUNDS_S
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, fail, hang
 from tests.transport.conftest import Fleet
 from tests.transport.kit import HANGS_S, IDEMPOTENT, SS, UU, First, Kind, channel_to, failure, ready
-
-sdk = pytest.importorskip("opentelemetry.sdk.metrics", reason="needs the OpenTelemetry SDK (extra: services)")
-export = pytest.importorskip("opentelemetry.sdk.metrics.export")
+from tests.transport.telemetry import Measured, registered
 
 METHOD = UNARY_UNARY[1:]
-
-
-class Measured:
-    """A meter provider of the test's own; the global one is not touched."""
-
-    def __init__(self, **settings: Any) -> None:
-        self._reader = export.InMemoryMetricReader()
-        self.provider = sdk.MeterProvider([self._reader], shutdown_on_exit=False, **settings)
-
-    def of(self, channel: Channel) -> None:
-        """Measure the channel here."""
-        channel._channel.metrics.use(self.provider)
-
-    def points(self, name: str) -> list[Any]:
-        """The data points of one instrument, collected now."""
-        data = self._reader.get_metrics_data()
-        return [
-            point
-            for resource in (data.resource_metrics if data else ())
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-            if metric.name == name
-            for point in metric.data.data_points
-        ]
-
-    def point(self, name: str) -> Any:
-        """The only one."""
-        (point,) = self.points(name)
-        return point
-
-
-def registered(channel: Channel, kind: Kind = UU) -> Any:
-    """The multicallable as a generated stub makes it."""
-    return getattr(channel, kind.name)(kind.method, _registered_method=True)
 
 
 async def test_a_call_and_its_attempt(backend: Backend) -> None:

@@ -18,7 +18,7 @@ from lb.testing.backend import fail, hang
 from tests.sync import kit as sync_kit
 from tests.transport.conftest import Fleet
 from tests.transport.kit import HANGS_S, IDEMPOTENT, NO_BREAKER, SU, US, UU, First, Kind, channel_to, ready, target
-from tests.transport.test_metrics import Measured, registered
+from tests.transport.telemetry import Measured, registered
 
 SENT = "lb.client.attempt.sent_total_message_size"
 RECEIVED = "lb.client.attempt.rcvd_total_message_size"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -16,53 +14,13 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace import StatusCode as SpanStatus
 
 import lb
-from lb.aio.channel import Channel
 from lb.testing import Backend
 from lb.testing.backend import fail, hang, pushback
 from tests.transport.conftest import Fleet
 from tests.transport.kit import IDEMPOTENT, SS, US, UU, First, Kind, Told, channel_to, failure, ready
+from tests.transport.telemetry import NO_SDK, Recording
 
-sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the OpenTelemetry SDK (extra: services)")
-export = pytest.importorskip("opentelemetry.sdk.trace.export")
-memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
-sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
-
-
-class Recording:
-    """An SDK of the test's own; the global one is not touched."""
-
-    def __init__(self, sampler: Any = None) -> None:
-        self._exporter = memory.InMemorySpanExporter()
-        self.provider = sdk.TracerProvider(sampler=sampler, shutdown_on_exit=False)
-        self.provider.add_span_processor(export.SimpleSpanProcessor(self._exporter))
-
-    def of(self, channel: Channel) -> None:
-        """Record the channel's spans here."""
-        spans = channel._channel.tracer
-        spans._tracer = self.provider.get_tracer("lb")
-        spans._sdk = True
-
-    @property
-    def spans(self) -> list[Any]:
-        """The ended spans, by their start."""
-        return sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time)
-
-    @property
-    def call(self) -> Any:
-        """The one call's span."""
-        (span,) = [span for span in self.spans if span.name.startswith("Sent.")]
-        return span
-
-    @property
-    def attempts(self) -> list[Any]:
-        """The attempts' spans."""
-        return [span for span in self.spans if span.name.startswith("Attempt.")]
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[Any]:
-        """A span of the caller's."""
-        with self.provider.get_tracer("test").start_as_current_span(name) as span:
-            yield span
+sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
 
 
 def ids(traceparent: Any) -> tuple[int, int, bool]:
