@@ -73,10 +73,15 @@ def channel(
 ) -> Channel:
     """A channel to a service, for all four kinds of call. It connects at its first use.
 
+    Its calls raise what they raise on grpcio's channel; docs/troubleshooting.md tells which words are lb's
+    own, and what they mean.
+
     Args:
-        target: ``consul:///catalog?dc=&tag=&near=``, ``static:///host:port,host:port?weights=1,3``,
-            ``dns:///host:port``, what grpcio takes, or a resolver: an object with
-            ``start(listener)`` and ``close()`` (see `lb.Resolver`).
+        target: ``consul:///catalog?dc=&tag=&near=`` (of the agent that ``CONSUL_HTTP_ADDR`` names, or
+            ``consul://agent:8500/catalog``; ``tag`` may be repeated, and an instance must have all),
+            ``static:///host:port,host:port?weights=1,3``, ``dns:///host:port`` (each address is an endpoint,
+            looked up every 30 s), what grpcio takes (``host:port``: one endpoint, which grpcio resolves), or a
+            resolver: an object with ``start(listener)`` and ``close()`` (see `lb.Resolver`).
         policy: how to choose, an object or a name (``round_robin``, ``weighted_round_robin``,
             ``least_request``, ``p2c``, ...; see docs/policies.md). Default: ``weighted_round_robin``.
         retry: when failed attempts are tried again. Default: ``lb.Retry()``.
@@ -102,7 +107,7 @@ def channel(
 
     Raises:
         ValueError: a bad target, policy name, setting, service config or interceptor.
-        TypeError: an object that is no policy, or bad channel options (as grpcio raises it).
+        TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
     """
     given = tuple(options or ())
     return Channel(  # type: ignore[abstract]  # grpcio's upper layer, unknown to the stubs, implements them

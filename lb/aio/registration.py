@@ -315,6 +315,9 @@ def registration(
 ) -> Registration:
     """Registers an instance while the context lasts. Needs a running event loop when entered.
 
+    Consul that is away is no error: it is asked again until it answers, the log ``lb.consul`` says so, and
+    `Registration.registered` tells how it stands.
+
     Args:
         service: the name that clients ask for (``consul:///NAME``).
         address: ``host:port`` that clients, and the agent's check, can reach.

@@ -180,7 +180,8 @@ def attempts(call: Any) -> list[Attempt]:
 
     ``call`` is what the stub returned, of either kind of channel and also under interceptors: a
     call object, a future, the call that ``with_call`` gives, or the ``grpc.RpcError`` that a
-    blocking call raised. Empty when nothing was sent (yet), or when the call is not one of ours.
+    blocking call raised. Empty when nothing was sent (yet), or when the call is not one of ours. In asyncio
+    the error does not know its call: keep what the stub returned, ``call = stub.Get(request)``.
     """
     lower = _grpcio.lower_call(call)
     if isinstance(lower, (BlockingCall, LoopCall)):

@@ -96,6 +96,23 @@ def test_numbers_are_told_somewhere() -> None:
     assert len([value for page in PAGES for *_, value in named_settings(page) if value]) >= 5
 
 
+@cache
+def tests() -> set[str]:
+    """The names of all tests."""
+    texts = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    return {name for text in texts for name in re.findall(r"def (test_\w+)", text)} | {
+        path.stem for path in (ROOT / "tests").rglob("test_*.py")
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_test_that_is_named_is_there(page: Path) -> None:
+    """By file or by function, on whichever page."""
+    named = set(re.findall(r"\b(test_\w+)", prose(page)))
+    examples = {path.stem for path in (ROOT / "examples").glob("test_*.py")}
+    assert named - tests() - examples == set()
+
+
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
