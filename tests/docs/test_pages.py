@@ -97,7 +97,7 @@ def test_numbers_are_told_somewhere() -> None:
 
 
 @cache
-def tests() -> set[str]:
+def names_of_tests() -> set[str]:
     """The names of all tests."""
     texts = [path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     return {name for text in texts for name in re.findall(r"def (test_\w+)", text)} | {
@@ -110,7 +110,7 @@ def test_a_test_that_is_named_is_there(page: Path) -> None:
     """By file or by function, on whichever page."""
     named = set(re.findall(r"\b(test_\w+)", prose(page)))
     examples = {path.stem for path in (ROOT / "examples").glob("test_*.py")}
-    assert named - tests() - examples == set()
+    assert named - names_of_tests() - examples == set()
 
 
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
