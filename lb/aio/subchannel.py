@@ -125,7 +125,7 @@ class Subchannel:
         # Failing before it was told to connect: core can not make such a channel, the address is no address.
         # It never answers who watches one, and then grpcio waits for that at the end of the process.
         impossible = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
-        while True:
+        while not self._closed:  # in `lb.sync` closing ends the wait, not the task
             trouble = ""
             if state is grpc.ChannelConnectivity.READY:
                 explained = False
@@ -136,7 +136,7 @@ class Subchannel:
                 if channel.get_state() is grpc.ChannelConnectivity.READY:
                     state = grpc.ChannelConnectivity.READY
                     continue
-            self._report(self._candidate, STATES[state], trouble)
+            self._tell(STATES[state], trouble)
             if impossible:
                 return
             await self._left(state)
@@ -144,7 +144,12 @@ class Subchannel:
             # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
             state = channel.get_state(try_to_connect=True)
             if lost:  # told even if another one stands by now: what comes of calls may depend on it
-                self._report(self._candidate, Connectivity.IDLE, "")
+                self._tell(Connectivity.IDLE, "")
+
+    def _tell(self, state: Connectivity, trouble: str) -> None:
+        """Report it, unless this connection was closed meanwhile: the endpoint may have another by now."""
+        if not self._closed:
+            self._report(self._candidate, state, trouble)
 
     async def _left(self, state: grpc.ChannelConnectivity) -> None:
         """Wait until the connection is in another state.

@@ -343,12 +343,13 @@ class LogicalChannel:
     # ---- connectivity ----
 
     def check_connectivity_state(self, try_to_connect: bool) -> int:
-        """The whole set's state, as grpcio numbers it."""
+        """The whole set's state, as grpcio numbers it: as it was before this call made it connect."""
         if self.closed_reason:
             raise ValueError(self._why_closed())
+        state = self.inner.check_connectivity_state(False)
         if try_to_connect:
-            self._used().soon(self.inner.start)
-        return self.inner.check_connectivity_state(False)
+            self._used().soon(self.inner.check_connectivity_state, True)
+        return state
 
     def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> Any:
         """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
