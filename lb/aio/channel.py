@@ -22,6 +22,7 @@ from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.resolvers import make_resolver
 from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
+from lb.core import checks
 from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.call import Method
@@ -29,7 +30,7 @@ from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.connection import Connection
 from lb.core.ejection import Ejection
-from lb.core.endpoint import Endpoint, Resolution, Resolver
+from lb.core.endpoint import MOST_WEIGHT, Endpoint, Resolution, Resolver
 from lb.core.hedging import Hedging
 from lb.core.outcome import Outcome
 from lb.core.policies import Policy, resolve
@@ -612,9 +613,10 @@ class LogicalChannel:
 
     def change_weights(self, weights: Mapping[str, int]) -> None:
         """See `Channel.change_weights`."""
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights is {checks.shown(weights)}; expected weights by endpoint id")
         for name, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int) or weight < 0:
-                raise ValueError(f"weights[{name!r}] is {weight!r}; expected a whole number >= 0")
+            checks.whole(f"weights[{checks.shown(name)}]", weight, most=MOST_WEIGHT)
         self.balancer.change_weights(weights)
         self.in_loop(lambda _: self._wake(), None)  # an endpoint that counted for nothing may have room
 

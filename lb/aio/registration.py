@@ -31,6 +31,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lb.aio._consul import AgentClient, ConsulError, agents_from
+from lb.core import checks
 from lb.core.consul_health import WEIGHT_META, ZONE_META
 from lb.core.target import join_host_port, split_host_port
 
@@ -344,22 +345,25 @@ def registration(
         ValueError: naming the argument, its value and what is accepted.
     """
     for name, text in (("service", service), ("id", id or "-")):
-        if not text or "/" in text or any(c.isspace() for c in text):
-            raise ValueError(f"registration: {name} is {text!r}; expected a name without blanks and slashes")
+        if not isinstance(text, str) or not text or "/" in text or any(c.isspace() for c in text):
+            raise ValueError(
+                f"registration: {name} is {checks.shown(text)}; expected a name without blanks and slashes"
+            )
     if not isinstance(address, str):
         raise ValueError(f"registration: address is {address!r}; expected host:port")
     host, port = split_host_port(address, where="registration: address")
     if host in _WILDCARDS:
         raise ValueError(f"registration: address is {address!r}; expected the one that clients connect to")
-    if isinstance(tags, str):
-        raise ValueError(f"registration: tags is {tags!r}; expected a sequence of texts")
+    if isinstance(tags, str) or not isinstance(tags, Sequence):
+        raise ValueError(f"registration: tags is {checks.shown(tags)}; expected a sequence of texts")
     _check_weight("weight", weight)
     _check_weight("warning_weight", warning_weight)
     for name, seconds in (("check_interval_s", check_interval_s), ("reassert_s", reassert_s)):
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"registration: {name} is {seconds!r}; expected a number of seconds > 0")
-    if deregister_after_s is not None and not deregister_after_s >= _DEREGISTER_LEAST_S:
-        raise ValueError(f"registration: deregister_after_s is {deregister_after_s!r}; expected >= 60, or None")
+        checks.number(f"registration: {name}", seconds, "a number of seconds > 0", above=True)
+    if deregister_after_s is not None:
+        checks.number(
+            "registration: deregister_after_s", deregister_after_s, ">= 60, or None", least=_DEREGISTER_LEAST_S
+        )
     if status not in _STATUSES:
         raise ValueError(f"registration: status is {status!r}; expected {', '.join(_STATUSES)}")
     metadata = dict(meta or {})

@@ -44,6 +44,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
+from lb.core import checks
 from lb.core.outcome import Verdict
 from lb.core.window import Window
 
@@ -130,38 +131,25 @@ class Breaker:
 
     def __post_init__(self) -> None:
         if self.consecutive_failures is not None:
-            _whole("consecutive_failures", self.consecutive_failures, "a whole number >= 1, or None")
+            accepted = "a whole number >= 1, or None"
+            checks.whole("breaker: consecutive_failures", self.consecutive_failures, accepted, least=1)
         if self.failure_ratio is not None:
-            ok = _number(self.failure_ratio) and 0 < self.failure_ratio <= 1
-            _check("failure_ratio", self.failure_ratio, ok, "a number above 0 and up to 1, or None")
-        _whole("minimum_calls", self.minimum_calls, "a whole number >= 1")
+            accepted = "a number above 0 and up to 1, or None"
+            checks.number("breaker: failure_ratio", self.failure_ratio, accepted, most=1, above=True)
+        checks.whole("breaker: minimum_calls", self.minimum_calls, least=1)
         for name in ("window_s", "open_s", "probe_s"):
-            value = getattr(self, name)
-            _check(name, value, _number(value) and value > 0, "seconds > 0")
+            checks.number(f"breaker: {name}", getattr(self, name), "seconds > 0", above=True)
         for name in ("unanswered_s", "refused_s", "slow_call_s"):
             value = getattr(self, name)
             if value is not None:
-                _check(name, value, _number(value) and value > 0, "seconds > 0, or None")
-        ok = _number(self.max_open_s) and self.max_open_s >= self.open_s
-        _check("max_open_s", self.max_open_s, ok, f"seconds >= open_s ({self.open_s!r})")
-        _check("jitter", self.jitter, _number(self.jitter) and 0 <= self.jitter <= 1, "a number from 0 to 1")
+                checks.number(f"breaker: {name}", value, "seconds > 0, or None", above=True)
+        accepted = f"seconds >= open_s ({self.open_s!r})"
+        checks.number("breaker: max_open_s", self.max_open_s, accepted, least=self.open_s)
+        checks.number("breaker: jitter", self.jitter, "a number from 0 to 1", most=1)
 
     def new_state(self) -> BreakerState:
         """A new CLOSED state machine with these settings."""
         return BreakerState(self)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(name: str, value: object, accepted: str) -> None:
-    _check(name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, accepted)
-
-
-def _check(name: str, value: object, ok: bool, accepted: str) -> None:
-    if not ok:
-        raise ValueError(f"breaker: {name} is {value!r}; expected {accepted}")
 
 
 class BreakerState:

@@ -14,9 +14,9 @@ retries is always there. The reserve may be spent at once; what is spent comes b
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from lb.core import checks
 from lb.core.window import Window
 
 # A sum of fractions such as 0.29 * 100 must still buy the retry it was saved for.
@@ -42,11 +42,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("ratio", "min_per_s", "ttl_s"):
-            value = getattr(self, name)
-            positive = name == "ttl_s"
-            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not ok or value < 0 or (positive and value == 0):
-                raise ValueError(f"budget: {name} is {value!r}; expected a number {'>' if positive else '>='} 0")
+            checks.number(f"budget: {name}", getattr(self, name), above=name == "ttl_s")
 
     def new_state(self) -> BudgetState:
         """A channel's own state, with nothing deposited yet."""

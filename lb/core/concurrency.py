@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lb.core import checks
+
 _SMOOTHING = 0.2
 _TOLERANCE = 1.5
 _LONG_WINDOW = 600
@@ -39,6 +41,7 @@ class ConcurrencyLimit:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: ``adaptive`` is neither True nor False.
     """
 
     limit: int = 100
@@ -49,20 +52,15 @@ class ConcurrencyLimit:
     queue_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.adaptive, bool):
-            raise ValueError(f"ConcurrencyLimit.adaptive is {self.adaptive!r}; expected True or False")
+        checks.flag("ConcurrencyLimit.adaptive", self.adaptive)
         for name, least in (("limit", 1), ("min_limit", 1), ("max_limit", 1), ("queue", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"ConcurrencyLimit.{name} is {value!r}; expected a whole number >= {least}")
+            checks.whole(f"ConcurrencyLimit.{name}", getattr(self, name), least=least)
         if self.adaptive and not self.min_limit <= self.limit <= self.max_limit:
             raise ValueError(
                 f"ConcurrencyLimit.limit is {self.limit}; expected min_limit ({self.min_limit})"
                 f" <= limit <= max_limit ({self.max_limit})"
             )
-        ok = isinstance(self.queue_s, (int, float)) and not isinstance(self.queue_s, bool)
-        if not ok or not math.isfinite(self.queue_s) or self.queue_s <= 0:
-            raise ValueError(f"ConcurrencyLimit.queue_s is {self.queue_s!r}; expected seconds > 0")
+        checks.number("ConcurrencyLimit.queue_s", self.queue_s, "seconds > 0", above=True)
 
     def new_state(self) -> LimitState:
         """The limit of one endpoint (or server), at its beginning."""

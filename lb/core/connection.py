@@ -5,8 +5,11 @@ All of it becomes grpcio's channel options; an option that the user gives by its
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from lb.core import checks
+
+_MOST_S = 2e6  # more milliseconds than core counts in 32 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +43,18 @@ class Connection:
     idle_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout_s", "backoff_s", "keepalive_timeout_s"):
-            _seconds(name, getattr(self, name), 0.0)
-        _seconds("max_backoff_s", self.max_backoff_s, 0.0)
+        for name in ("connect_timeout_s", "backoff_s", "max_backoff_s", "keepalive_timeout_s"):
+            checks.number(f"Connection.{name}", getattr(self, name), "seconds > 0", most=_MOST_S, above=True)
         if self.max_backoff_s < self.backoff_s:
             raise ValueError(
                 f"Connection.max_backoff_s is {self.max_backoff_s!r}; expected >= backoff_s ({self.backoff_s!r})"
             )
         if self.keepalive_s is not None:
-            _seconds("keepalive_s", self.keepalive_s, 0.1)
+            accepted = "seconds >= 0.1, or None"
+            checks.number("Connection.keepalive_s", self.keepalive_s, accepted, least=0.1, most=_MOST_S)
         if self.idle_s is not None:
-            _seconds("idle_s", self.idle_s, 0.0)
-        if not isinstance(self.keepalive_without_calls, bool):
-            raise ValueError(
-                f"Connection.keepalive_without_calls is {self.keepalive_without_calls!r}; expected True or False"
-            )
+            checks.number("Connection.idle_s", self.idle_s, "seconds > 0, or None", above=True)
+        checks.flag("Connection.keepalive_without_calls", self.keepalive_without_calls)
 
     def options(self) -> tuple[tuple[str, int], ...]:
         """The same as grpcio's channel options."""
@@ -75,10 +75,3 @@ class Connection:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _seconds(name: str, value: object, least: float) -> None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value < least or value == 0:  # type: ignore[operator]
-        accepted = f"seconds >= {least}" if least else "seconds > 0"
-        raise ValueError(f"Connection.{name} is {value!r}; expected {accepted}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from lb.core.endpoint import Endpoint
+from lb.core.endpoint import MOST_WEIGHT, Endpoint
 from lb.core.target import join_host_port
 
 Status = Literal["passing", "warning", "critical", "maintenance", "no port"]
@@ -126,7 +126,7 @@ def _weight(weights: Mapping[str, Any], status: Status, meta: Mapping[str, str])
     if meta.get(WEIGHT_META) == "0":
         return 0
     # Consul fills both in; entries written straight to the catalog may lack them.
-    return max(0, int(weights.get("Warning" if status == "warning" else "Passing", 1)))
+    return min(MOST_WEIGHT, max(0, int(weights.get("Warning" if status == "warning" else "Passing", 1))))
 
 
 def _each_once(entries: list[tuple[Instance, str]]) -> tuple[Instance, ...]:

@@ -18,10 +18,10 @@ endpoints fail for a reason of their own (a bad request, a database that all sha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lb.core import checks
 from lb.core.candidate import Candidate
 
 
@@ -44,12 +44,8 @@ class Ejection:
 
     def __post_init__(self) -> None:
         for name in ("max_share", "panic_share"):
-            value = getattr(self, name)
-            ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not ok or not 0 <= value <= 1:
-                raise ValueError(f"Ejection.{name} is {value!r}; expected a number from 0 to 1")
-        if isinstance(self.small, bool) or not isinstance(self.small, int) or self.small < 0:
-            raise ValueError(f"Ejection.small is {self.small!r}; expected a whole number >= 0")
+            checks.number(f"Ejection.{name}", getattr(self, name), "a number from 0 to 1", most=1)
+        checks.whole("Ejection.small", self.small)
 
     def pool(
         self, ready: Sequence[Candidate], refusing: Sequence[Candidate], known: int

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
+from lb.core import checks
+
+MOST_WEIGHT = 10**9
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -24,7 +27,8 @@ class Endpoint:
     ``weight`` is its share relative to the others; 0 means no traffic while others are there.
     ``zone`` and ``metadata`` are free text from the registry.
 
-    Raises ``ValueError`` when the address is empty or no text, or the weight is negative.
+    Raises ``ValueError`` when the address is empty or no text, the weight no whole number from 0 to
+    1,000,000,000, or another field of another type.
     """
 
     address: str
@@ -39,11 +43,17 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, str):
-            raise ValueError(f"endpoint: address is {self.address!r}; expected host:port")
+            raise ValueError(f"endpoint: address is {checks.shown(self.address)}; expected host:port")
         if not self.address:
             raise ValueError("endpoint: address is empty; expected host:port")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int) or self.weight < 0:
-            raise ValueError(f"endpoint {self.address}: weight is {self.weight!r}; expected a whole number >= 0")
+        if type(self.weight) is not int or not 0 <= self.weight <= MOST_WEIGHT:  # a set has thousands: the quick way
+            checks.whole(f"endpoint {self.address}: weight", self.weight, most=MOST_WEIGHT)
+        for name, value in (("id", self.id), ("zone", self.zone)):
+            if not isinstance(value, str):
+                raise ValueError(f"endpoint {self.address}: {name} is {checks.shown(value)}; expected a text")
+        if not isinstance(self.metadata, Mapping):
+            shown = checks.shown(self.metadata)
+            raise ValueError(f"endpoint {self.address}: metadata is {shown}; expected a mapping")
         if not self.id:
             object.__setattr__(self, "id", self.address)
         object.__setattr__(self, "key", (self.id, self.address))
@@ -59,6 +69,12 @@ class Resolution:
 
     endpoints: tuple[Endpoint, ...]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.endpoints, (tuple, list)):
+            raise TypeError(f"resolution: endpoints is {checks.shown(self.endpoints)}; expected a tuple of lb.Endpoint")
+        if not isinstance(self.note, str):
+            raise TypeError(f"resolution: note is {checks.shown(self.note)}; expected a text")
 
 
 class Listener(Protocol):

@@ -10,11 +10,13 @@ Of the four kinds of call, those with one request and one response are hedged.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from grpc import StatusCode
+
+from lb.core import checks
+from lb.core.checks import shown
 
 MOST_ATTEMPTS = 5
 """No call has more attempts in flight (gRFC A6)."""
@@ -34,6 +36,7 @@ class Hedging:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: ``non_fatal`` is no collection.
     """
 
     delay_s: float | None = None
@@ -42,17 +45,13 @@ class Hedging:
     least_delay_s: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.delay_s is not None and not (_number(self.delay_s) and self.delay_s >= 0):
-            raise ValueError(f"Hedging.delay_s is {self.delay_s!r}; expected seconds >= 0, or None for the p95")
-        whole = isinstance(self.max_attempts, int) and not isinstance(self.max_attempts, bool)
-        if not whole or not 2 <= self.max_attempts <= MOST_ATTEMPTS:
-            raise ValueError(f"Hedging.max_attempts is {self.max_attempts!r}; expected a whole number from 2 to 5")
-        if not (_number(self.least_delay_s) and self.least_delay_s > 0):
-            raise ValueError(f"Hedging.least_delay_s is {self.least_delay_s!r}; expected seconds > 0")
+        if self.delay_s is not None:
+            checks.number("Hedging.delay_s", self.delay_s, "seconds >= 0, or None for the p95")
+        attempts = f"a whole number from 2 to {MOST_ATTEMPTS}"
+        checks.whole("Hedging.max_attempts", self.max_attempts, attempts, least=2, most=MOST_ATTEMPTS)
+        checks.number("Hedging.least_delay_s", self.least_delay_s, "seconds > 0", above=True)
+        if isinstance(self.non_fatal, (str, bytes, type)) or not isinstance(self.non_fatal, Collection):
+            raise TypeError(f"Hedging.non_fatal is {shown(self.non_fatal)}; expected a collection of grpc.StatusCode")
         for code in self.non_fatal:
             if not isinstance(code, StatusCode) or code is StatusCode.OK:
-                raise ValueError(f"Hedging.non_fatal has {code!r}; expected grpc.StatusCode other than OK")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                raise ValueError(f"Hedging.non_fatal has {shown(code)}; expected grpc.StatusCode other than OK")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from struct import error as StructError
 from struct import pack, unpack_from
 from typing import Any
 
+from lb.core import checks
 from lb.core.outcome import REPORT_KEY
 
 STANDARD_KEY = "endpoint-load-metrics-bin"
@@ -24,8 +24,19 @@ KEYS = (STANDARD_KEY, REPORT_KEY)
 
 _DOUBLES = {1: "cpu_utilization", 2: "mem_utilization", 6: "qps", 7: "eps", 9: "application_utilization"}
 _MAPS = {4: "request_cost", 5: "utilization", 8: "named_metrics"}
+_WIDEST = 1.7976931348623157e308  # the largest there is
 _RPS = 3  # the deprecated whole number of requests a second
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def _check(name: str, values: object) -> None:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"load report: {name} is {checks.shown(values)}; expected numbers by name")
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise TypeError(f"load report: {name} has the name {checks.shown(key)}; expected a text")
+        what = f"load report: {name}[{key!r}]"
+        checks.number(what, value, "a finite number", least=-_WIDEST, most=_WIDEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class LoadReport:
 
     Raises:
         ValueError: a number is negative or not finite (costs and metrics may be negative); the message names it.
+        TypeError: a mapping is none, or has a name that is no text.
     """
 
     cpu_utilization: float = 0.0
@@ -58,8 +70,11 @@ class LoadReport:
     def __post_init__(self) -> None:
         for name in _DOUBLES.values():
             value = getattr(self, name)
-            if not isfinite(value) or value < 0:
-                raise ValueError(f"load report: {name} is {value!r}; expected a finite number >= 0")
+            if not (type(value) is float and 0.0 <= value <= checks.MOST):  # made for each answer: the quick way
+                checks.number(f"load report: {name}", value, "a finite number >= 0", most=_WIDEST)
+        for name in _MAPS.values():
+            if getattr(self, name) != {}:
+                _check(name, getattr(self, name))
 
     def encode(self) -> bytes:
         """The serialized message. Fields of 0 are left out, as in proto3."""

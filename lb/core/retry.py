@@ -21,7 +21,9 @@ from typing import Any
 import grpc
 from tenacity import Future, RetryCallState, stop_after_attempt, wait_exponential
 
+from lb.core import checks
 from lb.core.budget import Budget
+from lb.core.checks import shown
 from lb.core.outcome import Origin, Outcome, Retryable
 
 Strategy = Callable[[RetryCallState], Any]
@@ -79,21 +81,19 @@ class Retry:
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
-            raise TypeError(f"Retry.budget is {self.budget!r}; expected an lb.Budget")
-        if not isinstance(self.enabled, bool):
-            raise TypeError(f"Retry.enabled is {self.enabled!r}; expected True or False")
+            raise TypeError(f"Retry.budget is {shown(self.budget)}; expected an lb.Budget")
+        checks.flag("Retry.enabled", self.enabled)
         for name, value in (("stop", self.stop), ("wait", self.wait), ("retry", self.retry)):
             if (not callable(value) or isinstance(value, type)) and not (name == "retry" and value is None):
-                raise TypeError(f"Retry.{name} is {value!r}; expected one of tenacity's {name} strategies")
-        if not _number(self.jitter) or not 0 <= self.jitter <= 1:
-            raise ValueError(f"Retry.jitter is {self.jitter!r}; expected a number from 0 to 1")
-        if self.attempt_timeout is not None and not (_number(self.attempt_timeout) and self.attempt_timeout > 0):
-            raise ValueError(f"Retry.attempt_timeout is {self.attempt_timeout!r}; expected seconds above 0, or None")
-        if isinstance(self.idempotent, str) or not isinstance(self.idempotent, Collection):
-            raise TypeError(f"Retry.idempotent is {self.idempotent!r}; expected a collection of method names")
+                raise TypeError(f"Retry.{name} is {shown(value)}; expected one of tenacity's {name} strategies")
+        checks.number("Retry.jitter", self.jitter, "a number from 0 to 1", most=1)
+        if self.attempt_timeout is not None:
+            checks.number("Retry.attempt_timeout", self.attempt_timeout, "seconds above 0, or None", above=True)
+        if isinstance(self.idempotent, (str, bytes)) or not isinstance(self.idempotent, Collection):
+            raise TypeError(f"Retry.idempotent is {shown(self.idempotent)}; expected a collection of method names")
         for method in self.idempotent:
             if not isinstance(method, str) or not method.startswith("/") or method.count("/") != 2:
-                raise ValueError(f"Retry.idempotent has {method!r}; expected /package.Service/Method")
+                raise ValueError(f"Retry.idempotent has {shown(method)}; expected /package.Service/Method")
 
 
 def _number(value: object) -> bool:

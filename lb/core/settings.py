@@ -11,6 +11,7 @@ from tenacity import stop_after_attempt
 
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
+from lb.core.checks import shown
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.connection import Connection
 from lb.core.ejection import Ejection
@@ -139,12 +140,12 @@ def settings(
         service_config = service_config if isinstance(service_config, str) else None
     config = ServiceConfig() if service_config is None else parse(service_config)
     if health is not None and not isinstance(health, str):
-        raise TypeError(f"health is {health!r}; expected a service name ('' for the whole server), or None")
+        raise TypeError(f"health is {shown(health)}; expected a service name ('' for the whole server), or None")
     if health is not None and not health.isprintable():
-        raise ValueError(f"health is {health!r}; expected a service name ('' for the whole server), or None")
+        raise ValueError(f"health is {shown(health)}; expected a service name ('' for the whole server), or None")
     for name, value in (("propagate", propagate), ("measure_sizes", measure_sizes)):
         if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; expected True or False")
+            raise TypeError(f"{name} is {shown(value)}; expected True or False")
     if retry is None and _option(options, _ENABLE_RETRIES) == 0:
         retry = Retry(enabled=False)
     retry = _instance("retry", retry, Retry)
@@ -173,5 +174,5 @@ def _instance(name: str, value: object, kind: type[T]) -> T:
     if value is None:
         return kind()
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is {value!r}; expected an lb.{kind.__name__} or None")
+        raise TypeError(f"{name} is {shown(value)}; expected an lb.{kind.__name__} or None")
     return value

@@ -19,14 +19,17 @@ same words (`deposit`, `withdraw`, `balance`) and wants to be told two things mo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from lb.core import checks
 
 # Tokens are counted in thousandths, as in grpcio's core: A6 has three decimal places, and no sum drifts.
 _MILLI = 1000
 # 0.57 * 1000 is a little less than 570.
 _ROUNDING = 1e-6
 LEAST_RATIO = 0.001
+_MOST_TOKENS = 2**32 - 1  # what the document can say
+_MOST_RATIO = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,8 @@ class Throttle:
     token_ratio: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_tokens, int) or isinstance(self.max_tokens, bool) or self.max_tokens < 1:
-            raise ValueError(f"throttle: max_tokens is {self.max_tokens!r}; expected a whole number >= 1")
-        ratio = self.token_ratio
-        number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and math.isfinite(ratio)
-        if not number or ratio < LEAST_RATIO:
-            raise ValueError(f"throttle: token_ratio is {ratio!r}; expected a number >= {LEAST_RATIO}")
+        checks.whole("throttle: max_tokens", self.max_tokens, least=1, most=_MOST_TOKENS)
+        checks.number("throttle: token_ratio", self.token_ratio, least=LEAST_RATIO, most=_MOST_RATIO)
 
     def new_state(self) -> ThrottleState:
         """A channel's own state, full."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from lb.core import checks
+
 # Waiting exactly as long as told must be enough, although `now + wait` was rounded.
 _SLACK_S = 1e-9
 
@@ -27,8 +29,7 @@ class TokenBucket:
     def __init__(self, rate: float, burst: float) -> None:
         """``rate`` in tokens a second; ``burst`` in tokens. A new bucket is full."""
         for name, value in (("rate", rate), ("burst", burst)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"token bucket: {name} is {value!r}; expected a number > 0")
+            checks.number(f"token bucket: {name}", value, most=1e15, above=True)
         self._rate = float(rate)
         self._burst = float(burst)
         self._full_at = -math.inf

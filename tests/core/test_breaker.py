@@ -47,7 +47,7 @@ def opened(settings: Breaker = STEADY, now: float = 0.0) -> BreakerState:
         ("minimum_calls", 0, "a whole number >= 1"),
         ("minimum_calls", None, "a whole number >= 1"),
         ("window_s", 0, "seconds > 0"),
-        ("window_s", float("inf"), "seconds > 0"),
+        ("window_s", float("inf"), "seconds > 0, at most 1e+09"),
         ("open_s", -1, "seconds > 0"),
         ("open_s", "1", "seconds > 0"),
         ("probe_s", float("nan"), "seconds > 0"),

@@ -26,8 +26,8 @@ from lb.core.connection import Connection
     ],
 )
 def test_a_bad_setting_is_named(field: str, value: Any) -> None:
-    """ValueError with field and value."""
-    with pytest.raises(ValueError, match=f"Connection.{field} is {value!r}"):
+    """An error with field and value."""
+    with pytest.raises((ValueError, TypeError), match=f"Connection.{field} is {value!r}"):
         Connection(**{field: value})
 
 

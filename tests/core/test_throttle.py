@@ -17,7 +17,7 @@ from lb.core.throttle import Throttle
         (True, 0.1, "throttle: max_tokens is True; expected a whole number >= 1"),
         (1, 0.0009, "throttle: token_ratio is 0.0009; expected a number >= 0.001"),
         (1, -1, "throttle: token_ratio is -1; expected a number >= 0.001"),
-        (1, float("inf"), "throttle: token_ratio is inf; expected a number >= 0.001"),
+        (1, float("inf"), "throttle: token_ratio is inf; expected a number >= 0.001, at most 1e+300"),
         (1, "1", "throttle: token_ratio is '1'; expected a number >= 0.001"),
     ],
 )

@@ -79,6 +79,10 @@ async def test_changed_weights_are_followed(fleet: Fleet) -> None:
         assert (len(one.received), len(two.received)) == (10, 6)
         with pytest.raises(ValueError, match="weights"):
             channel.change_weights({one.address: -1})
+        with pytest.raises(ValueError, match=r"weights\['a'\] is 10000000000; expected a whole number >= 0, at most"):
+            channel.change_weights({"a": 10**10})
+        with pytest.raises(TypeError, match="weights is None; expected weights by endpoint id"):
+            channel.change_weights(None)  # type: ignore[arg-type]  # the point of the test
 
 
 async def test_hooks_that_raise_harm_no_call(fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:

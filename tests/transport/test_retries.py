@@ -284,6 +284,19 @@ async def test_an_attempts_timeout_ends_a_call_that_may_not_run_twice(fleet: Fle
     assert len(two.received) == 0
 
 
+async def test_a_time_longer_than_the_calls_own_is_never_met(fleet: Fleet, kind: Kind) -> None:
+    """Then the caller's deadline ends the call, on its first attempt, and blames nobody."""
+    one, _, channel = await pair(fleet, retry=lb.Retry(idempotent=METHODS, attempt_timeout=HANGS_S))
+    async with channel:
+        one.always(hang())
+        call = kind.start(channel, timeout=0.3)
+        error = await failure(call)
+        (attempt,) = lb.attempts(call)
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert attempt.outcome is not None
+    assert attempt.outcome.origin is Origin.CALLER
+
+
 async def test_all_attempts_share_one_deadline(backend: Backend, kind: Kind) -> None:
     """Each is told what is left; the call ends within its timeout, with the last failure and why no more follow."""
     backend.always(fail())

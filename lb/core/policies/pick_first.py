@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
+from lb.core import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
 
@@ -21,6 +22,9 @@ class PickFirst:
 
     name: ClassVar[str] = "pick_first"
     shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        checks.flag("pick_first: shuffle", self.shuffle)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> PickFirstPicker:
         """A picker that stays with the endpoint of ``previous``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lb.core.checks import shown
 from lb.core.policies.base import Policy
 from lb.core.policies.least_request import LeastRequest
 from lb.core.policies.orca import Orca
@@ -53,7 +54,7 @@ def by_name(name: str) -> Policy:
     except KeyError:
         if name in _OBJECTS_ONLY:
             raise ValueError(f"policy {name!r} needs settings; expected an object, {_OBJECTS_ONLY[name]}") from None
-        raise ValueError(f"policy is {name!r}; expected one of {', '.join(names())}") from None
+        raise ValueError(f"policy is {shown(name)}; expected one of {', '.join(names())}") from None
 
 
 def resolve(policy: Policy | str | None) -> Policy:
@@ -70,8 +71,8 @@ def resolve(policy: Policy | str | None) -> Policy:
     if isinstance(policy, type):
         raise TypeError(f"policy is the class {policy.__name__}; expected an object, for example {policy.__name__}()")
     if not callable(getattr(policy, "picker", None)):
-        raise TypeError(f"policy is {policy!r}; expected a name, or an object with picker(candidates, previous)")
+        raise TypeError(f"policy is {shown(policy)}; expected a name, or an object with picker(candidates, previous)")
     name = getattr(policy, "name", None)
     if not isinstance(name, str) or not name:
-        raise TypeError(f"policy {policy!r} has the name {name!r}; expected a text that is not empty")
+        raise TypeError(f"policy {shown(policy)} has the name {shown(name)}; expected a text that is not empty")
     return policy

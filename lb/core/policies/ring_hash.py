@@ -16,6 +16,7 @@ A change costs O(points of who changed); the first ring is O(n log n), some 0.1 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from random import Random
 from struct import unpack
 from typing import ClassVar
 
+from lb.core.checks import shown
 from lb.core.outcome import Outcome
 from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
@@ -37,6 +39,7 @@ MOST_POINTS = 32
 PROBES = 5
 
 _RING = 1 << 64
+_KEY = re.compile(r"[0-9a-z_.-]+")
 
 Key = str | bytes | None
 
@@ -92,8 +95,10 @@ class RingHash:
     def __post_init__(self) -> None:
         if not callable(self.key):
             checks.text(self.name, "key", self.key)
-            if self.key != self.key.lower():
-                raise ValueError(f"ring_hash: key is {self.key!r}; expected a metadata key, which is in lower case")
+            if not _KEY.fullmatch(self.key):
+                raise ValueError(
+                    f"ring_hash: key is {shown(self.key)}; expected a metadata key, which is in lower case"
+                )
         checks.number(self.name, "bound", self.bound, least=1, above=True)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> RingPicker:

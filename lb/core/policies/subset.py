@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from lb.core.checks import shown
 from lb.core.policies import checks
 from lb.core.policies.base import Candidate, Picker, Policy
 from lb.core.policies.wrapper import Wrapper
@@ -52,9 +53,9 @@ class Subset(Wrapper):
         if isinstance(self.client, str):
             checks.text("subset", "client", self.client)
         elif isinstance(self.client, bool) or not isinstance(self.client, int) or self.client < 0:
-            raise ValueError(f"subset: client is {self.client!r}; expected a whole number >= 0, or a text")
+            raise ValueError(f"subset: client is {shown(self.client)}; expected a whole number >= 0, or a text")
         if not isinstance(self.seed, str):
-            raise ValueError(f"subset: seed is {self.seed!r}; expected a text")
+            raise ValueError(f"subset: seed is {shown(self.seed)}; expected a text")
         self._settle("subset")
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SubsetPicker:

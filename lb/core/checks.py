@@ -1,0 +1,59 @@
+"""Checks of settings: one sentence with the field, its value and what is accepted.
+
+``what`` is the field as its user finds it (``Retry.jitter``). Values are bounded above although
+no rule asks for it: 1e9 seconds are 30 years, and beyond it sums lose their digits, and grpcio's
+clocks their count. A bound that a message's own words do not name is told when it was passed.
+"""
+
+from __future__ import annotations
+
+MOST = 1e9
+LEAST = 1e-9
+"""What counts as above 0: divided by less, numbers are infinite."""
+_WIDEST = 80
+
+
+def number(
+    what: str, value: object, accepted: str = "", *, least: float = 0.0, most: float = MOST, above: bool = False
+) -> None:
+    """A number from ``least`` (or above it) to ``most``. Raises ``ValueError``."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if above and least == 0:
+        ok = real and LEAST <= value <= most  # type: ignore[operator]  # it is real
+    else:
+        ok = real and least <= value <= most and not (above and value == least)  # type: ignore[operator]
+    if ok:
+        return
+    words = accepted or f"a number {'>' if above else '>='} {least:g}" + ("" if most >= MOST else f" and <= {most:g}")
+    if real and value > most >= MOST:  # type: ignore[operator]
+        words += f", at most {most:g}"
+    elif above and least == 0 and real and 0 < value < LEAST:  # type: ignore[operator]
+        words += f", at least {LEAST:g}"
+    raise ValueError(f"{what} is {shown(value)}; expected {words}")
+
+
+def whole(what: str, value: object, accepted: str = "", *, least: int = 0, most: int = int(MOST)) -> None:
+    """A whole number from ``least`` to ``most``. Raises ``ValueError``."""
+    real = isinstance(value, int) and not isinstance(value, bool)
+    if real and least <= value <= most:  # type: ignore[operator]  # it is real
+        return
+    words = accepted or f"a whole number >= {least}"
+    if real and value > most >= MOST:  # type: ignore[operator]
+        words += f", at most {most:g}"
+    raise ValueError(f"{what} is {shown(value)}; expected {words}")
+
+
+def flag(what: str, value: object) -> None:
+    """True or False. Raises ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} is {shown(value)}; expected True or False")
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, on one line and short."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # more than 4300 digits, or a broken __repr__
+        text = f"a {type(value).__name__}"
+    text = text.replace("\n", " ")
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
