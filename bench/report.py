@@ -1,6 +1,6 @@
-"""Prints the results that are kept in ``bench/results`` as the tables of ``docs/performance.md``.
+"""Prints the results kept in ``bench/results``: the tables of ``docs/performance.md`` and ``docs/faults.md``.
 
-``python bench/report.py`` prints, ``--write`` puts them into that page, between its marks.
+``python bench/report.py`` prints, ``--write`` puts them into these pages, between their marks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+FAULTS = PAGE.parent / "faults.md"
 BEGIN, END = "<!-- begin: python bench/report.py -->", "<!-- end -->"
 
 
@@ -54,14 +55,43 @@ def tables() -> str:
     return "\n".join([*lines, "", f"With {versions}."])
 
 
+def faults() -> str:
+    """The table of ``make chaos``, in Markdown."""
+    chaos = _kept("chaos")
+    lines = [
+        "| | fault | p50 ms | p99 ms | calls | failed | retries | hedges | last bad, s | notes |",
+        "|---" * 10 + "|",
+    ]
+    for row in chaos["rows"]:
+        last = row["last_bad_s"]
+        wrong = [f"**missed: {what}**" for what in (*row["broken"], *row["missed"])]
+        cells = (
+            row["row"],
+            f"{row['driver']}: {row['fault']}" if row.get("driver") else row["fault"],
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            row["calls"],
+            row["failed"],
+            row["retries"] + row["transparent"],
+            row["hedges"],
+            "" if last is None else f"{last:.2f}",
+            "; ".join([*wrong, *row["notes"]]),
+        )
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    versions = ", ".join(f"{name} {version}" for name, version in chaos["versions"].items())
+    goals = f"{chaos['goals']}, on {chaos['machine']}; load before the start {chaos['load_before']:.1f}."
+    return "\n".join([*lines, "", goals[0].upper() + goals[1:], "", f"With python {chaos['python']}, {versions}."])
+
+
 def main() -> int:
     """Print or write."""
-    if sys.argv[1:] == ["--write"]:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}")
-    else:
-        print(tables())
+    for page, made in ((PAGE, tables()), (FAULTS, faults())):
+        if sys.argv[1:] == ["--write"]:
+            before, _, rest = page.read_text().partition(BEGIN)
+            _, _, after = rest.partition(END)
+            page.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
+        else:
+            print(made)
     return 0
 
 

@@ -35,8 +35,24 @@ def test_the_rows_of_calls(elsewhere: Path, capsys: pytest.CaptureFixture[str]) 
     assert "lb, metrics" in capsys.readouterr().out
 
 
+CHAOS = {
+    "python": "3.13",
+    "machine": "x86_64, 2 cores",
+    "load_before": 0.5,
+    "versions": {"grpcio": "1.85"},
+    "goals": "goals: 1 of 2 met; missed: 1 aio p99",
+    "rows": [
+        {
+            **{"row": "1", "driver": "aio", "fault": "SIGKILL", "p50_ms": 24.0, "p99_ms": 33.12},
+            **{"calls": 900, "failed": 0, "retries": 2, "hedges": 1, "transparent": 1},
+            **{"last_bad_s": 0.2393, "notes": ["a note"], "broken": [], "missed": ["p99"]},
+        }
+    ],
+}
+
+
 def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`report --write` puts the tables between the marks, and touches nothing else."""
+    """`report --write` puts the tables between the marks of both pages, and touches nothing else."""
     row = {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}
     slow = row | {"ratio": 1.2, "quartiles": [1.1, 1.3], "us": 120.0}
     rig.write("calls", {"lb": row, "slow": slow})
@@ -46,9 +62,12 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     goals = {"met": 1, "of": 2, "missed": ["pick of random: 1.50"]}
     (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": goals}))
     assert json.loads((elsewhere / "calls.json").read_text())["versions"]["grpcio"]
-    page = elsewhere / "performance.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (elsewhere / "chaos.json").write_text(json.dumps(CHAOS))
+    page, faults = elsewhere / "performance.md", elsewhere / "faults.md"
+    for path in (page, faults):
+        path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     monkeypatch.setattr(report, "PAGE", page)
+    monkeypatch.setattr(report, "FAULTS", faults)
     monkeypatch.setattr(sys, "argv", ["report.py", "--write"])
     assert report.main() == 0
     text = page.read_text()
@@ -59,6 +78,9 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| random | 100 / 150 (1.50) | 100 / 150 (1.50) | 1.00 |" in text
     assert "1 of 2 goals met; missed: pick of random: 1.50." in text
     assert "old" not in text
+    text = faults.read_text()
+    assert "| 1 | aio: SIGKILL | 24.0 | 33.1 | 900 | 0 | 3 | 1 | 0.24 | **missed: p99**; a note |" in text
+    assert "\nGoals: 1 of 2 met; missed: 1 aio p99, on x86_64, 2 cores; load before the start 0.5.\n" in text
 
 
 def test_the_costs(elsewhere: Path) -> None:
