@@ -111,7 +111,7 @@ class Breaker:
         probe_s: a probe that has not come back after so many seconds is given up, > 0, and the
             next one is admitted.
 
-    With both limits None the breaker never opens.
+    With both limits and ``refused_s`` None the breaker never opens.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
