@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,11 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     read += (ROOT / "docker-compose.yml").read_text("utf-8")
     for name in set(re.findall(r"`MESH_(\w+)`", README)):
         assert f"MESH_{name}" in read or f"{name.lower()}: " in read, name
+
+
+def test_the_versions_are_those_of_the_package() -> None:
+    """Which Python and which grpcio it takes."""
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (grpcio,) = [need for need in package["dependencies"] if need.startswith("grpcio")]
+    assert f"grpcio {grpcio.partition('>=')[2]} or newer" in README
+    assert f"Python {package['requires-python'].removeprefix('>=')} or newer" in README

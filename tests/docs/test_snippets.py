@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import pytest
 
 import lb
 from examples.servers import Catalog
-from lb.testing import Agent
+from lb.core.policies import base
+from lb.testing import Agent, Backend
+from lb.testing.backend import UNARY_UNARY
 from mesh.catalog.v1 import CatalogStub, GetProductRequest, add_CatalogServicer_to_server
 from tests.support.wait import until
 
@@ -63,6 +66,13 @@ async def catalog() -> AsyncIterator[str]:
     await server.start()
     yield f"127.0.0.1:{port}"
     await server.stop(None)
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Backend]:
+    """A server that echoes."""
+    async with Backend() as backend:
+        yield backend
 
 
 @pytest.mark.usefixtures("consul")
@@ -120,6 +130,17 @@ async def test_metrics() -> None:
     """The views are what they say."""
     names = await run("metrics.md", *snippets("metrics.md"))
     assert len(names["views"]) == 2
+
+
+async def test_the_smallest_policy(backend: Backend) -> None:
+    """What the first lines of ``lb/core/policies/base.py`` show, to which docs/policies.md points, is a policy."""
+    assert base.__doc__ is not None
+    _, _, shown = base.__doc__.partition("The smallest policy of a user's own::\n\n")
+    names = await run("base.py", textwrap.dedent(shown.partition("\nWhat a policy")[0]))
+    async with lb.aio.channel(f"static:///{backend.address}", policy=names["First"]()) as channel:
+        unary: Any = channel.unary_unary(UNARY_UNARY)
+        assert await unary(b"hello", timeout=20) == b"hello"
+        assert channel.snapshot().policy == "first"
 
 
 def test_no_page_has_python_that_is_not_run() -> None:
