@@ -24,7 +24,10 @@ from lb.core.outcome import LATE, LOST, OK, Origin, Outcome, classify
 from lb.core.policies import (
     P2C,
     CallInfo,
+    LeastRequest,
+    Orca,
     Picker,
+    PickFirst,
     Policy,
     RingHash,
     RoundRobin,
@@ -950,8 +953,21 @@ def test_a_policy_sees_what_is_in_flight() -> None:
 
 # ---- random histories ----
 
-OUTCOMES = [OK, OK, INTERNAL, UNAVAILABLE, UNSENT, REFUSED, CANCELLED]
-POLICIES: list[Policy] = [RoundRobin(), Uniform(), WeightedRoundRobin(), WeightedRandom()]
+OUTCOMES = [OK, OK, INTERNAL, UNAVAILABLE, UNSENT, REFUSED, REFUSED, CANCELLED, EXPIRED, LOST, LATE]
+POLICIES: list[Policy] = [
+    RoundRobin(),
+    Uniform(),
+    WeightedRoundRobin(),
+    WeightedRandom(),
+    LeastRequest(),
+    P2C(),
+    PickFirst(),
+    RingHash("user"),
+    Orca(),
+    SlowStart("p2c", window_s=5.0),
+    Subset(2, "least_request", client=1),
+    ZoneAware("a", RingHash("user"), in_flight=2),
+]
 NAMES = "abcde"
 
 
@@ -992,7 +1008,10 @@ class Histories(RuleBasedStateMachine):
     def update(self, rows: list[tuple[str, int, int]]) -> None:
         """New ones are told, survivors are the same objects, the departed are handed back if idle."""
         before = {c.endpoint.key: c for c in self.live()}
-        endpoints = tuple(Endpoint(f"{name}:{port}", id=name, weight=weight) for name, weight, port in rows)
+        endpoints = tuple(
+            Endpoint(f"{name}:{port}", id=name, weight=weight, zone="a" if name < "c" else "b")
+            for name, weight, port in rows
+        )
         changes = self.balancer.update(Resolution(endpoints))
         after = {c.endpoint.key: c for c in self.live()}
         assert [c.endpoint for c in self.live()] == list(endpoints)
@@ -1028,6 +1047,31 @@ class Histories(RuleBasedStateMachine):
         """At any time."""
         self.balancer.change_policy(policy)
 
+    def fewest(self, ready: list[Candidate]) -> list[Candidate]:
+        """Those whose breaker opened the fewest times in a row: who is used in panic."""
+        least = min((c.breaker.openings for c in ready), default=0)
+        return [c for c in ready if c.breaker.openings == least]
+
+    @rule()
+    def sleep(self) -> None:
+        """Only when nothing runs; then nobody is READY, and nobody is known to fail."""
+        busy = any(self.count(c) for c in self.live())
+        before = [c.connectivity for c in self.live()]
+        assert self.balancer.sleep(self.clock()) is not busy
+        after = [c.connectivity for c in self.live()]
+        assert after == (before if busy else [IDLE] * len(before))
+        assert busy or all(c.failing_since is None for c in self.live())
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        """A stream's first response: a probe has no more to say."""
+        attempt = data.draw(st.sampled_from(self.running))
+        probe = attempt.generation == attempt.candidate.breaker.generation
+        self.balancer.answered(attempt, self.clock())
+        if probe and attempt.breaker_state is State.HALF_OPEN:
+            assert attempt.candidate.breaker.state is State.CLOSED
+
     @rule(data=st.data(), times=st.integers(1, 4))
     def pick(self, data: st.DataObject, times: int) -> None:
         """Always found while one is READY; never one that is retired, not READY, refused or of weight 0 in vain."""
@@ -1036,7 +1080,7 @@ class Histories(RuleBasedStateMachine):
             tried = data.draw(st.lists(st.sampled_from(self.seen), max_size=2)) if self.seen else []
             ready = [c for c in self.live() if c.connectivity is READY]
             admitted = [c for c in ready if c.breaker.admits(now)]
-            pool = admitted or ready
+            pool = admitted or self.fewest(ready)
             pool = [c for c in pool if c.endpoint.weight > 0] or pool
             panic = self.balancer.admission(now).panic
             admission = self.balancer.admission(now)
@@ -1084,7 +1128,7 @@ class Histories(RuleBasedStateMachine):
         now = self.clock()
         ready = [c for c in self.live() if c.connectivity is READY]
         admitted = [c for c in ready if c.breaker.admits(now)]
-        pool = admitted or ready
+        pool = admitted or self.fewest(ready)
         pool = [c for c in pool if c.endpoint.weight > 0] or pool
         seen = snapshot(self.balancer, 0.0, now)
         assert [e.picked for e in seen.endpoints] == [c in pool for c in self.live()]

@@ -69,7 +69,8 @@ class Simulation:
         """Do what the core says."""
         if isinstance(action, Attempt):
             self.attempts.append((self.clock(), action.endpoint_id, action.number))
-            self.clock.call_later(0.005, self.ended, call, action)
+            took_s, outcome = self.answer(action.endpoint_id)
+            self.clock.call_later(took_s, self.ended, call, action, outcome)
         elif isinstance(action, Pause):
             self.clock.call_later(action.delay_s, lambda: self.perform(call, call.resume(self.clock())))
         else:
@@ -78,10 +79,13 @@ class Simulation:
             if isinstance(action, Failed):
                 self.gave_up[action.details] += 1
 
-    def ended(self, call: Call, attempt: Attempt) -> None:
+    def answer(self, name: str) -> tuple[float, Outcome]:
+        """How long an attempt that begins now takes on this server, in seconds, and how it ends."""
+        return 0.005, self.server(name, self.clock())
+
+    def ended(self, call: Call, attempt: Attempt, outcome: Outcome) -> None:
         """The server has answered, or not."""
         now = self.clock()
-        outcome = self.server(attempt.endpoint_id, now)
         self.balancer.ended(attempt, outcome, now)
         if outcome is OK:
             self.close(call, "ok")
