@@ -10,8 +10,14 @@ import time
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import leaks, servers
+
+# How long an example takes is the machine's affair, and a run repeats the one before it.
+# (`--hypothesis-profile=default` looks for other examples.)
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # Before the first test module imports grpcio: each server that a test stops would be worth a line to it.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from lb.testing._listening import stop_accepting
 from tests.chaos import __main__ as table
 from tests.chaos.load import BODY, Figures
 from tests.chaos.proxy import Proxy
@@ -38,6 +39,9 @@ async def proxy() -> AsyncIterator[Proxy]:
     proxy = Proxy(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", 0)
     await proxy.listen()
     yield proxy
+    for each in (server, proxy._server):
+        if each is not None:
+            await stop_accepting(each)
     proxy.obey({"mode": "refuse"})
     server.close()
 
