@@ -13,10 +13,10 @@ _VALUE = re.compile(rb"[ -~]*")
 def legal(metadata: Sequence[Any]) -> bool:
     """Whether these pairs are headers by gRPC's rules (PROTOCOL-HTTP2: Custom-Metadata).
 
-    They have the right types already: keys and values are ``str`` or ``bytes``.
+    They have the right types already: ``str``, ``bytes``, or None, which is empty to grpcio.
     """
     for key, value in metadata:
-        name, data = (text.encode() if isinstance(text, str) else text for text in (key, value))
+        name, data = (text.encode() if isinstance(text, str) else text or b"" for text in (key, value))
         if not _KEY.fullmatch(name) or not (name.endswith(b"-bin") or _VALUE.fullmatch(data)):
             return False
     return True
