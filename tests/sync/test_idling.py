@@ -42,7 +42,8 @@ def test_it_closes_its_connections_and_connects_again(fleet: Fleet, kind: Kind) 
 
 def test_who_asks_for_a_connection_wakes_it(server: Server) -> None:
     """As a channel that has not been used yet, it is told the state from before."""
-    with channel_to(server, connection=SOON) as channel:
+    # Long enough for a busy machine to connect in, before it falls asleep again.
+    with channel_to(server, connection=lb.Connection(idle_s=0.5)) as channel:
         UU.run(channel)
         eventually(lambda: asleep(channel), "all connections are closed")
         states: list[grpc.ChannelConnectivity] = []
