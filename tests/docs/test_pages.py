@@ -13,6 +13,11 @@ import pytest
 from tenacity import stop_after_attempt
 
 import lb
+from lb.aio.outbox import REPLAY_LIMIT
+from lb.aio.resolvers import dns
+from lb.core.balancer import RESOLVER_GRACE_S
+from lb.core.quantile import LEAST_SAMPLES
+from lb.core.watch import HOLD_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -75,6 +80,11 @@ def test_settings_that_are_named_exist_with_the_value_that_is_told(page: Path) -
             assert float(value.replace(",", "")) == default(defaults[field]), f"{kind}.{field} ({value})"
 
 
+def registers(argument: str) -> Any:
+    """The default of an argument of a registration."""
+    return inspect.signature(lb.aio.registration).parameters[argument].default
+
+
 def default(field: dataclasses.Field[Any]) -> Any:
     """As a number; of a strategy that counts attempts, their number."""
     factory: Any = field.default_factory
@@ -89,6 +99,24 @@ def test_arguments_that_are_shown_exist(page: Path) -> None:
         known = inspect.signature(getattr(lb, kind)).parameters
         for argument in re.findall(r"(\w+)=", inside):
             assert argument in known, f"lb.{kind}({argument}=)"
+
+
+@pytest.mark.parametrize(
+    ("page", "words", "value", "told"),
+    [
+        ("moving.md", "Names are looked up every 30 s", dns.REFRESH_S, 30),
+        ("operating.md", "New pods are found within 30 s", dns.REFRESH_S, 30),
+        ("guarantees.md", "takes nothing away for 30 s", HOLD_S, 30),
+        ("guarantees.md", "waits a second for one", RESOLVER_GRACE_S, 1),
+        ("guarantees.md", "replayed only while all of it is at hand: 1 MiB", REPLAY_LIMIT, 1 << 20),
+        ("guarantees.md", "none before 100 calls", LEAST_SAMPLES, 100),
+        ("operating.md", "`check_interval_s` (1 s by default)", registers("check_interval_s"), 1),
+    ],
+)
+def test_constants_are_what_is_told(page: str, words: str, value: float, told: float) -> None:
+    """Those that no setting has."""
+    assert words in (ROOT / "docs" / page).read_text("utf-8")
+    assert value == told
 
 
 def test_numbers_are_told_somewhere() -> None:
