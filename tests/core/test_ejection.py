@@ -125,10 +125,10 @@ def test_ten_thousand_endpoints_cost_no_square() -> None:
     """Most of them refuse, and many of these are kept: it takes the time of a sort."""
     ready, refusing = pool_of(10_000, 9_000)
     least = min(_timed(ready, refusing) for _ in range(3))
-    assert least < 0.05
+    assert least < 0.5  # 5 ms or so; a square would take seconds
 
 
 def _timed(ready: list[Candidate], refusing: list[Candidate]) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     Ejection(panic_share=0).pool(ready, refusing, 10_000)
-    return time.perf_counter() - started
+    return time.thread_time() - started
