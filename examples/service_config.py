@@ -26,7 +26,7 @@ DOCUMENT = f"""
   "methodConfig": [
     {{
       "name": [{{"service": "{SERVICE}"}}],
-      "timeout": "0.5s",
+      "timeout": "1.5s",
       "retryPolicy": {{
         "maxAttempts": 3,
         "initialBackoff": "0.01s",
@@ -38,7 +38,7 @@ DOCUMENT = f"""
     {{
       "name": [{{"service": "{SERVICE}", "method": "UnaryUnary"}}],
       "waitForReady": true,
-      "hedgingPolicy": {{"maxAttempts": 2, "hedgingDelay": "0.05s", "nonFatalStatusCodes": ["UNAVAILABLE"]}}
+      "hedgingPolicy": {{"maxAttempts": 2, "hedgingDelay": "0.3s", "nonFatalStatusCodes": ["UNAVAILABLE"]}}
     }}
   ]
 }}
@@ -53,6 +53,8 @@ async def main() -> None:
         async with lb.aio.channel(target, service_config=DOCUMENT) as channel:
             print("policy:", channel.snapshot().policy)
             await channel.channel_ready()
+            while any(endpoint.connectivity != "READY" for endpoint in channel.snapshot().endpoints):
+                await asyncio.sleep(0.01)  # one of them is enough for a channel; here both are to take part
 
             stream: Any = channel.unary_stream(UNARY_STREAM)
             a.script(fail(grpc.StatusCode.UNAVAILABLE, "not now"))

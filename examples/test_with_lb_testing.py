@@ -48,7 +48,7 @@ async def test_a_failure_is_tried_on_another_server() -> None:
         async with lb.aio.channel(target, retry=lb.Retry(idempotent=[UNARY_UNARY])) as channel:
             assert await greeting(channel, "Ada", timeout_s=10) == "welcome back, Ada"
         calls = a.received + b.received
-        assert len(calls) == 3
+        assert len(calls) in (2, 3)  # 2 where only one of them was connected in time
         assert all(call.timeout_s and call.timeout_s < 10 for call in calls)  # the deadline travels
 
 
@@ -58,8 +58,8 @@ async def test_no_answer_is_a_plain_greeting() -> None:
     async with Backend("a") as a:
         a.always(hang())
         async with lb.aio.channel(f"static:///{a.address}") as channel:
-            assert await greeting(channel, "Ada", timeout_s=0.2) == "hello, Ada"
-        await a.until(lambda: a.received[0].cancelled)
+            assert await greeting(channel, "Ada", timeout_s=1) == "hello, Ada"
+        await a.until(lambda: a.received and a.received[0].cancelled)
 
 
 @pytest.mark.asyncio
