@@ -18,7 +18,7 @@ from random import Random
 
 from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
-from lb.core.policies.wrapper import Wrapper
+from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 REVIEW_S = 1.0
 """Who became warm joins the second picker after so long at most; until then it has nearly its whole share."""
@@ -53,7 +53,7 @@ class SlowStart(Wrapper):
         return SlowStartPicker(self, candidates, previous if isinstance(previous, SlowStartPicker) else None)
 
 
-class SlowStartPicker:
+class SlowStartPicker(WrapperPicker):
     """The inner policy's picker over all, and one over the warm while there are others."""
 
     # No __slots__: once all are warm, `pick` is the inner picker's.
@@ -102,13 +102,6 @@ class SlowStartPicker:
         """As the picker inside."""
         return getattr(self.inner, "prefers", None)
 
-    @property
-    def repeatable(self) -> bool:
-        """As the picker inside."""
-        return bool(getattr(self.inner, "repeatable", False))
-
     def explain(self) -> str:
         """The rule in words."""
-        inside = getattr(self.inner, "explain", None)
-        start = f"newcomers gradually over {self._window_s:g} s"
-        return f"{start}: {inside()}" if inside else start
+        return self._explained(f"newcomers gradually over {self._window_s:g} s")

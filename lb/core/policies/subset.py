@@ -23,7 +23,7 @@ from hashlib import blake2b
 from lb.core.checks import shown
 from lb.core.policies import checks
 from lb.core.policies.base import Candidate, Picker, Policy
-from lb.core.policies.wrapper import Wrapper
+from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Subset(Wrapper):
         return int(f"{self.client:b}"[::-1], 2) / (1 << self.client.bit_length())
 
 
-class SubsetPicker:
+class SubsetPicker(WrapperPicker):
     """The circle, and the inner policy's picker over a part of it."""
 
     __slots__ = ("_circle", "_owners", "inner", "part", "pick")
@@ -108,16 +108,9 @@ class SubsetPicker:
         prefers: Sequence[Candidate] = getattr(self.inner, "prefers", self.part)
         return prefers
 
-    @property
-    def repeatable(self) -> bool:
-        """As the picker inside."""
-        return bool(getattr(self.inner, "repeatable", False))
-
     def explain(self) -> str:
         """The rule in words."""
-        inside = getattr(self.inner, "explain", None)
-        part = f"{len(self.part)} of {len(self._owners)} are this client's"
-        return f"{part}: {inside()}" if inside else part
+        return self._explained(f"{len(self.part)} of {len(self._owners)} are this client's")
 
 
 def _hash(*parts: str) -> int:

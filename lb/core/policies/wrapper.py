@@ -27,3 +27,20 @@ class Wrapper:
         policy: Policy = resolve(self.policy)
         object.__setattr__(self, "policy", policy)
         object.__setattr__(self, "name", f"{kind}({policy.name})")
+
+
+class WrapperPicker:
+    """What the pickers around another one share: its word on what they do not rule themselves."""
+
+    __slots__ = ()
+
+    inner: Any
+
+    @property
+    def repeatable(self) -> bool:
+        """As the picker inside."""
+        return bool(getattr(self.inner, "repeatable", False))
+
+    def _explained(self, rule: str) -> str:
+        inside = getattr(self.inner, "explain", None)
+        return f"{rule}: {inside()}" if inside else rule

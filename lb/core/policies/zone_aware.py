@@ -18,7 +18,7 @@ from random import Random
 
 from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
-from lb.core.policies.wrapper import Wrapper
+from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class ZoneAware(Wrapper):
         )
 
 
-class ZonePicker:
+class ZonePicker(WrapperPicker):
     """A picker for the own zone and one for the others, of which one may be missing."""
 
-    __slots__ = ("_full", "_zone", "far", "near", "prefers")
+    __slots__ = ("_full", "_zone", "far", "inner", "near", "prefers")
 
     def __init__(
         self, zone: str, near: Picker | None, far: Picker | None, full: float, home: Sequence[Candidate]
@@ -75,6 +75,7 @@ class ZonePicker:
         self._full = full
         self.near = near
         self.far = far
+        self.inner = near or far
         self.prefers: Sequence[Candidate] = getattr(near, "prefers", home)
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
@@ -89,15 +90,8 @@ class ZonePicker:
         away = far.pick(call, now, rng)
         return away if away.in_flight * home.weight < home.in_flight * away.weight else home
 
-    @property
-    def repeatable(self) -> bool:
-        """As the picker inside."""
-        return bool(getattr(self.near or self.far, "repeatable", False))
-
     def explain(self) -> str:
         """The rule in words."""
-        inside = getattr(self.near or self.far, "explain", None)
-        rule = f": {inside()}" if inside else ""
         if self.near is None:
-            return f"zone {self._zone} has no endpoint, all others{rule}"
-        return f"zone {self._zone} until {self._full:g} are in flight per weight, then the others too{rule}"
+            return self._explained(f"zone {self._zone} has no endpoint, all others")
+        return self._explained(f"zone {self._zone} until {self._full:g} are in flight per weight, then the others too")
