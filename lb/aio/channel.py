@@ -478,7 +478,8 @@ class LogicalChannel:
         """Connect again, at the first call after idling."""
         self._asleep = False
         for candidate in self.balancer.candidates:
-            self._connect(candidate)
+            if candidate.handle is None:  # one that left and came back in its sleep may be connected
+                self._connect(candidate)
         self._watch_idling()
 
     def _watch_idling(self) -> None:

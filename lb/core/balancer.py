@@ -195,7 +195,7 @@ class Balancer:
         self._resolver_failing_since: float | None = None
         self._breaker = breaker
         self._candidates: dict[tuple[str, str], Candidate] = {}
-        self._leaving: set[Candidate] = set()
+        self._leaving: dict[tuple[str, str], Candidate] = {}
         """Retired, and in use still."""
         self._picker: Picker | None = None
         self._previous: Picker | None = None
@@ -208,15 +208,24 @@ class Balancer:
     # ---- what the resolver and the connections say ----
 
     def update(self, resolution: Resolution) -> Changes:
-        """Take over a new set. Endpoints whose key stays keep connection, breaker and load."""
+        """Take over a new set. Endpoints whose key stays keep connection, breaker and load.
+
+        So do those that left and come back while attempts on them run: it is the same process, and a second record
+        of it would let in as many calls again.
+        """
         old = self._candidates
         fresh: dict[tuple[str, str], Candidate] = {}
         added = []
+        kept = 0
         for endpoint in resolution.endpoints:
             key = endpoint.key
             if key in fresh:
                 continue  # named twice
             candidate = old.get(key)
+            if candidate is not None:
+                kept += 1
+            elif self._leaving and (candidate := self._leaving.pop(key, None)) is not None:
+                candidate.retired = False
             if self._weights and endpoint.id in self._weights:
                 endpoint = replace(endpoint, weight=self._weights[endpoint.id])
             if candidate is None:
@@ -228,14 +237,14 @@ class Balancer:
                 candidate.weight = max(1, endpoint.weight)
             fresh[key] = candidate
         closable = []
-        if len(fresh) - len(added) < len(old):
+        if kept < len(old):
             for key, candidate in old.items():
                 if key not in fresh:
                     candidate.retired = True
                     if candidate.closable:
                         closable.append(candidate)
                     else:
-                        self._leaving.add(candidate)
+                        self._leaving[key] = candidate
         self._candidates = fresh
         self.resolution = resolution
         self.resolver_error = ""
@@ -288,7 +297,7 @@ class Balancer:
         self._take_policy(policy)
         self._previous = None
         self._pool = []
-        for candidate in (*self._candidates.values(), *self._leaving):
+        for candidate in (*self._candidates.values(), *self._leaving.values()):
             candidate.stats = None  # the old policy's
         self._dirty = True
 
@@ -431,7 +440,7 @@ class Balancer:
             self._dirty = True
         closable = candidate.retired and candidate.closable
         if closable:
-            self._leaving.discard(candidate)
+            self._leaving.pop(candidate.endpoint.key, None)
         if self._ended is not None:
             self._ended(candidate, outcome, took_s, now)
         return candidate if closable else None

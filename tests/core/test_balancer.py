@@ -415,15 +415,34 @@ def test_a_retired_endpoint_is_closable_after_its_last_attempt() -> None:
 
 
 def test_an_endpoint_that_comes_back_is_a_new_one() -> None:
-    """Its old connection closes all the same."""
+    """Its old connection is closed."""
     rig = Rig("a")
-    attempt, old = rig.pick(), rig.candidate("a")
-    rig.update("")
+    rig.picked(3)
+    old = rig.candidate("a")
+    assert rig.update("").closable == [old]
     [new] = rig.update("a").added
     assert new is not old
     assert rig.unpicked().wait
-    assert rig.end(attempt) is old
-    assert new.in_flight == 0
+
+
+def test_who_comes_back_while_its_calls_run_never_left() -> None:
+    """The same process: a second record of it would let in as many calls again, and forget what its breaker knows."""
+    rig = Rig("ab", limit=ConcurrencyLimit(limit=1))
+    rig.trip("a")
+    rig.clock.advance(1.0)
+    attempts = [rig.pick(), rig.pick()]
+    old = rig.candidate("a")
+    for names in ("b", "", "b", "bc"):
+        assert rig.update(names).closable == []
+        assert not rig.update(names, note="again").closable
+    changes = rig.update("ab")
+    assert [c.endpoint.id for c in (*changes.added, *changes.closable)] == ["c"]
+    assert rig.candidate("a") is old
+    assert rig.unpicked().full
+    assert (old.retired, old.in_flight, old.breaker.state) == (False, 1, State.HALF_OPEN)
+    assert [rig.end(attempt) for attempt in attempts] == [None, None]
+    assert {c.endpoint.id for c in rig.update("").closable} == {"a", "b"}
+    assert not rig.balancer._leaving
 
 
 def test_an_endpoint_that_is_named_twice_is_one() -> None:
@@ -1008,6 +1027,7 @@ class Histories(RuleBasedStateMachine):
     def update(self, rows: list[tuple[str, int, int]]) -> None:
         """New ones are told, survivors are the same objects, the departed are handed back if idle."""
         before = {c.endpoint.key: c for c in self.live()}
+        leaving = {c.endpoint.key: c for c in self.seen if c.retired and self.count(c)}
         endpoints = tuple(
             Endpoint(f"{name}:{port}", id=name, weight=weight, zone="a" if name < "c" else "b")
             for name, weight, port in rows
@@ -1015,8 +1035,10 @@ class Histories(RuleBasedStateMachine):
         changes = self.balancer.update(Resolution(endpoints))
         after = {c.endpoint.key: c for c in self.live()}
         assert [c.endpoint for c in self.live()] == list(endpoints)
-        assert list(changes.added) == [c for key, c in after.items() if key not in before]
+        assert list(changes.added) == [c for key, c in after.items() if key not in before and key not in leaving]
         assert all(after[key] is before[key] for key in before.keys() & after.keys())
+        assert all(after[key] is leaving[key] for key in leaving.keys() & after.keys())
+        assert not any(c.retired for c in after.values())
         gone = [c for key, c in before.items() if key not in after]
         assert all(c.retired for c in gone)
         assert list(changes.closable) == [c for c in gone if not self.count(c)]

@@ -13,7 +13,7 @@ from lb.aio.channel import Channel
 from lb.testing import Backend
 from lb.testing.backend import Gate, answered_by, hold
 from tests.transport.conftest import Fleet
-from tests.transport.kit import NO_BREAKER, UU, Kind, Told, endpoints, eventually, failure, lb_tasks, ready
+from tests.transport.kit import NO_BREAKER, UU, Kind, Told, endpoints, eventually, failure, in_flight, lb_tasks, ready
 
 
 async def answers(channel: Channel, calls: int) -> Counter[str]:
@@ -148,3 +148,23 @@ async def test_a_policy_changes_under_way(fleet: Fleet) -> None:
             channel.change_policy("best")
         channel.change_policy(lb.WeightedRoundRobin())
         assert await answers(channel, 8) == {"a": 2, "b": 6}
+
+
+async def test_who_comes_back_while_its_calls_run_keeps_its_connection(fleet: Fleet) -> None:
+    """A registry that flaps: one connection, and the limit holds for all calls together."""
+    one, two = await fleet(2)
+    gate = Gate()
+    told = Told(*endpoints(one))
+    async with lb.aio.channel(told, limit=lb.ConcurrencyLimit(limit=1, queue=0)) as channel:
+        one.always(hold(gate))
+        call = UU.start(channel)
+        await one.until(lambda: one.in_flight == 1)
+        for _ in range(5):
+            told.say(*endpoints(two))
+            told.say(*endpoints(one))
+        assert "concurrency limit" in str((await failure(UU.start(channel))).details())
+        gate.open()
+        assert await UU.responses(call) == UU.echo()
+        assert await UU.run(channel) == UU.echo()
+        assert in_flight(channel) == 0
+    assert len({received.peer for received in one.received}) == 1
