@@ -16,6 +16,7 @@ from lb.core import checks
 
 MOST_WEIGHT = 10**9
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_PLAIN = (dict, MappingProxyType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +43,33 @@ class Endpoint:
     """What identifies the instance across resolutions: ``(id, address)``."""
 
     def __post_init__(self) -> None:
+        # A set has thousands: what is as it should be is seen at once.
+        if (
+            type(self.address) is not str
+            or not self.address
+            or type(self.id) is not str
+            or type(self.zone) is not str
+            or type(self.weight) is not int
+            or not 0 <= self.weight <= MOST_WEIGHT
+            or type(self.metadata) not in _PLAIN
+        ):
+            self._check()
+        if not self.id:
+            object.__setattr__(self, "id", self.address)
+        object.__setattr__(self, "key", (self.id, self.address))
+
+    def _check(self) -> None:
         if not isinstance(self.address, str):
             raise ValueError(f"endpoint: address is {checks.shown(self.address)}; expected host:port")
         if not self.address:
             raise ValueError("endpoint: address is empty; expected host:port")
-        if type(self.weight) is not int or not 0 <= self.weight <= MOST_WEIGHT:  # a set has thousands: the quick way
-            checks.whole(f"endpoint {self.address}: weight", self.weight, most=MOST_WEIGHT)
+        checks.whole(f"endpoint {self.address}: weight", self.weight, most=MOST_WEIGHT)
         for name, value in (("id", self.id), ("zone", self.zone)):
             if not isinstance(value, str):
                 raise ValueError(f"endpoint {self.address}: {name} is {checks.shown(value)}; expected a text")
         if not isinstance(self.metadata, Mapping):
             shown = checks.shown(self.metadata)
             raise ValueError(f"endpoint {self.address}: metadata is {shown}; expected a mapping")
-        if not self.id:
-            object.__setattr__(self, "id", self.address)
-        object.__setattr__(self, "key", (self.id, self.address))
 
 
 @dataclass(frozen=True, slots=True)

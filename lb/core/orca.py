@@ -73,8 +73,9 @@ class LoadReport:
             if not (type(value) is float and 0.0 <= value <= checks.MOST):  # made for each answer: the quick way
                 checks.number(f"load report: {name}", value, "a finite number >= 0", most=_WIDEST)
         for name in _MAPS.values():
-            if getattr(self, name) != {}:
-                _check(name, getattr(self, name))
+            values = getattr(self, name)
+            if values or type(values) is not dict:
+                _check(name, values)
 
     def encode(self) -> bytes:
         """The serialized message. Fields of 0 are left out, as in proto3."""
