@@ -93,6 +93,15 @@ def test_a_wrong_value_is_told_in_one_sentence(kind: Any, name: str) -> None:
             assert (value.__name__ if isinstance(value, type) else shown(value)) in found, found
 
 
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_no_field_takes_anything(kind: Any, name: str) -> None:
+    """A mere object is wrong everywhere; None, where its type does not have it."""
+    (field,) = (f for f in dataclasses.fields(kind) if f.name == name)
+    wrong = [object(), Rude()] if "None" in str(field.type) else [object(), Rude(), None]
+    for value in wrong:
+        assert isinstance(made(kind, **{name: value}), str), value
+
+
 # Fields whose numbers are free within their bounds.
 NUMBERS = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
