@@ -25,7 +25,6 @@ async def test_a_deadline(world: World, kind: Kind) -> None:
 
 async def test_a_connection_that_is_cut(side: Side) -> None:
     """Core's words for it stay as they are."""
-
     writers: list[asyncio.StreamWriter] = []
 
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
