@@ -100,13 +100,13 @@ async def test_operating(agent: Agent, free_port: int) -> None:
         async with lb.aio.channel("consul:///catalog", **names["client"]) as channel:
             stub = CatalogStub(channel)
             request = GetProductRequest(sku="espresso")
-            assert (await stub.GetProduct(request, timeout=20, wait_for_ready=True)).product.sku == "espresso"
+            assert (await stub.GetProduct(request, timeout=60, wait_for_ready=True)).product.sku == "espresso"
             os.kill(os.getpid(), signal.SIGTERM)
 
             async def heard() -> bool:
                 return not channel.snapshot().endpoints
 
-            await until(heard, within_s=20, what="the client has heard")
+            await until(heard, within_s=60, what="the client has heard")
     finally:
         stop.set()
         async with asyncio.timeout(30):
