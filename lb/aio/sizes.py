@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lb.aio._grpcio import EOF
 from lb.aio.calls import LogicalCall
 from lb.core.balancer import Attempt
 from lb.core.outcome import Outcome
+
+
+def size(message: object) -> int:
+    """Its bytes; 0 for what is none: the end of a stream, a request that was not serialized."""
+    return len(message) if isinstance(message, bytes) else 0
 
 
 class Sizes:
@@ -38,29 +42,27 @@ class _Counted:
         return getattr(self._call, name)
 
     async def unary_unary(self, request: bytes, *arguments: Any) -> bytes | None:
-        self._sizes.sent += len(request)
-        return self._received(await self._call.unary_unary(request, *arguments))
+        self._sizes.sent += size(request)
+        response: bytes | None = self._received(await self._call.unary_unary(request, *arguments))
+        return response
 
     async def stream_unary(self, *arguments: Any) -> bytes | None:
-        return self._received(await self._call.stream_unary(*arguments))
+        response: bytes | None = self._received(await self._call.stream_unary(*arguments))
+        return response
 
     async def initiate_unary_stream(self, request: bytes, *arguments: Any) -> None:
-        self._sizes.sent += len(request)
+        self._sizes.sent += size(request)
         await self._call.initiate_unary_stream(request, *arguments)
 
     async def send_serialized_message(self, message: bytes) -> None:
-        self._sizes.sent += len(message)
+        self._sizes.sent += size(message)
         await self._call.send_serialized_message(message)
 
     async def receive_serialized_message(self) -> Any:
-        message = await self._call.receive_serialized_message()
-        if message is not EOF:
-            self._received(message)
-        return message
+        return self._received(await self._call.receive_serialized_message())
 
-    def _received(self, message: bytes | None) -> bytes | None:
-        if message is not None:
-            self._sizes.received += len(message)
+    def _received(self, message: Any) -> Any:
+        self._sizes.received += size(message)
         return message
 
 

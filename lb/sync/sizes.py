@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lb.aio.sizes import SizedCall, Sizes
+from lb.aio.sizes import SizedCall, Sizes, size
 from lb.core.balancer import Attempt
 from lb.sync import _grpcio
 from lb.sync.calls import BlockingCall, Locked
@@ -18,7 +18,7 @@ class SizedBlockingCall(SizedCall, BlockingCall):
     """A blocking call; what it sends from the caller's thread does not pass a lower call."""
 
     def _send(self, attempt: Attempt) -> Any:
-        sizes = self.sizes[attempt] = Sizes(len(_grpcio.message_of(self._operations[1])))
+        sizes = self.sizes[attempt] = Sizes(size(_grpcio.message_of(self._operations[1])))
         event = super()._send(attempt)
-        sizes.received = len(event.batch_operations[4].message() or b"")
+        sizes.received = size(event.batch_operations[4].message())
         return event

@@ -141,6 +141,24 @@ async def test_what_found_no_connection_was_not_sent(backend: Backend) -> None:
         assert sums(measured, SENT) == {"OK": (1, 3), "UNAVAILABLE": (1, 0)}
 
 
+@pytest.mark.parametrize("kind", [UU, US], ids=str)
+async def test_a_request_that_is_none_is_for_core(backend: Backend, kind: Kind) -> None:
+    """A serializer that raises, and a request that is no bytes, end as they do without sizes."""
+
+    def broken(request: bytes) -> bytes:
+        raise ValueError(request)
+
+    async def ends(serializer: Any, request: Any, measure_sizes: bool) -> object:
+        async with channel_to(backend, measure_sizes=measure_sizes) as channel:
+            try:
+                return await kind.responses(kind.stub(channel, request_serializer=serializer)(request))
+            except Exception as error:  # noqa: BLE001  # whatever it is, it must be the same
+                return type(error)
+
+    for serializer, request in ((broken, b"x"), (None, None)):
+        assert await ends(serializer, request, True) == await ends(serializer, request, False)
+
+
 async def test_a_user_may_give_them_a66s_names(backend: Backend) -> None:
     """As docs/metrics.md says: by a view of the SDK."""
     view = pytest.importorskip("opentelemetry.sdk.metrics.view").View
