@@ -129,6 +129,8 @@ class LogicalCall:
     _locally_cancelled = False
     _committed = False
     _retrying: asyncio.Task[None] | None = None
+    _given_up: Any = None
+    """The attempt of a stream that another one follows; it stands in ``_real`` until that begins."""
     _bounded = True
     _timed_out: Any = None
     _passing_time: asyncio.Task[Any] | None = None
@@ -404,7 +406,7 @@ class LogicalCall:
             self._abandon(error)
             raise
         if real._initial_metadata:
-            if real is self._real:
+            if real is self._real and real is not self._given_up:
                 self._commit(real)
         else:
             # A status without headers hands over empty ones first, and itself a moment later.
@@ -416,15 +418,18 @@ class LogicalCall:
             return
         action = self._answered(real)
         if action is not None:
+            self._given_up = real
             if type(action) is Attempt:  # picked already: whoever cancels before that task runs gives it back
                 self._attempt = action
             self._retrying = asyncio.get_running_loop().create_task(self._open_again(action))
 
     async def _open_again(self, action: Action) -> None:
         self._attempt = None  # begun: from here on the attempt is opened, or never was picked
-        # What goes wrong has settled the call (`_abandon`); nobody waits for this task's own result.
-        with contextlib.suppress(Exception):
+        try:
             await self._open(action)
+        except Exception as error:  # noqa: BLE001  # nobody waits for this task's own result: the call must not hang
+            if self._status is None:
+                self._abandon(error)
 
     def receive_serialized_message(self) -> Awaitable[Any]:
         """The next message, or EOF; the status then says why."""
@@ -442,8 +447,8 @@ class LogicalCall:
                 return EOF
             message = await real.receive_serialized_message()
             if message is not EOF:
-                if real is not self._real:
-                    continue  # of an attempt that was given up meanwhile
+                if real is not self._real or real is self._given_up:
+                    continue  # of an attempt that was given up while the message was on its way here
                 if not self._committed:
                     self._commit(real)
                 return message

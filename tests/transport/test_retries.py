@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -450,3 +454,47 @@ async def test_a_stream_just_within_the_buffer_is_sent_again(fleet: Fleet, kind:
         one.always(fail())
         assert b"".join(await kind.run(channel, requests)) == b"".join(requests)
     assert two.received[0].messages == requests
+
+
+@pytest.mark.parametrize("what", ["message", "headers"])
+async def test_what_comes_when_its_attempt_was_given_up_is_not_shown(what: str) -> None:
+    """It was on its way to its reader when the attempt's time ran out: the next attempt answers, once and alone.
+
+    The server runs in threads, so that the loop can be held up while it answers: then both are due at once.
+    """
+    begun, answer = threading.Event(), threading.Event()
+
+    def serve(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        first = not begun.is_set()
+        if first:
+            if what == "message":
+                context.send_initial_metadata(())  # empty ones commit nothing, and let the client read
+            begun.set()
+            answer.wait(HANGS_S)
+            if what == "headers":
+                context.send_initial_metadata((("late", "yes"),))
+        yield b"first" if first else b"second"
+        if first:
+            context.abort(grpc.StatusCode.INTERNAL, "too late")
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_registered_method_handlers(
+        "lb.testing.Echo", {"UnaryStream": grpc.unary_stream_rpc_method_handler(serve)}
+    )
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout=0.2)
+    try:
+        async with lb.aio.channel(f"static:///{address}", retry=retry) as channel:
+            await ready(channel, 1)
+            call = US.start(channel)
+            reading = asyncio.ensure_future(US.responses(call))
+            await eventually(begun.is_set)
+            await asyncio.sleep(0.05)  # it reads; were it late, the first message would be dropped by grpcio
+            answer.set()
+            time.sleep(0.4)  # noqa: ASYNC251  # holds the loop up, which is the point
+            assert await reading == [b"second"]
+            assert dict(await call.initial_metadata()) == {}
+            assert [a.outcome and a.outcome.code.name for a in lb.attempts(call)] == ["DEADLINE_EXCEEDED", "OK"]
+    finally:
+        server.stop(None).wait()
