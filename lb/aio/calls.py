@@ -271,7 +271,7 @@ class LogicalCall:
         self._locally_cancelled = True
         self._give_back(CANCELLED)
         # Settled first: the attempt's own end, which comes next, must not be taken for a failure.
-        self._settle(AioRpcStatus(_CANCELLED_VALUE, details, None, None), _NO_METADATA)
+        self._fail(AioRpcStatus(_CANCELLED_VALUE, details, None, None), _NO_METADATA)
         self._drop_real(details)
         if self._retrying is not None:
             self._retrying.cancel()
@@ -285,7 +285,7 @@ class LogicalCall:
     def won(self, lost: Outcome, status: Any, real: Any) -> None:
         """A hedge has decided the call; the attempt of the call's own task, if it runs, ends as ``lost``."""
         self._give_back(lost)
-        self._settle(status, real._initial_metadata)
+        (self._settle if status.code() == 0 else self._fail)(status, real._initial_metadata)
         self._drop_real("another attempt was faster")
 
     def set_internal_error(self, error: str) -> None:
@@ -576,7 +576,7 @@ class LogicalCall:
             if real is self._timed_out:
                 limit = self.call.settings.retry.attempt_timeout
                 details = f"no response within the attempt's timeout of {limit:g} s"
-                status = AioRpcStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], details, (), None)
+                status = AioRpcStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], details, (), "")
         if self._channel.balancer.report is not None and self._attempt is not None:
             self.report(self._attempt, status)
         if status.code() == 0:
@@ -607,7 +607,7 @@ class LogicalCall:
             elif _log.isEnabledFor(logging.DEBUG):
                 call = self.call
                 _log.debug("%s: %s fails: %s; tried %s", self._channel.target, call.method, call.gave_up, call.tried())
-            self._settle(status, real._initial_metadata)
+            self._fail(status, real._initial_metadata)
             return None
         return action
 
@@ -689,7 +689,7 @@ class LogicalCall:
     def _broken(self, details: str, debug: str) -> None:
         """End the call with INTERNAL; that says nothing of the endpoint."""
         self._give_back(Outcome(grpc.StatusCode.INTERNAL, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, details))
-        self._settle(AioRpcStatus(grpc.StatusCode.INTERNAL.value[0], details, (), debug), _NO_METADATA)
+        self._fail(AioRpcStatus(grpc.StatusCode.INTERNAL.value[0], details, (), debug), _NO_METADATA)
         self._drop_real(details)
 
     def _drop_real(self, details: str) -> None:
@@ -710,7 +710,7 @@ class LogicalCall:
             await asyncio.sleep(action.delay_s)
         if type(action) in (Pause, Queued) and self._channel.over():
             # Closing cancels what the channel knows; an interceptor may have made calls that it does not.
-            self._settle(AioRpcStatus(_CANCELLED_VALUE, _grpcio.CHANNEL_CLOSED, (), ""), _NO_METADATA)
+            self._fail(AioRpcStatus(_CANCELLED_VALUE, _grpcio.CHANNEL_CLOSED, (), ""), _NO_METADATA)
             return None
         if type(action) is Pause:
             return self._ask(self.call.resume, time.monotonic())
@@ -723,10 +723,10 @@ class LogicalCall:
         if type(action) is Failed:
             tried = self.call.tried()
             status = AioRpcStatus(action.code.value[0], action.details, (), f"tried: {tried}" if tried else "")
-            self._settle(status, _NO_METADATA)
+            self._fail(status, _NO_METADATA)
             return None
         # Done, from `resume` after a failed attempt: nothing is left to try.
-        self._settle(*self._last)
+        self._fail(*self._last)
         return None
 
     async def _in_line(self, line_s: float) -> Action | None:
@@ -760,6 +760,10 @@ class LogicalCall:
             self._initial_metadata = real._initial_metadata or _NO_METADATA
             _wake(self._initial_metadata_waiters)
 
+    def _fail(self, status: Any, initial_metadata: tuple[Any, ...] | None) -> None:
+        """The call has its final status, of which grpcio's upper layer makes an error."""
+        self._settle(_Failure(status, self.call.attempts), initial_metadata)
+
     def _settle(self, status: Any, initial_metadata: tuple[Any, ...] | None) -> None:
         """The call has its final status."""
         if self._status is not None:
@@ -790,6 +794,47 @@ class LogicalCall:
             callbacks, self._done_callbacks = self._done_callbacks, None
             for callback in callbacks:
                 callback()
+
+
+class Told(str):
+    """The debug string of a failed call, with its attempts: all of ours that grpcio's errors keep.
+
+    A copy is the same, and what is pickled is the text.
+    """
+
+    __slots__ = ("attempts",)
+    attempts: list[Attempt]
+
+    def __copy__(self) -> Told:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Told:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+class _Failure:
+    """A status as grpcio's upper layer makes its error of: with the attempts in its debug string."""
+
+    __slots__ = ("_attempts", "_status", "code", "details", "trailing_metadata")
+
+    def __init__(self, status: Any, attempts: list[Attempt]) -> None:
+        self._status = status
+        self._attempts = attempts
+        self.code = status.code
+        self.details = status.details
+        self.trailing_metadata = status.trailing_metadata
+
+    def debug_error_string(self) -> Told | None:
+        """See ``AioRpcStatus``."""
+        words = self._status.debug_error_string()
+        if words is None:
+            return None
+        told = Told(words)
+        told.attempts = self._attempts
+        return told
 
 
 class _StatusArrived:

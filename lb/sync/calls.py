@@ -24,7 +24,7 @@ import grpc
 
 from lb import incoming
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
-from lb.aio.calls import CANCELLED, LogicalCall
+from lb.aio.calls import CANCELLED, LogicalCall, Told
 from lb.core.balancer import Attempt
 from lb.core.headers import legal
 from lb.sync import _grpcio
@@ -46,16 +46,6 @@ _LOCALLY_CANCELLED = AioRpcStatus(_grpcio.CANCELLED, "Locally cancelled by appli
 
 Batch = tuple[Sequence[Any], Any]
 """Operations of grpcio's, and the tag that their event carries."""
-
-
-class Told(str):
-    """The debug string of a failed call, with its attempts: all of ours that grpcio's errors keep."""
-
-    __slots__ = ("attempts",)
-    attempts: list[Attempt]
-
-    def __copy__(self) -> Told:
-        return self
 
 
 class _Done:

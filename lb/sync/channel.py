@@ -179,14 +179,13 @@ def attempts(call: Any) -> list[Attempt]:
     """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
 
     ``call`` is what the stub returned, of either kind of channel and also under interceptors: a
-    call object, a future, the call that ``with_call`` gives, or the ``grpc.RpcError`` that a
-    blocking call raised. Empty when nothing was sent (yet), or when the call is not one of ours. In asyncio
-    the error does not know its call: keep what the stub returned, ``call = stub.Get(request)``.
+    call object, a future, the call that ``with_call`` gives; or the ``grpc.RpcError`` that was
+    raised. Empty when nothing was sent (yet), or when the call is not one of ours.
     """
     lower = _grpcio.lower_call(call)
     if isinstance(lower, (BlockingCall, LoopCall)):
         return [] if lower.call is None else list(lower.call.attempts)
-    if isinstance(call, _grpcio.InactiveRpcError):
+    if isinstance(call, (_grpcio.InactiveRpcError, grpc.aio.AioRpcError)):
         return list(getattr(call.debug_error_string(), "attempts", ()))
     return aio_attempts(call)
 

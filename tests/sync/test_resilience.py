@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import pickle
 import threading
 from typing import Any, ClassVar
 
@@ -195,6 +197,8 @@ def test_attempts_of_a_blocking_call(fleet: Fleet, kind: Kind) -> None:
         assert [attempt.number for attempt in lb.attempts(error)] == [1, 2, 3, 4]
         assert {attempt.address for attempt in lb.attempts(error)} == {server.address for server in servers}
         assert lb.attempts(object()) == []
+        words = error.debug_error_string()  # the attempts in it harm no one who copies or pickles it
+        assert pickle.loads(pickle.dumps(words)) == copy.deepcopy(words) == copy.copy(words) == words
 
 
 def test_attempts_under_interceptors(server: Server, kind: Kind) -> None:

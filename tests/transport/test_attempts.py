@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import grpc
+from tenacity import stop_after_attempt, wait_none
 
 import lb
 from lb.testing import Backend
-from lb.testing.backend import fail
-from tests.transport.kit import US, UU, channel_to, failure
+from lb.testing.backend import METHODS, fail
+from tests.transport.kit import US, UU, Kind, channel_to, failure
 
 
 class Awaiting(grpc.aio.UnaryUnaryClientInterceptor):
@@ -53,3 +56,20 @@ async def test_attempts_under_an_interceptor_that_wraps_the_responses(backend: B
         call = US.start(channel)
         assert await US.responses(call) == US.echo()
         assert len(lb.attempts(call)) == 1
+
+
+async def test_attempts_of_the_error_that_was_raised(backend: Backend, kind: Kind) -> None:
+    """The error tells them, too, also from under an interceptor; it can be copied and pickled as grpcio's."""
+    backend.always(fail())
+    retry = lb.Retry(idempotent=METHODS, stop=stop_after_attempt(2), wait=wait_none())
+    async with channel_to(backend, retry=retry, interceptors=[Awaiting()]) as channel:
+        error = await failure(kind.start(channel))
+        assert [(attempt.number, attempt.address) for attempt in lb.attempts(error)] == [
+            (1, backend.address),
+            (2, backend.address),
+        ]
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.code(), again.details()) == (error.code(), error.details())
+        assert again.debug_error_string() == error.debug_error_string() == copy.deepcopy(error).debug_error_string()
+        assert lb.attempts(again) == []
+    assert lb.attempts(ValueError()) == []
