@@ -786,10 +786,9 @@ class LogicalCall:
         metrics = self._channel.metrics
         if metrics.on:
             metrics.call_ended(self.call, _grpcio.STATUS_CODES[status.code()], self._span)
-        if self._span is not None:
-            self._channel.tracer.call_ended(
-                self._span, self.call, _grpcio.STATUS_CODES[status.code()], status.details()
-            )
+        span = self._span
+        if span is not None and not isinstance(span, tuple):  # a tuple: there is none, only headers
+            self._channel.tracer.call_ended(span, self.call, _grpcio.STATUS_CODES[status.code()], status.details())
         if self._done_callbacks is not None:
             callbacks, self._done_callbacks = self._done_callbacks, None
             for callback in callbacks:

@@ -263,4 +263,5 @@ class Metrics:
 
 def _context(span: Any) -> context.Context:
     """For exemplars: where a sampled call is found."""
-    return trace.set_span_in_context(span) if span.is_recording() else _NO_CONTEXT
+    # A call without a span of its own may have the headers that stand for one.
+    return trace.set_span_in_context(span) if type(span) is not tuple and span.is_recording() else _NO_CONTEXT

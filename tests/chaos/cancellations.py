@@ -54,9 +54,7 @@ class Spans(SpanProcessor):
         """Record the channel's spans, all of them; the global SDK is not touched."""
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(self)
-        spans: Any = channel._channel.tracer
-        spans._tracer = provider.get_tracer("lb")
-        spans._sdk = True
+        channel._channel.tracer.use(provider.get_tracer("lb"))
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:
         """One more."""

@@ -17,19 +17,17 @@ NO_SDK = "needs the OpenTelemetry SDK (extra: services)"
 class Recording:
     """Spans of an SDK of the test's own; the global one is not touched."""
 
-    def __init__(self, sampler: Any = None) -> None:
+    def __init__(self, sampler: Any = None, ids: Any = None) -> None:
         sdk = pytest.importorskip("opentelemetry.sdk.trace", reason=NO_SDK)
         export = pytest.importorskip("opentelemetry.sdk.trace.export", reason=NO_SDK)
         memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter", reason=NO_SDK)
         self._exporter = memory.InMemorySpanExporter()
-        self.provider = sdk.TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        self.provider = sdk.TracerProvider(sampler=sampler, id_generator=ids, shutdown_on_exit=False)
         self.provider.add_span_processor(export.SimpleSpanProcessor(self._exporter))
 
     def of(self, channel: Channel) -> None:
         """Record the channel's spans here."""
-        spans = channel._channel.tracer
-        spans._tracer = self.provider.get_tracer("lb")
-        spans._sdk = True
+        channel._channel.tracer.use(self.provider.get_tracer("lb"))
 
     @property
     def spans(self) -> list[Any]:

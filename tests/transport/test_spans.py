@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 import grpc
 import pytest
-from opentelemetry import baggage, context
+from opentelemetry import baggage, context, trace
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace import StatusCode as SpanStatus
 
 import lb
+from lb.core.balancer import Balancer
+from lb.core.breaker import Breaker
+from lb.core.call import Call, Method
+from lb.core.policies.round_robin import RoundRobin
+from lb.telemetry.spans import Spans
 from lb.testing import Backend
 from lb.testing.backend import fail, hang, pushback
 from tests.transport.conftest import Fleet
@@ -21,6 +30,9 @@ from tests.transport.kit import IDEMPOTENT, SS, US, UU, First, Kind, Told, chann
 from tests.transport.telemetry import NO_SDK, Recording
 
 sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
+sdk = pytest.importorskip("opentelemetry.sdk.trace")
+BaseSampler: Any = sampling.Sampler
+RandomIdGenerator: Any = pytest.importorskip("opentelemetry.sdk.trace.id_generator").RandomIdGenerator
 
 
 def ids(traceparent: Any) -> tuple[int, int, bool]:
@@ -161,6 +173,123 @@ async def test_sampled_out_costs_no_attempt_spans(fleet: Fleet, kind: Kind) -> N
     seen = [ids(backend.received[0].metadata["traceparent"]) for backend in (one, two)]
     assert seen[0] == seen[1]
     assert not seen[0][2]
+
+
+class Sampler(BaseSampler):  # type: ignore[misc]  # of the SDK, which may not be there
+    """Writes down what it is asked, and answers as it is told."""
+
+    def __init__(self, decision: Any, trace_state: Any = None) -> None:
+        self.asked: list[tuple[int, str, int]] = []
+        self._answer = sampling.SamplingResult(decision, {"from": "sampler"}, trace_state)
+
+    def should_sample(self, parent_context: Any, trace_id: int, name: str, kind: Any = None, *_: Any, **__: Any) -> Any:
+        """See the SDK."""
+        parent = trace.get_current_span(parent_context).get_span_context()
+        self.asked.append((trace_id, name, parent.span_id))
+        return self._answer
+
+    def get_description(self) -> str:
+        """See the SDK."""
+        return "test"
+
+
+class Ids(RandomIdGenerator):  # type: ignore[misc]  # as above
+    """Ids that follow each other."""
+
+    def __init__(self, *, random: bool) -> None:
+        self._random = random
+        self._trace_ids = itertools.count(0xA000)
+        self._span_ids = itertools.count(0xB000)
+
+    def generate_trace_id(self) -> int:
+        """See the SDK."""
+        return next(self._trace_ids)
+
+    def generate_span_id(self) -> int:
+        """See the SDK."""
+        return next(self._span_ids)
+
+    def is_trace_id_random(self) -> bool:
+        """See the SDK."""
+        return self._random
+
+
+@pytest.mark.parametrize("parent", ["none", "sampled", "not sampled"])
+@pytest.mark.parametrize("random", [True, False])
+@pytest.mark.parametrize("decision", list(sampling.Decision), ids=lambda decision: decision.name)
+async def test_a_decision_is_the_samplers(backend: Backend, decision: Any, random: bool, parent: str) -> None:
+    """The sampler is asked once for a call, as the SDK itself asks it, and trace id and flags are the SDK's too."""
+
+    def around() -> Any:
+        if parent == "none":
+            return contextlib.nullcontext()
+        flags = trace.TraceFlags((parent == "sampled") | (2 * random))
+        return trace.use_span(trace.NonRecordingSpan(trace.SpanContext(0xC000, 0xD000, True, flags)))
+
+    theirs = Sampler(decision)
+    with around():
+        plain = sdk.TracerProvider(sampler=theirs, id_generator=Ids(random=random), shutdown_on_exit=False)
+        span = plain.get_tracer("lb").start_span(f"Sent.{UU.method[1:]}")
+    ours = Sampler(decision)
+    recording = Recording(ours, Ids(random=random))
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        with around():
+            await UU.run(channel)
+    assert ours.asked[0] == theirs.asked[0]
+    wanted = span.get_span_context()
+    _, trace_id, span_id, flags = str(backend.received[0].metadata["traceparent"]).split("-")
+    assert int(trace_id, 16) == wanted.trace_id
+    assert int(flags, 16) == wanted.trace_flags
+    if decision is sampling.Decision.DROP:
+        assert int(span_id, 16) == wanted.span_id
+        assert ours.asked == theirs.asked
+        assert recording.spans == []
+    else:
+        assert len(ours.asked) == 2  # for the attempt's span, too
+        assert recording.provider.id_generator.generate_trace_id() == plain.id_generator.generate_trace_id()
+        if decision is sampling.Decision.RECORD_AND_SAMPLE:
+            assert recording.call.context == wanted
+            assert recording.call.attributes["from"] == "sampler"
+            assert int(span_id, 16) == recording.attempts[0].context.span_id
+
+
+async def test_a_samplers_trace_state_is_passed_on(backend: Backend) -> None:
+    """Also of a call that it drops."""
+    recording = Recording(Sampler(sampling.Decision.DROP, trace.TraceState([("vendor", "7")])))
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        await UU.run(channel)
+    metadata = backend.received[0].metadata
+    assert metadata["tracestate"] == "vendor=7"
+    assert not ids(metadata["traceparent"])[2]
+
+
+async def test_threads_decide_each_their_own() -> None:
+    """What one thread has decided is not taken for another one's span."""
+    recording = Recording(sampling.TraceIdRatioBased(0.5))
+    spans = Spans("static:///x", Balancer("static:///x", RoundRobin(), Breaker(), Random(1)))
+    spans.use(recording.provider.get_tracer("lb"))
+    method = Method("/a.B/C", False, spans._balancer, lb.Retry(), lb.Budget().new_state())
+
+    def work() -> list[tuple[int, bool]]:
+        made = []
+        for _ in range(100):
+            span: Any = spans.call_started(Call(method, None, None, 0.0), 0.0)
+            if isinstance(span, tuple):
+                trace_id, _, sampled = ids(span[0][1])
+            else:
+                trace_id, sampled = span.get_span_context().trace_id, True
+            made.append((trace_id, sampled))
+        return made
+
+    with ThreadPoolExecutor(4) as pool:
+        made = [one for future in [pool.submit(work) for _ in range(4)] for one in future.result()]
+    assert spans._sampling is not None
+    assert not hasattr(spans._sampling.decided, "trace_id")  # this thread has decided nothing
+    assert len({trace_id for trace_id, _ in made}) == len(made)
+    assert all(sampled == (trace_id % 2**64 < 2**63) for trace_id, sampled in made)
+    assert {sampled for _, sampled in made} == {True, False}
 
 
 async def test_baggage_goes_with_every_attempt(fleet: Fleet, kind: Kind) -> None:
