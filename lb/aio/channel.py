@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import contextvars
 import inspect
 import itertools
@@ -432,7 +433,8 @@ class LogicalChannel:
         if here is loop:
             function(argument)
         else:
-            loop.call_soon_threadsafe(function, argument)
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(function, argument)
 
     def _updated(self, resolution: Resolution) -> None:
         if self._closed:

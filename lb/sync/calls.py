@@ -42,7 +42,8 @@ _NOT_SECURE = AioRpcStatus(
     "",
 )
 _ILLEGAL = AioRpcStatus(_grpcio.INTERNAL, "Invalid metadata", (), "")
-_LOCALLY_CANCELLED = AioRpcStatus(_grpcio.CANCELLED, "Locally cancelled by application!", (), "")
+_LOCALLY = (_grpcio.CANCELLED, "Locally cancelled by application!")
+_LOCALLY_CANCELLED = AioRpcStatus(*_LOCALLY, (), "")
 
 Batch = tuple[Sequence[Any], Any]
 """Operations of grpcio's, and the tag that their event carries."""
@@ -234,6 +235,9 @@ class BlockingCall(Locked):
             if self._ended_with is not None:  # meanwhile
                 sending.cancel(self._ended_with.code(), self._ended_with.details())
             return sending.next_event()
+        except BaseException:  # Ctrl-C: the server need not go on
+            sending.cancel(*_LOCALLY)
+            raise
         finally:
             self._sending = None
 
@@ -259,6 +263,7 @@ class BlockingCall(Locked):
     def _wait_for_loop(self) -> bytes | None:
         answers: SimpleQueue[bytes | None] = SimpleQueue()
         try:
+            self._owner.must_wait()
             _check_metadata(self._metadata())
             if not self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context()):
                 raise ValueError(_grpcio.CLOSED)
@@ -269,7 +274,7 @@ class BlockingCall(Locked):
         try:
             return answers.get()
         except BaseException:  # Ctrl-C
-            self.end(_grpcio.CANCELLED, "Locally cancelled by application!")
+            self.end(*_LOCALLY)
             raise
 
     def _start_in_loop(self, answers: SimpleQueue[bytes | None], context: contextvars.Context) -> None:
@@ -287,6 +292,8 @@ class BlockingCall(Locked):
             response = task.result()
         elif isinstance(error, InternalError) and not legal(self._metadata()):
             self._status = _ILLEGAL  # in place of what `_abandon` made of it
+        elif self._status is None:
+            self._settle(_broken(error), _NO_METADATA)
         answers.put(response)
 
     async def _go_on(self) -> bytes | None:
@@ -304,6 +311,25 @@ class BlockingCall(Locked):
         if type(self._action) is Attempt:
             self._attempt, self._action = self._action, None
             self._give_back(CANCELLED)
+
+
+class Handle:
+    """What grpcio's layer holds of a `LoopCall`. Once nobody holds it, nobody waits for the call: it is ended.
+
+    grpcio cancels calls that were forgotten, but not those that it took for ended: where a response
+    can not be deserialized it forgets a stream that would wait for its reader for ever.
+    """
+
+    __slots__ = ("cancel", "held", "next_event", "operate")
+
+    def __init__(self, call: LoopCall) -> None:
+        self.held = call
+        self.operate = call.operate
+        self.cancel = call.cancel
+        self.next_event = call.next_event
+
+    def __del__(self) -> None:
+        self.held.forgotten()
 
 
 class LoopCall:
@@ -366,16 +392,19 @@ class LoopCall:
 
     def cancel(self, code: int, details: str) -> None:
         """End it with this status."""
-        self._channel.in_loop(self._end, code, details)
+        self._channel.in_loop(self.end, code, details)
 
-    end = cancel
+    def forgotten(self) -> None:
+        """Nobody is left who could ask anything of it."""
+        if not self._over:
+            self.cancel(*_LOCALLY)
 
     def next_event(self) -> Any:
         """The next event, for calls whose caller waits for them."""
         try:
             return self._events.get()
         except BaseException:  # Ctrl-C
-            self.cancel(_grpcio.CANCELLED, "Locally cancelled by application!")
+            self.cancel(*_LOCALLY)
             raise
 
     # ---- in the loop ----
@@ -494,7 +523,8 @@ class LoopCall:
         self._told_headers(logical)
         return None if message is EOF else message
 
-    def _end(self, code: int, details: str) -> None:
+    def end(self, code: int, details: str) -> None:
+        """End it with this status, now."""
         if self._over:
             return
         if self._ended_with is None:
@@ -529,7 +559,7 @@ class LoopCall:
         self._events.put(_Event(tag, _completed(operations, self._logical, status, self._message, headers)))
 
 
-def _broken(error: Exception) -> Any:
+def _broken(error: BaseException) -> Any:
     return AioRpcStatus(_grpcio.INTERNAL, f"{type(error).__name__}: {error}", (), repr(error))
 
 

@@ -28,7 +28,7 @@ from lb.core.retry import Retry
 from lb.core.settings import settings
 from lb.core.snapshot import Snapshot
 from lb.sync import _grpcio, loop
-from lb.sync.calls import Batch, BlockingCall, Locked, LoopCall
+from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall
 from lb.sync.locked import LockedBalancer
 from lb.sync.sizes import SizedBlockingCall, SizedLocked
 from lb.sync.subchannel import Subchannel
@@ -183,6 +183,8 @@ def attempts(call: Any) -> list[Attempt]:
     raised. Empty when nothing was sent (yet), or when the call is not one of ours.
     """
     lower = _grpcio.lower_call(call)
+    if isinstance(lower, Handle):
+        lower = lower.held
     if isinstance(lower, (BlockingCall, LoopCall)):
         return [] if lower.call is None else list(lower.call.attempts)
     if isinstance(call, (_grpcio.InactiveRpcError, grpc.aio.AioRpcError)):
@@ -272,7 +274,8 @@ class LogicalChannel:
         arguments = (flags, method, host, metadata, context)
         if len(batches) == 1:
             return self._blocking_type(self, arguments, deadline, credentials, batches[0][0], registered)
-        return LoopCall(self, arguments, deadline, credentials, batches, registered, SimpleQueue())
+        self.must_wait()
+        return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, SimpleQueue()))
 
     def integrated_call(
         self,
@@ -285,12 +288,13 @@ class LogicalChannel:
         batches: Sequence[Batch],
         context: Any = None,
         registered_call_handle: int | None = None,
-    ) -> LoopCall:
+    ) -> Handle:
         """A call whose events go to `next_call_event`."""
         if self.closed_reason:
             raise ValueError(self._why_closed())
         arguments = (flags, method, host, metadata, context)
-        return LoopCall(self, arguments, deadline, credentials, batches, bool(registered_call_handle), self._events)
+        registered = bool(registered_call_handle)
+        return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, self._events))
 
     def next_call_event(self) -> Any:
         """The next event of any integrated call; waits for it."""
@@ -312,14 +316,23 @@ class LogicalChannel:
 
     def _begin(self, call: Any, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         self._running.add(call)
-        self.inner.start()
-        function(*arguments)
-        if self.closed_reason:
+        if self.closed_reason:  # meanwhile: the call finds itself ended
             call.end(_grpcio.CANCELLED, self.closed_reason)
+        else:
+            self.inner.start()
+        function(*arguments)
 
     def ended(self, call: Any) -> None:
         """A call is over. In the loop."""
         self._running.discard(call)
+
+    def must_wait(self) -> None:
+        """The caller is about to wait for the loop. Raises ``RuntimeError`` in the loop's own thread."""
+        if self._used().thread is threading.current_thread():
+            raise RuntimeError(
+                f"channel {self.inner.target}: a resolver or policy waits for a call in the library's own thread,"
+                " which carries out calls; make it in a thread of your own"
+            )
 
     def in_loop(self, function: Callable[..., object], *arguments: Any) -> bool:
         """Call it in the loop, if there is one. From any thread, also from a finalizer."""
@@ -354,13 +367,11 @@ class LogicalChannel:
         """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
         if self.closed_reason:
             raise ValueError(f"Cannot monitor channel state: {self.closed_reason}")
-        used = self._used()
-        changed = asyncio.run_coroutine_threadsafe(self._changed(last_observed, deadline), used.loop)
+        changed = self._used().run(self._changed(last_observed, deadline))
         try:
-            success = changed.result()
+            return _Watched(changed.result())
         except concurrent.futures.CancelledError:
-            success = False
-        return _Watched(success)
+            return _Watched(False)
 
     async def _changed(self, last_observed: int, deadline: float | None) -> bool:
         # Not before the first use of the set, which no watch is.
@@ -373,10 +384,11 @@ class LogicalChannel:
 
     def close(self, code: int, details: str) -> None:
         """End running calls with this status and close everything. Idempotent; from any thread."""
-        if self.closed_reason:
-            return
-        self.closed_reason = details
-        used = self._loop
+        with self._lock:  # two threads may close it, or another use it for the first time just now
+            if self.closed_reason:
+                return
+            self.closed_reason = details
+            used = self._loop
         if used is not None:
             used.soon(self._close, code, details)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from lb.aio import fork
 
@@ -20,6 +21,8 @@ CLOSING = "lb: closing"
 """The name of the task that closes a channel."""
 _CLOSING_S = 1.0
 _JOIN_S = 2.0
+
+T = TypeVar("T")
 
 
 class LoopThread:
@@ -41,6 +44,16 @@ class LoopThread:
                 return False
             self.loop.call_soon_threadsafe(function, *arguments)
             return True
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Its result, once the loop has it; cancelled when the loop ends before."""
+        with self._lock:
+            if not self._ending:
+                return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        coroutine.close()
+        never: concurrent.futures.Future[T] = concurrent.futures.Future()
+        never.cancel()
+        return never
 
     def stop(self) -> None:
         """End it, after what it was told to do until now."""

@@ -11,9 +11,13 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
+import grpc
 import pytest
 
 import lb
@@ -22,7 +26,9 @@ from tests.sync.conftest import Fleet
 from tests.sync.kit import (
     HANGS_S,
     IDEMPOTENT,
+    KINDS,
     SS,
+    SU,
     US,
     UU,
     Kind,
@@ -213,6 +219,113 @@ def test_cancelling_at_random(fleet: Fleet, kind: Kind) -> None:
         assert kind.run(channel) == kind.echo()
 
 
+@pytest.mark.parametrize("kind", [US, SS], ids=str)
+def test_a_stream_that_can_not_be_read(server: Server, kind: Kind) -> None:
+    """A response that does not deserialize ends the call for its caller, who forgets it: it waits for no reader."""
+    with channel_to(server) as channel:
+        ready(channel, 1)
+        stub = kind.stub(channel, response_deserializer=lambda data: None)
+        for _ in range(3):
+            assert failure(lambda: list(stub(kind.argument()))).code() is grpc.StatusCode.INTERNAL
+        # The error is the call itself, with its own traceback: a cycle.
+        eventually(lambda: gc.collect() >= 0 and in_flight(channel) == 0)
+        eventually(lambda: channel._logical._running == set())
+
+
+@pytest.mark.parametrize("hedging", [None, lb.Hedging(delay_s=0.001)], ids=["plain", "hedged"])
+def test_closing_while_calls_run(fleet: Fleet, hedging: lb.Hedging | None) -> None:
+    """Whatever a call was about, it ends at once, cancelled or refused; closing twice at once is closing once."""
+    servers = fleet(2, workers=16)
+    wrong: list[object] = []
+
+    def work(channel: Any, rng: Random) -> None:
+        while True:
+            kind = rng.choice(KINDS)
+            try:
+                if rng.random() < 0.5:
+                    kind.run(channel)
+                else:
+                    kind.finish(kind.start(channel))
+            except grpc.FutureCancelledError:
+                pass
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.CANCELLED:
+                    wrong.append(error)
+            except ValueError:  # closed
+                return
+
+    with channel_to(servers[0]) as other:
+        for turn in range(12):
+            channel = channel_to(*servers, retry=IDEMPOTENT, hedging=hedging)
+            if turn % 2:
+                ready(channel, 1)
+            threads = [threading.Thread(target=work, args=(channel, Random(i)), daemon=True) for i in range(8)]
+            threads += [threading.Thread(target=channel.close) for _ in range(2)]
+            for thread in threads[:-2]:
+                thread.start()
+            time.sleep(Random(turn).uniform(0.0, 0.03))
+            for thread in threads[-2:]:
+                thread.start()
+            for thread in threads:
+                thread.join(HANGS_S)
+            assert [thread for thread in threads if thread.is_alive()] == []
+            assert wrong == []
+            assert UU.run(other, timeout=HANGS_S) == UU.echo()
+    eventually(lambda: lb_threads() == [])
+
+
+# ---- what a user's code does in the library's own thread ----
+
+
+class Starting:
+    """A resolver that does something first."""
+
+    target = "starting"
+
+    def __init__(self, server: Server, act: Callable[[], object]) -> None:
+        self._server = server
+        self._act = act
+
+    def start(self, listener: Any) -> None:
+        """Do it, and name the server."""
+        self._act()
+        listener.update(lb.Resolution((lb.Endpoint(self._server.address),)))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize("inner", [UU, SU], ids=str)
+def test_waiting_in_the_librarys_thread(server: Server, inner: Kind) -> None:
+    """A blocking call there would wait for itself: it is an error that says so."""
+    told: list[str] = []
+    with channel_to(server) as other:
+
+        def act() -> None:
+            try:
+                inner.run(other, timeout=HANGS_S)
+            except RuntimeError as error:
+                told.append(str(error))
+
+        with lb.sync.channel(Starting(server, act)) as channel:
+            assert UU.run(channel, timeout=HANGS_S) == UU.echo()
+    assert len(told) == 1
+    assert "a resolver or policy waits for a call in the library's own thread" in told[0]
+
+
+def test_asking_a_loop_that_has_ended() -> None:
+    """Who was about to wait for it is told that nothing comes."""
+    used = loop.acquire()
+    loop.release(used)
+    used.thread.join(HANGS_S)
+
+    async def never() -> None:
+        """Nobody runs it."""
+
+    assert used.run(never()).cancelled()
+    assert not used.soon(print)
+
+
 def test_descriptors(server: Server) -> None:
     """Making, using and closing channels opens nothing that stays."""
 
@@ -288,6 +401,24 @@ def test_ctrl_c_in_a_blocking_call(server: Server) -> None:
     lines = run(code, server.address)
     assert lines == ["interrupted", "interrupted", "interrupted", "0"]
     assert signal.SIGINT
+
+
+def test_ctrl_c_ends_the_call_at_its_server(fleet: Fleet) -> None:
+    """Its one worker is free for the next call."""
+    (server,) = fleet(1, workers=1)
+    server.script(None, wait_for(threading.Event()))
+    code = """
+        import os, signal, sys, threading, lb
+        with lb.sync.channel("static:///" + sys.argv[1]) as channel:
+            stub = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
+            stub(b"x", timeout=20)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                stub(b"x", timeout=20)
+            except KeyboardInterrupt:
+                print(stub(b"y", timeout=10))
+    """
+    assert run(code, server.address) == ["b'y'"]
 
 
 # ---- forks ----
