@@ -424,7 +424,8 @@ def test_ctrl_c_ends_the_call_at_its_server(fleet: Fleet) -> None:
 # ---- forks ----
 
 FORK = """
-    import os, sys, lb
+    import os, sys, warnings, lb
+    warnings.simplefilter("ignore")  # Python 3.12 warns of every fork beside threads
     address, use = sys.argv[1:]
     channel = lb.sync.channel("static:///" + address)
     method = "/lb.testing.Echo/UnaryUnary"
