@@ -488,6 +488,8 @@ class LogicalCall:
         action, self._action = self._action, None
         if self._status is not None:
             return None
+        if type(action) is Queued:
+            self.call.metadata = metadata  # by the time it picks the policy may be another one, that reads them
         if type(action) is Queued and action.line_s is None:
             # What it waits for may have come between the call's beginning and its task's.
             return self._ask(self.call.resume, time.monotonic())

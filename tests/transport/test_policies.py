@@ -11,10 +11,11 @@ import grpc
 import pytest
 
 import lb
+from lb.aio.calls import logical_call
 from lb.core.orca import STANDARD_KEY
 from lb.core.outcome import REPORT_KEY
 from lb.testing.backend import Backend, Step, echo
-from tests.transport.kit import KINDS, UU, Kind, channel_to
+from tests.transport.kit import HANGS_S, KINDS, UU, Kind, Told, channel_to, endpoints, eventually
 
 
 @pytest.fixture
@@ -139,3 +140,19 @@ async def test_every_policy_serves_every_kind(three: tuple[Backend, Backend, Bac
                 await three[2].stop()
         assert all(candidate.in_flight == 0 for candidate in candidates(channel))
         assert channel.snapshot().policy == policy.name
+
+
+async def test_a_change_to_a_policy_of_keys_holds_for_calls_that_wait(
+    three: tuple[Backend, Backend, Backend], kind: Kind
+) -> None:
+    """They began under a policy that reads no metadata, and pick under one that does: by their key."""
+    told = Told()
+    async with lb.aio.channel(told) as channel:
+        calls = [kind.start(channel, metadata=(("user", "7"),), timeout=HANGS_S) for _ in range(6)]
+        await eventually(lambda: told.started)
+        channel.change_policy(lb.RingHash("user"))
+        told.say(*endpoints(*three))
+        for call in calls:
+            await kind.responses(call)
+    read = [call.call.metadata for call in map(logical_call, calls) if call is not None]
+    assert read == [(("user", "7"),)] * 6
