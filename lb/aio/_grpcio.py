@@ -82,6 +82,23 @@ def never_processed(call: Any) -> bool:
     )
 
 
+# How core words a call whose credentials it could not get from the caller's own plugin.
+_NO_CREDENTIALS = ("Getting metadata from plugin failed", "Illegal metadata")
+
+
+def no_credentials(call: Any) -> bool:
+    """Whether a lower call that ended UNAVAILABLE looks as if the caller's call credentials had failed.
+
+    A server may pass on such words of a client of its own; then that failure counts for nothing.
+    """
+    status = call._status
+    return (
+        (status.details() or "").startswith(_NO_CREDENTIALS)
+        and not status.trailing_metadata()
+        and not call._initial_metadata
+    )
+
+
 _REMOVED = "Stream removed ("
 _REWORDED = (grpc.StatusCode.CANCELLED.value[0], grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
 

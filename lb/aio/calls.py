@@ -462,9 +462,9 @@ class LogicalCall:
 
     # ---- a stream of requests ----
 
-    async def send_serialized_message(self, message: bytes) -> None:
-        """Send one message; returns when flow control lets the next one in."""
-        await self._requests().send(message)
+    def send_serialized_message(self, message: bytes) -> Awaitable[None]:
+        """Send one message; it is awaited, and returns when flow control lets the next one in."""
+        return self._requests().send(message)
 
     async def send_receive_close(self) -> None:
         """Say that no more messages follow."""
@@ -639,6 +639,8 @@ class LogicalCall:
                     origin = Origin.UNSENT
             elif _grpcio.never_processed(real):
                 origin = Origin.CLOSING if handle.connected() else Origin.UNPROCESSED
+            elif _grpcio.no_credentials(real):
+                origin = Origin.CALLER  # nothing was sent, and no endpoint is to blame
         elif code is grpc.StatusCode.INTERNAL and not legal(self._metadata()):
             origin = Origin.CALLER  # core refused to send it
         pushback = None

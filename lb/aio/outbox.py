@@ -116,9 +116,22 @@ class Outbox:
         Raises ``InternalError`` when the call is over; the upper layer raises its status then.
         """
         message = message or b""  # None: the serializer raised; grpcio logs that and sends an empty message
-        self._kept.append(message)
-        self._bytes += len(message)
-        await self._deliver()
+        real, lock = self._real, self._lock
+        if real is None or self.replayable or self._kept or lock.locked():
+            self._kept.append(message)
+            self._bytes += len(message)
+            await self._deliver()
+            return
+        # Nothing is kept any longer, and nobody is before it: most messages of a long stream go this way.
+        await lock.acquire()
+        try:
+            await real.send_serialized_message(message)
+        except _grpcio.InternalError as error:
+            await self._ended(real, error)
+        finally:
+            lock.release()
+        if real is not self._real:
+            await self._outlived()
 
     async def half_close(self) -> None:
         """Say that no message follows."""
@@ -130,8 +143,12 @@ class Outbox:
         if not attached.is_set():
             await attached.wait()
         await self._flush()
-        if not attached.is_set():  # the attempt has failed under the write
-            await attached.wait()
+        await self._outlived()
+
+    async def _outlived(self) -> None:
+        """Wait for another attempt, should the one that was written to have failed under the write."""
+        if not self._attached.is_set():
+            await self._attached.wait()
         if self._over:
             raise _grpcio.InternalError("the call is over")
 
@@ -152,14 +169,17 @@ class Outbox:
                         self._on_close(real)
                     await real.send_receive_close()
             except _grpcio.InternalError as error:
-                # The attempt has ended; its status says why, and whether another one follows.
-                try:
-                    async with asyncio.timeout(_STATUS_S):
-                        await real.status()
-                except TimeoutError:
-                    raise error from None
-                if real is self._real:
-                    self.detach()
+                await self._ended(real, error)
+
+    async def _ended(self, real: Any, error: Exception) -> None:
+        """A write has failed: the attempt's status says why, and whether another one follows."""
+        try:
+            async with asyncio.timeout(_STATUS_S):
+                await real.status()
+        except TimeoutError:
+            raise error from None
+        if real is self._real:
+            self.detach()
 
     async def _flush_again(self) -> None:
         # Nobody waits for this task; who writes or reads next meets the call's status.

@@ -7,6 +7,7 @@ undone: grpcio tells Python neither the compressed size nor whether a message wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lb.aio.calls import LogicalCall
@@ -22,11 +23,15 @@ def size(message: object) -> int:
 class Sizes:
     """Bytes of one attempt's messages."""
 
-    __slots__ = ("received", "sent")
+    __slots__ = ("reading", "received", "sent", "tell")
 
     def __init__(self, sent: int = 0) -> None:
         self.sent = sent
         self.received = 0
+        self.reading = False
+        """Whether a message is on its way here."""
+        self.tell: Callable[[], None] | None = None
+        """What to do once it is here: the attempt has ended."""
 
 
 class _Counted:
@@ -59,7 +64,14 @@ class _Counted:
         await self._call.send_serialized_message(message)
 
     async def receive_serialized_message(self) -> Any:
-        return self._received(await self._call.receive_serialized_message())
+        sizes = self._sizes
+        sizes.reading = True
+        try:
+            return self._received(await self._call.receive_serialized_message())
+        finally:
+            sizes.reading = False
+            if sizes.tell is not None:
+                sizes.tell()
 
     def _received(self, message: Any) -> Any:
         self._sizes.received += size(message)
@@ -82,6 +94,13 @@ class SizedCall(LogicalCall):
         """See `LogicalCall`."""
         super().hand_back(attempt, outcome, now)
         sizes = self.sizes.pop(attempt, None)
-        metrics = self._channel.metrics
-        if metrics.on and sizes is not None:
-            metrics.attempt_sizes(self.call, attempt, sizes.sent, sizes.received)
+        if not self._channel.metrics.on or sizes is None:
+            return
+
+        def tell() -> None:
+            self._channel.metrics.attempt_sizes(self.call, attempt, sizes.sent, sizes.received)
+
+        if sizes.reading:  # the status may be here a moment before its last message
+            sizes.tell = tell
+        else:
+            tell()

@@ -88,7 +88,7 @@ class Origin(enum.Enum):
     LATE = "late"
     """It lost against a later attempt of the same call, having had twice its time: see `lost`."""
     CALLER = "caller"
-    """The caller cancelled, or its deadline passed."""
+    """The caller cancelled, its deadline passed, or what it gave could not be sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sync.kit import UU, Kind, Server, channel_to, eventually, fail, failure, ready
 from tests.transport.telemetry import Recording
-from tests.transport.test_tls import Certificate, self_signed
+from tests.transport.test_tls import Certificate, NoToken, self_signed
 
 Code = grpc.StatusCode
 NAME = (("grpc.ssl_target_name_override", "catalog"),)
@@ -49,6 +49,21 @@ def test_tls_and_call_credentials(secure: Server, catalog: Certificate, kind: Ki
         assert kind.finish(kind.start(channel, credentials=token)) == kind.echo()
         assert kind.run(channel) == kind.echo()
         assert [received.metadata.get("x-token") for received in secure.received] == ["secret", "secret", None]
+
+
+@pytest.mark.leaks("grpcio asks the plugin in threads of its core, which stay known to Python as dummies")
+def test_failing_call_credentials_blame_no_endpoint(secure: Server, catalog: Certificate, kind: Kind) -> None:
+    """Who has no token fails, blocking or not, and opens no breaker for others."""
+    credentials = grpc.ssl_channel_credentials(catalog.certificate)
+    with channel_to(secure, credentials=credentials, options=NAME) as channel:
+        ready(channel, 1)
+        none = grpc.metadata_call_credentials(NoToken())
+        for _ in range(4):
+            assert failure(lambda: kind.run(channel, credentials=none)).code() is Code.UNAVAILABLE
+            assert failure(lambda: kind.finish(kind.start(channel, credentials=none))).code() is Code.UNAVAILABLE
+        assert kind.run(channel) == kind.echo()
+        endpoint = channel.snapshot().endpoints[0]
+        assert (endpoint.breaker, endpoint.last_error) == ("CLOSED", "")
 
 
 def test_a_certificate_that_nobody_trusts(secure: Server) -> None:

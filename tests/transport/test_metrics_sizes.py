@@ -17,7 +17,7 @@ from lb.testing import Backend
 from lb.testing.backend import fail, hang
 from tests.sync import kit as sync_kit
 from tests.transport.conftest import Fleet
-from tests.transport.kit import HANGS_S, IDEMPOTENT, NO_BREAKER, SU, US, UU, First, Kind, channel_to, ready, target
+from tests.transport.kit import HANGS_S, IDEMPOTENT, NO_BREAKER, SS, SU, US, UU, First, Kind, channel_to, ready, target
 from tests.transport.telemetry import Measured, registered
 
 SENT = "lb.client.attempt.sent_total_message_size"
@@ -73,6 +73,14 @@ async def test_every_kind(run: Run, backend: Backend, kind: Kind, compression: g
     assert sums(measured, SENT) == {"OK": (1, len(b"".join(kind.sent(REQUESTS))))}
     assert sums(measured, RECEIVED) == {"OK": (1, len(b"".join(answers)))}
     assert tuple(measured.point(SENT).explicit_bounds) == SIZE_BOUNDS
+
+
+async def test_the_last_message_of_a_stream_counts(run: Run, backend: Backend) -> None:
+    """Though the status may be here before it: that was so in one call of fifty or so."""
+    for _ in range(100):
+        measured = Measured()
+        answers = await run(SS, measured, backend, measure_sizes=True)
+        assert sums(measured, RECEIVED) == {"OK": (1, len(b"".join(answers)))}
 
 
 async def test_they_are_not_measured_unless_asked_for(run: Run, backend: Backend, kind: Kind) -> None:

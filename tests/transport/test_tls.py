@@ -12,6 +12,7 @@ import pytest
 
 import lb
 from lb.testing import Agent, Backend
+from lb.testing.backend import METHODS
 from tests.transport.kit import HANGS_S, NO_BREAKER, UU, Kind, failure, target
 
 pytest.importorskip("cryptography", reason="needs the package cryptography (extra: dev)")
@@ -147,6 +148,41 @@ async def test_call_credentials_reach_the_server(secure: Backend, credentials: g
     async with lb.aio.channel(target(secure), credentials=credentials, options=options) as channel:
         await UU.run(channel, credentials=grpc.access_token_call_credentials("secret"), timeout=HANGS_S)
     assert secure.received[0].metadata["authorization"] == "Bearer secret"
+
+
+class NoToken(grpc.AuthMetadataPlugin):
+    """A plugin that raises."""
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        """Raise."""
+        raise RuntimeError("no token")
+
+
+class BadToken(grpc.AuthMetadataPlugin):
+    """A plugin whose metadata can not be sent."""
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        """Give a key that is none."""
+        callback((("Token\n", "x"),), None)
+
+
+@pytest.mark.parametrize("plugin", [NoToken(), BadToken()], ids=["raises", "illegal"])
+async def test_failing_call_credentials_blame_no_endpoint(
+    secure: Backend, credentials: grpc.ChannelCredentials, plugin: grpc.AuthMetadataPlugin, kind: Kind
+) -> None:
+    """One caller without a token fails as on grpcio's channel, is not retried, and opens no breaker for others."""
+    options = [("grpc.default_authority", "catalog")]
+    retry = lb.Retry(idempotent=METHODS)
+    async with lb.aio.channel(target(secure), credentials=credentials, options=options, retry=retry) as channel:
+        for _ in range(10):
+            call = kind.start(channel, credentials=grpc.metadata_call_credentials(plugin), timeout=HANGS_S)
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert len(lb.attempts(error)) == 1
+        assert await kind.run(channel, timeout=HANGS_S) == kind.echo()
+        endpoint = channel.snapshot().endpoints[0]
+        assert (endpoint.breaker, endpoint.last_error) == ("CLOSED", "")
+    assert len(secure.received) == 1
 
 
 async def test_plain_text_to_a_tls_port_fails(secure: Backend) -> None:
