@@ -52,14 +52,15 @@ _NEVER_CONNECTED = (
 )
 
 
+def _begins(call: Any, words: str | tuple[str, ...]) -> bool:
+    """Whether a call's status has such words of core, and nothing that only a server can have sent."""
+    status = call._status
+    return (status.details() or "").startswith(words) and not status.trailing_metadata() and not call._initial_metadata
+
+
 def never_connected(call: Any) -> bool:
     """Whether a lower call that ended UNAVAILABLE looks as if core had found no connection for it."""
-    status = call._status
-    return (
-        (status.details() or "").startswith(_NEVER_CONNECTED)
-        and not status.trailing_metadata()
-        and not call._initial_metadata
-    )
+    return _begins(call, _NEVER_CONNECTED)
 
 
 # How core words a call that met a closing connection and was never started there: its id is above
@@ -74,12 +75,7 @@ _NEVER_PROCESSED = (
 
 def never_processed(call: Any) -> bool:
     """Whether a lower call that ended UNAVAILABLE looks as if no server had begun to process it."""
-    status = call._status
-    return (
-        (status.details() or "").startswith(_NEVER_PROCESSED)
-        and not status.trailing_metadata()
-        and not call._initial_metadata
-    )
+    return _begins(call, _NEVER_PROCESSED)
 
 
 # How core words a call whose credentials it could not get from the caller's own plugin.
@@ -91,12 +87,7 @@ def no_credentials(call: Any) -> bool:
 
     A server may pass on such words of a client of its own; then that failure counts for nothing.
     """
-    status = call._status
-    return (
-        (status.details() or "").startswith(_NO_CREDENTIALS)
-        and not status.trailing_metadata()
-        and not call._initial_metadata
-    )
+    return _begins(call, _NO_CREDENTIALS)
 
 
 _REMOVED = "Stream removed ("

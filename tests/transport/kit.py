@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import contextlib
+import gc
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,3 +196,34 @@ async def each(messages: Iterable[bytes]) -> AsyncIterator[bytes]:
     """As an asynchronous iterator."""
     for message in messages:
         yield message
+
+
+OURS = (
+    "LogicalCall",
+    "Call",
+    "Attempt",
+    "Outcome",
+    "Outbox",
+    "Race",
+    "UnaryUnaryCall",
+    "_UnaryUnaryCall",
+    "UnaryStreamCall",
+)
+"""What a call consists of, by the names of the classes."""
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[Counter[str]]:
+    """What of `OURS` only the collector could free, of all that became garbage inside; filled at the end."""
+    found: Counter[str] = Counter()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield found
+        gc.collect()
+        found.update(name for item in gc.garbage if (name := type(item).__name__) in OURS)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections import Counter
-from typing import Any
-
 import pytest
 
 from lb.testing import Backend
-from tests.transport.kit import SS, SU, US, UU, Kind, channel_to
-
-OURS = ("LogicalCall", "Call", "Attempt", "Outcome", "Outbox", "UnaryUnaryCall", "UnaryStreamCall")
+from tests.transport.kit import SS, SU, US, UU, Kind, channel_to, collected
 
 
 @pytest.mark.parametrize("kind", [UU, US, SU, SS], ids=str)
@@ -20,16 +14,7 @@ async def test_a_finished_call_is_freed_without_the_collector(backend: Backend, 
     calls = 1000 if kind is UU else 100
     async with channel_to(backend) as channel:
         await kind.run(channel)
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with collected() as found:
             for _ in range(calls):
                 await kind.run(channel)
-            gc.collect()
-            found: Counter[Any] = Counter(type(item).__name__ for item in gc.garbage)
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-    assert not {name: found[name] for name in OURS if found[name]}
+    assert not found
