@@ -282,12 +282,6 @@ class LogicalCall:
         """The incoming call that this one is made for was cancelled. From any thread."""
         self._channel.in_loop(self.cancel, incoming.CANCELLED)
 
-    def won(self, lost: Outcome, status: Any, real: Any) -> None:
-        """A hedge has decided the call; the attempt of the call's own task, if it runs, ends as ``lost``."""
-        self._give_back(lost)
-        (self._settle if status.code() == 0 else self._fail)(status, real._initial_metadata)
-        self._drop_real("another attempt was faster")
-
     def set_internal_error(self, error: str) -> None:
         """The upper layer could not go on."""
         if self._status is not None:

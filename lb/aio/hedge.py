@@ -1,9 +1,11 @@
 """A hedged call: its attempts run beside each other, and the first answer wins.
 
 The call's own task carries out the first attempt, as in a call without hedging. A timer begins
-the others, each in a task of its own; when one of these wins, the first is cancelled, which
-ends the wait of the call's task. Which attempt may begin, and what a failure means while others
-run, is ruled by `lb.core.call`.
+the others, each in a task of its own. When one of these decides the call, it cancels the wait of
+the call's task, which then settles the call itself and returns in the same step. So no instant
+lies between the two in which a cancellation could be lost: a caller cancelled before that step
+gets its ``CancelledError``, and the call is CANCELLED. Which attempt may begin, and what a failure
+means while others run, is ruled by `lb.core.call`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from lb.aio.calls import LogicalCall
 
 _ASK_AGAIN_S = 0.01
+_FASTER = "another attempt was faster"
 
 
 class Race:
@@ -31,11 +34,12 @@ class Race:
     __slots__ = (
         "_call",
         "_context",
+        "_decision",
         "_hedges",
         "_metadata",
         "_next",
         "_request",
-        "_response",
+        "_task",
         "_tasks",
         "_timer",
         "_winner_s",
@@ -50,7 +54,9 @@ class Race:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._next: asyncio.Future[Action | None] | None = None
-        self._response: bytes | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._decision: tuple[Any, Any, bytes | None] | None = None
+        """The status, lower call and response by which a hedge has decided the call."""
         self._winner_s: float | None = None
         call.call.hedged = True
 
@@ -62,40 +68,47 @@ class Race:
     async def run(self, action: Action | None) -> bytes | None:
         """The whole call; None when it did not end OK."""
         call = self._call
+        self._task = task = asyncio.current_task()
         assert call is not None
-        while action is not None:
-            if type(action) is Attempt:
-                try:
+        assert task is not None
+        cancelling = task.cancelling()
+        try:
+            while action is not None:
+                if type(action) is Attempt:
                     real = call._open_real(action)
                     self._arm()
                     response: bytes | None = await real.unary_unary(
                         self._request, call._headers(action, self._metadata), *self._context
                     )
-                except BaseException as error:
-                    call._abandon(error)
+                    if call._status is None and real._status.code() == 0:
+                        self._won(action, time.monotonic())
+                    action = call._answered(real)
+                    if action is None:
+                        return response if call.is_ok() else None
+                    if type(action) is Others:
+                        self._more(action)
+                elif type(action) is Others:
+                    self._next = asyncio.get_running_loop().create_future()
+                    action = await self._next
+                    self._next = None
+                    if type(action) is Attempt:
+                        call._attempt = None  # taken over: opened above
+                else:
                     self._disarm()
-                    raise
-                if call._status is None and real._status.code() == 0:
-                    self._response = response
-                    self._won(action, time.monotonic())
-                action = call._answered(real)
-                if type(action) is Others:
-                    self._more(action)
-            elif type(action) is Others:
-                self._next = asyncio.get_running_loop().create_future()
-                action = await self._next
-                self._next = None
-                if call._status is not None:  # meanwhile; what was picked is given back
-                    break
-                if type(action) is Attempt:
-                    call._attempt = None  # taken over: opened above
-            else:
+                    action = await call._pass_time(action)
+        except BaseException as error:
+            decision = self._decision
+            if decision is None or task.uncancel() > cancelling:  # the caller is cancelled, whoever has won
+                call._abandon(error)
                 self._disarm()
-                action = await call._pass_time(action)
-        return self._response if call.is_ok() else None
+                raise
+            status, real, response = decision
+            (call._settle if status.code() == 0 else call._fail)(status, real._initial_metadata)
+            return response if call.is_ok() else None
+        return None
 
     def stop(self) -> None:
-        """The call has its status: nothing else is wanted."""
+        """The call is decided: nothing else is wanted."""
         call, self._call = self._call, None
         if call is None:
             return
@@ -105,7 +118,7 @@ class Race:
         for attempt, real in hedges.items():
             call.hand_back(attempt, self._lost(attempt, now), now)
             if not real.done():
-                real.cancel("another attempt was faster")
+                real.cancel(_FASTER)
         self._wake(None)
 
     def _arm(self, least_s: float = 0.0) -> None:
@@ -174,10 +187,9 @@ class Race:
         if call._channel.balancer.report is not None:
             call.report(attempt, status)
         if status.code() == 0:
-            self._response = response
             call.hand_back(attempt, OK, now)
             self._won(attempt, now)
-            self._end(call, status, real, now)
+            self._decide(call, status, real, response, now)
             return
         status = as_with_core_retries(status)
         outcome = call.outcome(attempt, real, status, now)
@@ -188,7 +200,7 @@ class Race:
         if type(action) is Others:
             self._more(action)
         elif action is DONE:
-            self._end(call, status, real, now)
+            self._decide(call, status, real, None, now)
         else:
             self._failed(call, action)
 
@@ -201,6 +213,7 @@ class Race:
 
     def _wake(self, action: Action | None) -> None:
         if self._next is not None and not self._next.done():
+            self._disarm()
             self._next.set_result(action)
 
     def _won(self, attempt: Attempt, now: float) -> None:
@@ -214,10 +227,15 @@ class Race:
     def _lost(self, attempt: Attempt, now: float) -> Outcome:
         return LOST if self._winner_s is None else lost(now - attempt.started_at, self._winner_s)
 
-    def _end(self, call: LogicalCall, status: Any, real: Any, now: float) -> None:
-        """A hedge has decided the call."""
+    def _decide(self, call: LogicalCall, status: Any, real: Any, response: bytes | None, now: float) -> None:
+        """A hedge has decided the call: the other attempts end now, and the call's task settles it in its next step."""
+        self._decision = (status, real, response)
         first = call._attempt
-        call.won(LOST if first is None else self._lost(first, now), status, real)
+        call._give_back(LOST if first is None else self._lost(first, now))
+        assert self._task is not None
+        self._task.cancel()
+        call._drop_real(_FASTER)
+        self.stop()
 
 
 def _internal(error: Exception) -> Outcome:
