@@ -16,8 +16,9 @@ from typing import Any
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from tests.chaos.load import TIMEOUT_S
-from tests.chaos.rig import ATTEMPT_TIMEOUT_S, IN_FLIGHT, LATENCY_S, ROOT, Rig
+from tests.chaos.rig import ATTEMPT_TIMEOUT_S, IN_FLIGHT, LATENCY_S, Rig
 from tests.chaos.rows import ROWS, Line, Row
+from tests.support.servers import ROOT
 
 _SHOWN = 400
 RESULTS = ROOT / "bench" / "results" / "chaos.json"

@@ -20,8 +20,8 @@ import lb
 from lb.aio.calls import LogicalCall
 from lb.aio.channel import Channel
 from tests.chaos.load import BODY
-from tests.chaos.rig import Process
 from tests.chaos.server import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY, UNARY_STREAM
+from tests.support.process import Process
 
 SETTINGS: dict[str, Any] = {
     "policy": "round_robin",

@@ -3,111 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import signal
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lb
 from tests.chaos.load import Caller, Load, in_loop, in_threads
 from tests.chaos.server import METHODS
 from tests.support import consul, servers
+from tests.support.process import Process, gopeer, python
 
-ROOT = Path(__file__).resolve().parents[2]
 IN_FLIGHT = 64
 LATENCY_S = 0.02
 """What an answer takes in a healthy server, on average."""
 ATTEMPT_TIMEOUT_S = 0.5
-
-_START_S = 60.0
-_OBEY_S = 30.0
-
-
-class Process:
-    """A process of the rig, started and spoken to by lines. ``address`` is where it listens, ``id`` its name."""
-
-    def __init__(self, name: str, module: str, *arguments: object) -> None:
-        self.id = name
-        self.port = 0
-        self._command = [sys.executable, "-m", module, *map(str, arguments)]
-        self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
-
-    @property
-    def address(self) -> str:
-        """``host:port``."""
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def endpoint(self) -> lb.Endpoint:
-        """As a resolver names it."""
-        return lb.Endpoint(self.address, id=self.id)
-
-    async def start(self) -> Self:
-        """Start it; returns once it listens. Raises ``RuntimeError`` when it does not."""
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            *(("--port", str(self.port)) if self.port else ()),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, "GRPC_VERBOSITY": "ERROR"},
-        )
-        try:
-            self.port = int(await self._line(_START_S))
-        except (TimeoutError, ValueError) as error:
-            raise RuntimeError(f"{self.id} did not start: {' '.join(self._command)}") from error
-        return self
-
-    async def tell(self, **wishes: Any) -> dict[str, int]:
-        """Change how it behaves from the next call on; returns its answer."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        async with self._turn:
-            self._process.stdin.write(json.dumps(wishes).encode() + b"\n")
-            answer: dict[str, int] = json.loads(await self._line(_OBEY_S))
-            return answer
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-    async def kill(self) -> None:
-        """SIGKILL, whatever state it is in."""
-        self.signal(signal.SIGKILL)
-        await self.ended()
-
-    async def ended(self) -> int:
-        """Wait until it is gone; returns its exit status."""
-        assert self._process is not None
-        async with asyncio.timeout(_START_S):
-            return await self._process.wait()
-
-    async def stop(self) -> None:
-        """Be sure that it is gone."""
-        process = self._process
-        if process is None:
-            return
-        if process.returncode is None:
-            await self.kill()
-        if process.stdin is not None:
-            process.stdin.close()
-
-    async def _line(self, within_s: float) -> bytes:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        async with asyncio.timeout(within_s):
-            return await self._process.stdout.readline()
-
-    def __repr__(self) -> str:
-        return f"<{self.id} at {self.address}>"
 
 
 class Told:
@@ -197,15 +106,19 @@ class Rig(AsyncExitStack):
 
     async def servers(self, names: str, *arguments: object, latency_s: float = LATENCY_S) -> list[Process]:
         """A server for each letter of ``names``, all with these arguments (of `tests.chaos.server`)."""
-        found = [
-            Process(name, "tests.chaos.server", "--latency", latency_s, "--id", name, *arguments) for name in names
-        ]
+        found = [python(name, "tests.chaos.server", "--latency", latency_s, "--id", name, *arguments) for name in names]
+        await self._started(found)
+        return found
+
+    async def go_servers(self, names: str, *arguments: object, latency_s: float = LATENCY_S) -> list[Process]:
+        """The same of grpc-go, with the arguments of ``tools/servers/gopeer``."""
+        found = [gopeer(name, "--latency", latency_s, *arguments) for name in names]
         await self._started(found)
         return found
 
     async def proxy(self, to: Process) -> Process:
         """A proxy in front of a server, with the server's name."""
-        proxy = Process(to.id, "tests.chaos.proxy", "--to", to.address)
+        proxy = python(to.id, "tests.chaos.proxy", "--to", to.address)
         await self._started([proxy])
         return proxy
 

@@ -15,7 +15,8 @@ from typing import Any
 import lb
 from tests.chaos import cancellations
 from tests.chaos.load import TIMEOUT_S, Figures
-from tests.chaos.rig import Process, Rig, Told
+from tests.chaos.rig import Rig, Told
+from tests.support.process import Process
 from tests.support.wait import until
 
 _RESETS_S = 0.1

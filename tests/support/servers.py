@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / ".cache" / "bin"
 HOW_TO_GET = "`make servers` builds them into .cache/bin (needs Go)"
-SERVERS = ("consul", "jaeger")
+SERVERS = ("consul", "jaeger", "gopeer")
 
 
 def find(name: str) -> Path | None:
-    """The program of the server ``name`` (``consul``, ``jaeger``), or None."""
+    """The program of the server ``name`` (``consul``, ``jaeger``, ``gopeer``), or None."""
     found = shutil.which(name) or shutil.which(name, path=str(BUILT))
     return Path(found) if found else None
 

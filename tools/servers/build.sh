@@ -2,6 +2,7 @@
 # Build a real server for the tests from its Go module, unless PATH or .cache/bin has it.
 #
 #   tools/servers/build.sh consul github.com/hashicorp/consul
+#   tools/servers/build.sh gopeer .   # our own, in tools/servers/gopeer
 set -eu
 name=$1 package=$2
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,7 +12,7 @@ if found=$(command -v "$name"); then
   echo "$name: $found"
   exit
 fi
-if [ -x "$bin/$name" ] && [ "$bin/$name" -nt "$here/$name/go.mod" ]; then
+if [ -x "$bin/$name" ] && [ -z "$(find "$here/$name" -type f -newer "$bin/$name")" ]; then
   echo "$name: .cache/bin/$name"
   exit
 fi
