@@ -34,10 +34,11 @@ docs: $(DEV) ## write docs/api.md from the docstrings, and the pictures of docs/
 stubs: $(DEV) ## generate stubs/mesh from protos/
 	@$(PY) tools/stubs.py
 
-servers: ## build the real Consul, Jaeger and a Go gRPC server for the tests into .cache/bin (needs Go)
+servers: ## the real servers for the tests: Consul, Jaeger and a gRPC server in Go built into .cache/bin (needs Go), PostgreSQL found
 	@tools/servers/build.sh consul github.com/hashicorp/consul
 	@tools/servers/build.sh jaeger github.com/jaegertracing/jaeger/cmd/jaeger
 	@tools/servers/build.sh gopeer .
+	@tools/servers/postgres.sh
 
 lock: $(DEV) ## write the locks again from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@tools/lock.sh $(if $(UPGRADE),--upgrade)

@@ -18,15 +18,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    # The counted process imports `lb` and `bench` from where it was started: this checkout, or the other one.
-    sys.path.insert(0, os.getcwd() if "--client" in sys.argv else str(HERE))
+    # The counted process imports `lb` and `bench` from the checkout that is counted.
+    sys.path.insert(0, os.environ.get("COUNTED_CHECKOUT") or str(Path(__file__).resolve().parent.parent))
 
 import lb
 from bench import calls as bench
 from bench.rig import servers
 
+HERE = Path(__file__).resolve().parent.parent
 COLLECTED = re.compile(r"Collected : (\d+)")
 VALGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
 ROWS = [name for name, row in bench.ROWS.items() if not row.pile]
@@ -49,7 +49,7 @@ def collected(checkout: Path, name: str, addresses: list[str], count: int) -> in
     """Instructions of one whole process."""
     program = str(HERE / "bench" / "instructions.py")
     command = [*VALGRIND, sys.executable, program, "--client", name, ",".join(addresses), str(count)]
-    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": str(checkout)}
+    environment = os.environ | {"PYTHONHASHSEED": "0", "COUNTED_CHECKOUT": str(checkout)}
     run = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
     found = COLLECTED.search(run.stderr)
     if run.returncode or found is None:

@@ -127,13 +127,15 @@ class Store:
                     text = f"reservation {reservation_id!r} holds other lines"
                     raise already_exists("reservation", reservation_id, text)
                 return known
+            # Recorded first: the same request at another instance waits here, and finds this reservation then. Had
+            # it taken pieces before, it would tell of a shortage that this one made.
+            made = Reservation(reservation_id, HELD, lines, now_us())
+            await _record(connection, made)
             # Every instance takes rows in the order of the sku, so that no two wait for each other in a ring.
             missing = [line for line in lines if not await _take(connection, *line)]
             if missing:
                 left = await _available(connection, [sku for sku, _ in missing])
                 raise precondition([("STOCK", sku, _shortage(sku, n, left.get(sku, 0))) for sku, n in missing])
-            made = Reservation(reservation_id, HELD, lines, now_us())
-            await _record(connection, made)
             return made
 
         return await self._database.write(transaction)

@@ -118,7 +118,7 @@ class Dependencies:
         try:
             await self._payments.Void(request, timeout=deadline.step_s)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            if _violations(error, "CAPTURED"):
                 return False
             raise translated("payments", error) from error
         return True
@@ -132,12 +132,17 @@ async def _answer(service: str, call: UnaryUnaryCall[Any, R], served: dict[str, 
     return response
 
 
+def _violations(error: grpc.aio.AioRpcError, kind: str) -> list[PreconditionFailure.Violation]:
+    """The violations of one type in a FAILED_PRECONDITION; of another error, none."""
+    failure = detail(error, PreconditionFailure) if error.code() is grpc.StatusCode.FAILED_PRECONDITION else None
+    return [] if failure is None else [found for found in failure.violations if found.type == kind]
+
+
 def translated(service: str, error: grpc.aio.AioRpcError) -> CallError:
     """What the caller of the orders is told when a call to ``service`` failed."""
     code = error.code()
     if code is grpc.StatusCode.FAILED_PRECONDITION:
-        failure = detail(error, PreconditionFailure)
-        short = [found for found in failure.violations if found.type == "STOCK"] if failure is not None else []
+        short = _violations(error, "STOCK")
         if short:
             return precondition([(found.type, found.subject, found.description) for found in short])
         # Released or voided by who took the order over: the caller may try again.

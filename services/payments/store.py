@@ -1,7 +1,11 @@
 """The payments' tables, and the machine that a payment is.
 
-Each change is one transaction: it looks the idempotency key up, moves the payment and keeps the answer
-under the key. The state after an error is the state before it, and so errors need no record.
+Each change is one transaction: it locks the payment, looks the idempotency key up, moves the payment and keeps
+the answer under the key. The state after an error is the state before it, and so errors need no record.
+
+The lock comes first: on a server database a request may come twice at the same moment (a hedge, a retry), at two
+instances. The second waits for the first, and then finds its answer under the key. Where there is no payment to
+lock, both insert one, the second insert fails, and that transaction runs again from the start.
 """
 
 from __future__ import annotations
@@ -137,12 +141,12 @@ class Store:
         """Do ``move`` and keep its answer under the key, or give the answer that is kept there."""
 
         async def transaction(connection: AsyncConnection) -> Payment:
+            known = await _locked(connection, payment_id)
             query = select(answers.c.request, answers.c.payment_id, answers.c.state)
             kept = (await connection.execute(query.where(answers.c.idempotency_key == key.name))).one_or_none()
             if kept is not None and kept.request != key.request:
                 text = f"the idempotency key {key.name!r} stands for another request"
                 raise already_exists("idempotency_key", key.name, text)
-            known = await _payment(connection, payment_id)
             if kept is not None and known is not None:
                 return replace(known, state=kept.state)
             after = await move(connection, known)
@@ -156,8 +160,10 @@ class Store:
         return await self._database.write(transaction)
 
 
-async def _payment(connection: AsyncConnection, payment_id: str) -> Payment | None:
-    row = (await connection.execute(select(payments).where(payments.c.payment_id == payment_id))).one_or_none()
+async def _locked(connection: AsyncConnection, payment_id: str) -> Payment | None:
+    """The payment, which no other transaction moves until this one ends."""
+    query = select(payments).where(payments.c.payment_id == payment_id).with_for_update()
+    row = (await connection.execute(query)).one_or_none()
     if row is None:
         return None
     _, state, currency_code, units, nanos, reason, created_us = row
@@ -181,11 +187,8 @@ async def _record(connection: AsyncConnection, made: Payment) -> None:
 
 
 async def _moved(connection: AsyncConnection, known: Payment, state: str) -> Payment:
-    """Move a payment that is still in the state it was read in."""
-    change = update(payments).where(payments.c.payment_id == known.payment_id, payments.c.state == known.state)
-    done = await connection.execute(change.values(state=state))
-    if done.rowcount != 1:
-        raise _illegal(known, state.lower())
+    """Move a payment that is locked."""
+    await connection.execute(update(payments).where(payments.c.payment_id == known.payment_id).values(state=state))
     return replace(known, state=state)
 
 

@@ -22,6 +22,11 @@ from services.runtime.errors import detail
 from services.runtime.host import Build
 from services.runtime.server import Instance
 from services.runtime.settings import Settings
+from tests.support.postgres import Postgres, postgres
+
+__all__ = ["postgres"]
+
+ON_BOTH = ("test_catalog", "test_inventory", "test_orders", "test_payments")
 
 BUILDS: dict[str, Build] = {
     "catalog": build_catalog,
@@ -78,8 +83,8 @@ class Faults(grpc.aio.ServerInterceptor):
 class Shop:
     """Starts instances on one directory of databases, and connects to them."""
 
-    def __init__(self, data: Path, stack: AsyncExitStack) -> None:
-        self.data = data
+    def __init__(self, stack: AsyncExitStack, **where: Any) -> None:
+        self._where = where
         self._stack = stack
         self.instances: dict[str, Instance] = {}
         self.faults: dict[str, Faults] = {}
@@ -87,12 +92,20 @@ class Shop:
     async def start(self, name: str, *, instance_id: str | None = None, build: Build | None = None) -> Instance:
         """One more instance; the latest of a service is the one that others call."""
         faults = self.faults.setdefault(name, Faults())
-        settings = Settings(data=self.data, instance_id=instance_id or f"{name}-1")
         instance = Instance(
-            name, build or BUILDS[name], settings, register=False, connect=self.connect, interceptors=[faults]
+            name,
+            build or BUILDS[name],
+            self.settings(instance_id=instance_id or f"{name}-1"),
+            register=False,
+            connect=self.connect,
+            interceptors=[faults],
         )
         self.instances[name] = await self._stack.enter_async_context(instance)
         return instance
+
+    def settings(self, **more: Any) -> Settings:
+        """Settings of a process on these databases."""
+        return Settings(**self._where, **more)
 
     def connect(self, service: str) -> grpc.aio.Channel:
         """A channel to the latest instance of a service: as the services', but a failure is seen as it is."""
@@ -111,11 +124,29 @@ class Shop:
 Serve = Callable[[str], Awaitable[grpc.aio.Channel]]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The tests of what keeps its state in a database run on each kind of database."""
+    if "shop" in metafunc.fixturenames and metafunc.module.__name__.endswith(ON_BOTH):
+        metafunc.parametrize(
+            "server_database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+        )
+
+
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+def server_database(request: pytest.FixtureRequest) -> Postgres | None:
+    """The server that has the databases; None for files."""
+    kind = getattr(request, "param", "sqlite")
+    return None if kind == "sqlite" else request.getfixturevalue(kind)
+
+
+@pytest.fixture
+async def shop(server_database: Postgres | None, tmp_path: Path) -> AsyncIterator[Shop]:
     """A shop without any service yet."""
+    where: dict[str, Any] = {"data": tmp_path / "data"}
+    if server_database is not None:
+        where = {"database_url": await server_database.database()}
     async with AsyncExitStack() as stack:
-        yield Shop(tmp_path / "data", stack)
+        yield Shop(stack, **where)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Iterable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -146,14 +145,13 @@ async def test_bad_requests_name_their_fields(inventory: InventoryAsyncStub) -> 
 
 _BUYER = """
 import asyncio, sys
-from pathlib import Path
 from services.inventory.store import Store, metadata
 from services.runtime.database import open_database
 from services.runtime.errors import CallError
 from services.runtime.settings import Settings
 
-async def main(data, buyer, rounds):
-    database = await open_database("inventory", Settings(data=Path(data)), metadata)
+async def main(buyer, rounds):
+    database = await open_database("inventory", Settings(), metadata)
     store = Store(database)
     won = []
     print("ready", flush=True)
@@ -167,19 +165,21 @@ async def main(data, buyer, rounds):
     print(",".join(map(str, won)), flush=True)
     await database.close()
 
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
-async def test_two_processes_never_sell_the_last_piece_twice(shop: Shop, tmp_path: Path) -> None:
+async def test_two_processes_never_sell_the_last_piece_twice(shop: Shop) -> None:
     """Two processes race for the last piece of each of 100 products: each piece is sold exactly once."""
     rounds = 100
     stub = InventoryStub(await shop.channel(await shop.start("inventory")))
     await deliver(stub, "last ones", [(f"last-{number}", 1) for number in range(rounds)])
+    settings = shop.settings()
+    where = {"MESH_DATABASE_URL": settings.database_url, "MESH_DATA": str(settings.data or "")}
     buyers = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-c", _BUYER, str(tmp_path / "data"), buyer, str(rounds),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=dict(os.environ),
+            sys.executable, "-c", _BUYER, buyer, str(rounds),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=os.environ | where,
         )
         for buyer in ("anna", "bert")
     ]  # fmt: skip
@@ -198,3 +198,15 @@ async def test_two_processes_never_sell_the_last_piece_twice(shop: Shop, tmp_pat
     anna, bert = ([int(word) for word in out.decode().strip().split(",") if word] for out, _ in outputs)
     assert sorted(anna + bert) == list(range(rounds))
     assert set((await stock(stub, *(f"last-{number}" for number in range(rounds)))).values()) == {0}
+
+
+async def test_the_same_reservation_at_two_instances_at_once(shop: Shop) -> None:
+    """The same reservation several times at the same moment takes its pieces once, also when they are the last."""
+    first = InventoryStub(await shop.channel(await shop.start("inventory")))
+    second = InventoryStub(await shop.channel(await shop.start("inventory", instance_id="inventory-2")))
+    await deliver(first, "stock", [(f"last-{number}", 2) for number in range(20)])
+    for number in range(20):
+        wanted = reserve(f"r{number}", (f"last-{number}", 2))
+        answers = await asyncio.gather(*(stub.Reserve(wanted) for stub in [first, second] * 2))
+        assert all(answer == answers[0] for answer in answers)
+        assert await stock(first, f"last-{number}") == {f"last-{number}": 0}

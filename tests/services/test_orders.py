@@ -37,7 +37,6 @@ from services.orders import saga, store
 from services.orders.store import AUTHORIZED, RESERVED, Line, LostLeaseError, Store, metadata
 from services.runtime.database import open_database
 from services.runtime.errors import detail
-from services.runtime.settings import Settings
 from tests.services.conftest import Shop, fields, refused
 from tests.support.wait import longer, until
 
@@ -261,7 +260,7 @@ async def test_a_step_that_hangs_is_given_up(counter: Counter) -> None:
 async def test_an_instance_that_dies_is_cleaned_up_after(counter: Counter) -> None:
     """An order whose instance stopped dead in the middle is undone by another, and its key is free again."""
     price = Money(currency_code="EUR", units=29, nanos=900_000_000)
-    database = await open_database("orders", Settings(data=counter.shop.data), metadata)
+    database = await open_database("orders", counter.shop.settings(), metadata)
     try:
         store = Store(database)
         request = place().SerializeToString(deterministic=True)
@@ -324,7 +323,7 @@ async def _next(call: Any) -> WatchOrderResponse:
 
 async def _order_under(key: str, shop: Shop) -> str:
     """The id of the order that is under way under a key, from the database."""
-    database = await open_database("orders", Settings(data=shop.data), metadata)
+    database = await open_database("orders", shop.settings(), metadata)
     try:
         order = await Store(database).under(key)
     finally:

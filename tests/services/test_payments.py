@@ -141,6 +141,38 @@ async def test_one_key_at_two_instances_at_once(shop: Shop) -> None:
     assert all(answer == captures[0] for answer in captures)
 
 
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_same_void_at_two_instances_at_once(shop: Shop, known: bool) -> None:
+    """The same void twice at the same moment, of a payment that is known or not yet, gives one answer."""
+    first = PaymentsStub(await shop.channel(await shop.start("payments")))
+    second = PaymentsStub(await shop.channel(await shop.start("payments", instance_id="payments-2")))
+    for number in range(20):
+        payment, key = f"p{number}", f"v{number}"
+        if known:
+            await first.Authorize(authorize(payment, f"a{number}"))
+        answers = await asyncio.gather(*(stub.Void(void(payment, key)) for stub in [first, second] * 2))
+        assert all(answer == answers[0] for answer in answers)
+        assert answers[0].payment.state == VOIDED
+
+
+async def test_capture_and_void_at_once(shop: Shop) -> None:
+    """Of a capture and a void at the same moment one wins, and the other is told which state it met."""
+    first = PaymentsStub(await shop.channel(await shop.start("payments")))
+    second = PaymentsStub(await shop.channel(await shop.start("payments", instance_id="payments-2")))
+    for number in range(20):
+        await first.Authorize(authorize(f"p{number}", f"a{number}"))
+        taken, given = await asyncio.gather(
+            first.Capture(capture(f"p{number}", f"c{number}")),
+            second.Void(void(f"p{number}", f"v{number}")),
+            return_exceptions=True,
+        )
+        lost, won = (given, CAPTURED) if not isinstance(taken, BaseException) else (taken, VOIDED)
+        assert isinstance(lost, grpc.aio.AioRpcError)
+        failure = detail(lost, PreconditionFailure)
+        assert failure is not None
+        assert failure.violations[0].type == PaymentState.Name(won).removeprefix("PAYMENT_STATE_")
+
+
 async def test_bad_requests_name_their_fields(payments: PaymentsAsyncStub) -> None:
     """Each bad field of each method is named by a BadRequest."""
     bad = AuthorizeRequest(amount=Money(currency_code="EUR"), payment_method="x" * 129)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / ".cache" / "bin"
-HOW_TO_GET = "`make servers` builds them into .cache/bin (needs Go)"
-SERVERS = ("consul", "jaeger", "gopeer")
+HOW_TO_GET = "`make servers` builds them into .cache/bin (needs Go), and says how to get PostgreSQL"
+SERVERS = ("consul", "jaeger", "gopeer", "postgres")
 
 
 def find(name: str) -> Path | None:
-    """The program of the server ``name`` (``consul``, ``jaeger``, ``gopeer``), or None."""
+    """The program of the server ``name``, one of ``SERVERS``, or None."""
     found = shutil.which(name) or shutil.which(name, path=str(BUILT))
+    if found is None and name == "postgres":  # Debian keeps it off PATH, one directory a version
+        versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+        found = shutil.which(name, path=str(versions[-1])) if versions else None
     return Path(found) if found else None
 
 
