@@ -349,7 +349,7 @@ class LogicalChannel:
         move = candidate.breaker.last
         if move is None or move.at != now or move.after is State.HALF_OPEN:
             return
-        where = f"{self.target}: {candidate.endpoint.id} ({candidate.endpoint.address})"
+        where = f"{self.target}: {candidate.endpoint}"
         if move.after is State.OPEN:
             _log.info("%s: breaker open for %.1f s: %s; %s", where, move.open_s, move.reason, candidate.last_error)
         else:

@@ -44,6 +44,8 @@ from lb.core.throttle import ThrottleState
 READY = Connectivity.READY
 _DRAWS = 4
 """So often a policy is asked for an endpoint that was not tried, before one is drawn."""
+_SHOWN = 5
+"""So many endpoints, or reasons, are named in a message."""
 _ANSWERS = 4
 """Who refuses everything for as long as so many of its answers take has nothing under way that will be one."""
 FULL = "every endpoint is at its concurrency limit"
@@ -114,7 +116,7 @@ class Attempt:
 
     def __repr__(self) -> str:
         ended = "running" if self.outcome is None else self.outcome.reason()
-        return f"<Attempt {self.number} on {self.endpoint_id} ({self.address}): {ended}{self.why and f'; {self.why}'}>"
+        return f"<Attempt {self.number} on {self.endpoint}: {ended}{self.why and f'; {self.why}'}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Unpicked:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an update did: who is new, and whose connection can be closed now."""
+    """What an update did: who is new, in the order in which to connect, and whose connection can be closed now."""
 
     added: Sequence[Candidate]
     closable: Sequence[Candidate]
@@ -141,12 +143,12 @@ class Changes:
 class Admission:
     """Which endpoints may be picked at one moment.
 
-    ``panic``: too few can be used, so all connected ones are. ``recheck_at`` is the instant from
-    which an open breaker may admit again, ``inf`` when there is none.
+    ``panic``: breakers do not count as they should, for too few could be used; why, in words, and empty when they do.
+    ``recheck_at`` is the instant from which an open breaker may admit again, ``inf`` when there is none.
     """
 
     pool: Sequence[Candidate]
-    panic: bool
+    panic: str
     recheck_at: float
 
     def refusal(self, candidate: Candidate, now: float) -> str:
@@ -162,6 +164,23 @@ class Admission:
             left = (candidate.breaker.retry_at or now) - now
             return f"breaker open for {left:.1f} s more ({candidate.last_error or 'failures'})"
         return "weight 0"
+
+
+def _troubles(failing: Sequence[Candidate]) -> str:
+    """Why these have no connection, each reason once with those it holds for."""
+    reasons: dict[str, list[Candidate]] = {}
+    for candidate in failing:
+        reasons.setdefault(candidate.trouble or "no connection", []).append(candidate)
+    shown = []
+    for reason, those in list(reasons.items())[:_SHOWN]:
+        names = ", ".join(str(candidate.endpoint) for candidate in those[:_SHOWN])
+        shown.append(f"{names}{_more(len(those))}: {reason}")
+    left = sum(len(those) for those in list(reasons.values())[_SHOWN:])
+    return "; ".join(shown) + (f"; and {left} more" if left else "")
+
+
+def _more(count: int) -> str:
+    return f" and {count - _SHOWN} more" if count > _SHOWN else ""
 
 
 class Balancer:
@@ -245,6 +264,9 @@ class Balancer:
                         closable.append(candidate)
                     else:
                         self._leaving[key] = candidate
+        if not self._in_order:
+            # Whoever is connected first gets all calls that wait by then: not the same one from every client.
+            self.rng.shuffle(added)
         self._candidates = fresh
         self.resolution = resolution
         self.resolver_error = ""
@@ -316,6 +338,7 @@ class Balancer:
         self.policy = policy
         self.needs_metadata: bool = getattr(policy, "needs_metadata", False)
         """Whether a pick must wait until the call's metadata is known."""
+        self._in_order: bool = getattr(policy, "in_order", False)
         self._ended: Ended | None = getattr(policy, "ended", None)
         self.report: Callable[[Candidate, bytes, float], object] | None = getattr(policy, "report", None)
         """Takes a server's load report (the trailer ``endpoint-load-metrics-bin``); None: the policy reads none."""
@@ -465,7 +488,8 @@ class Balancer:
         ready = [c for c in self._candidates.values() if c.connectivity is READY]
         refusing = [c for c in ready if c.breaker.state is not _CLOSED and not c.breaker.admits(now)]
         recheck_at = min((c.breaker.retry_at or inf for c in refusing), default=inf)
-        pool, panic = self._ejection.pool(ready, refusing, len(self._candidates))
+        known = sum(c.was_ready for c in self._candidates.values()) if refusing else 0
+        pool, panic = self._ejection.pool(ready, refusing, known)
         pool = [c for c in pool if c.endpoint.weight > 0] or pool
         return Admission(pool, panic, recheck_at)
 
@@ -544,11 +568,7 @@ class Balancer:
         failing = [c for c in self._candidates.values() if c.failing_since is not None]
         if len(failing) < len(self._candidates):
             return Unpicked(f"{self.target}: connecting to {len(self._candidates)} endpoint(s)", wait=True)
-        shown = "; ".join(
-            f"{c.endpoint.id} ({c.endpoint.address}): {c.trouble or 'no connection'}" for c in failing[:5]
-        )
-        more = f"; and {len(failing) - 5} more" if len(failing) > 5 else ""
-        return Unpicked(f"{self.target}: no endpoint can be reached: {shown}{more}", wait=False)
+        return Unpicked(f"{self.target}: no endpoint can be reached: {_troubles(failing)}", wait=False)
 
     # ---- looking at it ----
 

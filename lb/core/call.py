@@ -418,9 +418,7 @@ class Call:
 
     def tried(self) -> str:
         """The attempts in words, for messages."""
-        return ", ".join(
-            f"{a.endpoint_id} ({a.address}): {a.outcome.reason() if a.outcome else 'running'}" for a in self.attempts
-        )
+        return ", ".join(f"{a.endpoint}: {a.outcome.reason() if a.outcome else 'running'}" for a in self.attempts)
 
     def _exhausted(self, outcome: Outcome, why: str) -> Action:
         """It could be tried again, but for ``why``."""

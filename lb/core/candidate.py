@@ -83,6 +83,11 @@ class Candidate:
         """Whether nobody needs its connection any more."""
         return self.retired and not self.in_flight
 
+    @property
+    def was_ready(self) -> bool:
+        """Whether it was ever connected."""
+        return self.connectivity is Connectivity.READY or self.lost_at > -inf
+
     def __repr__(self) -> str:
         return (
             f"<Candidate {self.endpoint.id} weight={self.endpoint.weight} {self.connectivity.name}"

@@ -13,7 +13,8 @@ endpoints fail for a reason of their own (a bad request, a database that all sha
   that may be tried again soonest stay in use;
 - and when less than ``panic_share`` of a larger pool can be used at all (connected and
   admitted), all that are connected are used: the few that are left would break under the
-  load of all (Envoy's panic threshold).
+  load of all (Envoy's panic threshold). Who was never connected is not part of the pool: an
+  address that no route leads to (a name's AAAA records where there is no IPv6) has never borne any load.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Ejection:
 
     Args:
         max_share: the largest share of the connected endpoints that is ejected, 0 to 1.
-        panic_share: below this share of usable endpoints all connected ones are used, 0 to 1; 0: never.
+        panic_share: when a smaller share of the endpoints that were ever connected can be used, all that are connected
+            are, 0 to 1; 0: never.
         small: in pools up to this size all but one may be ejected, and ``panic_share`` does not count; >= 0.
 
     Raises:
@@ -49,29 +51,34 @@ class Ejection:
 
     def pool(
         self, ready: Sequence[Candidate], refusing: Sequence[Candidate], known: int
-    ) -> tuple[Sequence[Candidate], bool]:
-        """Who may be picked, in the order of ``ready``, and whether this is panic.
+    ) -> tuple[Sequence[Candidate], str]:
+        """Who may be picked, in the order of ``ready``, and why this is panic, if it is; else an empty text.
 
         ``ready`` are the connected candidates, ``refusing`` those of them whose breaker refuses,
-        ``known`` is the number of all candidates, connected or not.
+        ``known`` is the number of all that are connected, or were.
         """
         if not refusing:
-            return ready, False
+            return ready, ""
         size, out = len(ready), len(refusing)
         if out == size:
             least = min(c.breaker.openings for c in ready)
             fewest = [c for c in ready if c.breaker.openings == least]
             enough = size <= self.small or len(fewest) >= self.panic_share * size
-            return fewest if enough else ready, True
+            if enough and len(fewest) < size:
+                return fewest, f"every breaker is open, the {len(fewest)} of {size} that failed least are used"
+            return ready, "every breaker is open, all are used"
         if size > self.small:
             most = int(size * self.max_share)
             if out > most:
                 refusing = sorted(refusing, key=_retry_at)[out - most :]
                 out = most
             if size - out < self.panic_share * known:
-                return ready, True
+                return ready, (
+                    f"only {size - out} of {known} could be used ({known - size} lost, {out} open breakers),"
+                    f" all {size} connected ones are used"
+                )
         left_out = set(refusing)
-        return [c for c in ready if c not in left_out], False
+        return [c for c in ready if c not in left_out], ""
 
 
 def _retry_at(candidate: Candidate) -> float:

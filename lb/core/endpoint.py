@@ -58,6 +58,10 @@ class Endpoint:
             object.__setattr__(self, "id", self.address)
         object.__setattr__(self, "key", (self.id, self.address))
 
+    def __str__(self) -> str:
+        """For people: ``id (address)``, or the address alone when it has no id of its own."""
+        return self.id if self.id == self.address else f"{self.id} ({self.address})"
+
     def _check(self) -> None:
         if not isinstance(self.address, str):
             raise ValueError(f"endpoint: address is {checks.shown(self.address)}; expected host:port")

@@ -55,7 +55,9 @@ class Snapshot:
     resolver_error: str
     """What the resolver complains of now; the last good set stays in use. Empty when all is well."""
     panic: bool
-    """Too few endpoints are admitted, so those with open breakers are used as well."""
+    """Too few endpoints could be used, so some or all with open breakers are."""
+    panic_reason: str
+    """Which case of panic it is, and who is used, in words; empty when there is none."""
     retry_budget: float
     """Retries and hedges that could be made now."""
     endpoints: tuple[EndpointSnapshot, ...]
@@ -67,7 +69,7 @@ class Snapshot:
     def __str__(self) -> str:
         head = f"{self.target}  {self.policy}  {self.state}  retry budget {self.retry_budget:.0f}"
         if self.panic:
-            head += "  PANIC: every breaker is open, all are used"
+            head += f"  PANIC: {self.panic_reason}"
         lines = [head]
         if self.rule:
             lines.append(f"  rule: {self.rule}")
@@ -126,7 +128,8 @@ def snapshot(balancer: Balancer, retry_budget: float, now: float) -> Snapshot:
         resolved=resolution is not None,
         note=resolution.note if resolution else "",
         resolver_error=balancer.resolver_error,
-        panic=admission.panic,
+        panic=bool(admission.panic),
+        panic_reason=admission.panic,
         retry_budget=retry_budget,
         endpoints=tuple(endpoints),
     )

@@ -78,8 +78,8 @@ class Rig:
 
     @property
     def panic(self) -> bool:
-        """Whether all are used because every breaker is open."""
-        return self.balancer.admission(self.now).panic
+        """Whether endpoints with open breakers are used, for want of others."""
+        return bool(self.balancer.admission(self.now).panic)
 
     def update(self, names: str, weights: Sequence[int] = (), note: str = "") -> Changes:
         """A new set: one endpoint a letter."""

@@ -125,6 +125,18 @@ def test_round_robin_begins_anywhere() -> None:
     assert min(starts.values()) > 60
 
 
+def test_round_robin_begins_anywhere_after_one_that_was_alone() -> None:
+    """The first to be connected has had the first call; the second one goes to any."""
+    starts = Counter[str]()
+    for seed in range(400):
+        candidates = backends([1] * 4)
+        alone = RoundRobin().picker(candidates[:1], None)
+        picks(alone, 1, seed)
+        starts.update(picks(RoundRobin().picker(candidates, alone), 1, seed))
+    assert set(starts) == set("abcd")
+    assert min(starts.values()) > 60
+
+
 @pytest.mark.parametrize(
     ("after", "expected"),
     [

@@ -23,10 +23,22 @@ SPREAD = st.one_of(st.just(1), st.sampled_from([1, 2, 5]), st.integers(1, 1000))
 LARGE = st.lists(SPREAD, min_size=SMOOTH_LIMIT + 1, max_size=150)
 
 
-def picks(picker: SmoothPicker | TieredPicker, count: int, seed: int = 1) -> list[str]:
-    """The ids of the next ``count`` picks."""
-    rng = Random(seed)
-    return ids([picker.pick(None, 0.0, rng) for _ in range(count)])
+class Beginning(Random):
+    """Chance that begins a sequence at its pick of that number, from 0 on."""
+
+    def __init__(self, at: int = 0) -> None:
+        super().__init__(1)
+        self._at = at
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        """The number, once around if need be."""
+        return self._at % start
+
+
+def picks(picker: SmoothPicker | TieredPicker, count: int, rng: Random | None = None) -> list[str]:
+    """The ids of the next ``count`` picks; a new sequence begins at its beginning, unless ``rng`` is given."""
+    chance = rng or Beginning()
+    return ids([picker.pick(None, 0.0, chance) for _ in range(count)])
 
 
 def nginx(weights: Sequence[int], count: int) -> list[int]:
@@ -114,10 +126,59 @@ def test_beyond_64_the_start_is_not_bunched() -> None:
     assert "a a a" not in " ".join(got)
 
 
-def test_beyond_64_clients_begin_anywhere() -> None:
-    """Many clients of many equal endpoints do not all begin with the same one."""
+@pytest.mark.parametrize("weights", [[1, 1, 1], [5, 1, 1], [7, 3], [1] * 64, [6, 2, 4]])
+def test_clients_begin_anywhere_in_the_sequence(weights: list[int]) -> None:
+    """As many clients as the sequence is long, each at another place: first picks, second, ... are shared by weight."""
+    common = gcd(*weights)
+    shares = {c.endpoint.id: c.weight // common for c in backends(weights)}
+    length = sum(shares.values())
+    clients = [picks(POLICY.picker(backends(weights), None), length, Beginning(at)) for at in range(length)]
+    for turn in zip(*clients, strict=True):
+        assert Counter(turn) == shares
+    for client in clients:
+        assert Counter(client) == shares  # each by itself, whatever its beginning
+
+
+@given(weights=SMALL, at=st.integers(0, CYCLE_LIMIT - 1))
+@settings(max_examples=50, deadline=None)
+def test_a_client_that_begins_elsewhere_goes_on_as_nginx_does(weights: list[int], at: int) -> None:
+    """From its first pick on it is the same sequence; so is what a rebuild carries over."""
+    candidates = backends(weights)
+    at %= min(sum(weights) // gcd(*weights), CYCLE_LIMIT)
+    expected = [candidates[i].endpoint.id for i in nginx(weights, at + 300)][at:]
+    first = POLICY.picker(candidates, None)
+    assert picks(first, 100, Beginning(at)) + picks(POLICY.picker(candidates, first), 200) == expected
+
+
+@pytest.mark.parametrize("weights", [[1] * 100, [100] + [1] * 100, [1, 2, 5, 60] * 30])
+def test_beyond_64_clients_begin_anywhere(weights: list[int]) -> None:
+    """First and second picks of many clients go where the weights say: nobody gets twice its share, or half."""
+    total = sum(weights)
+    turns: list[Counter[int]] = [Counter(), Counter()]
+    clients = 3000
+    for seed in range(clients):
+        picker, rng = POLICY.picker(backends(weights), None), Random(seed)
+        for turn in turns:
+            turn[picker.pick(None, 0.0, rng).weight] += 1
+    for turn in turns:
+        for weight in set(weights):
+            share = weight * weights.count(weight) / total
+            assert abs(turn[weight] / clients - share) < 0.04
     starts = {POLICY.picker(backends([1] * 100), None).pick(None, 0.0, Random(seed)).endpoint.id for seed in range(200)}
     assert len(starts) > 60
+
+
+@pytest.mark.parametrize("size", [3, 100])
+def test_the_place_of_one_that_was_alone_says_nothing(size: int) -> None:
+    """The first to be connected got the first call; the second one goes anywhere, too."""
+    starts = Counter[str]()
+    for seed in range(300):
+        candidates, rng = backends([1] * size), Random(seed)
+        first = POLICY.picker(candidates[:1], None)
+        first.pick(None, 0.0, rng)
+        starts[POLICY.picker(candidates, first).pick(None, 0.0, rng).endpoint.id] += 1
+    assert len(starts) > min(size, 60) - 1
+    assert max(starts.values()) < 150
 
 
 @given(weights=SMALL, done=st.integers(0, 300))
@@ -128,7 +189,7 @@ def test_a_rebuild_that_changes_nothing_changes_no_pick(weights: list[int], done
     undisturbed, first = POLICY.picker(candidates, None), POLICY.picker(candidates, None)
     expected = picks(undisturbed, done + 1)[done:] + picks(undisturbed, 299)
     picks(first, done)
-    assert picks(POLICY.picker(candidates, first), 300, seed=2) == expected
+    assert picks(POLICY.picker(candidates, first), 300, Random(2)) == expected
 
 
 @given(weights=LARGE, every=st.integers(1, 300))
@@ -185,7 +246,7 @@ def test_the_place_is_kept_across_the_two_schedules(small: int, large: int) -> N
 def test_who_stays_gets_its_share_while_others_come_and_go(
     seed: int, steady: list[int], others: int, every: int
 ) -> None:
-    """With sets (and weights) that change all the time a survivor is within 3 picks of its share."""
+    """With sets (and weights) that change all the time a survivor is within 4 picks of its share."""
     rng = Random(seed)
     stay = [backend(f"s{i}", weight) for i, weight in enumerate(steady)]
     picker: SmoothPicker | TieredPicker | None = None
@@ -206,7 +267,7 @@ def test_who_stays_gets_its_share_while_others_come_and_go(
             due[picked] -= 1
     # Who leaves with more or less than its share leaves the difference to all who stay.
     mean = sum(due.values(), Fraction(0)) / len(due)
-    assert all(abs(credit - mean) < 3 for credit in due.values()), due
+    assert all(abs(credit - mean) < 4 for credit in due.values()), due
 
 
 def test_a_short_cycle_is_replayed_and_a_long_one_is_not_stored() -> None:

@@ -91,7 +91,7 @@ async def test_its_moves_are_logged(fleet: Fleet, caplog: pytest.LogCaptureFixtu
             await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
             for _ in range(5):
                 await UU.run(channel)
-    where = f"{channel.snapshot().target}: {one.address} ({one.address}): breaker"
+    where = f"{channel.snapshot().target}: {one.address}: breaker"
     said = [record.getMessage() for record in caplog.records if "breaker" in record.getMessage()]
     assert said == [
         f"{where} open for 0.1 s: 2 failures in a row; INTERNAL: scripted failure",

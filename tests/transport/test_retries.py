@@ -82,7 +82,7 @@ async def test_a_call_that_is_not_idempotent_fails_at_once(
             assert (await failure(kind.start(channel))).code() is UNAVAILABLE
     assert (len(one.received), len(two.received)) == (1, 0)
     (said,) = [record.getMessage() for record in caplog.records if " fails: " in record.getMessage()]
-    assert f"{kind.method} fails: the method is not declared idempotent; tried {one.address} (" in said
+    assert f"{kind.method} fails: the method is not declared idempotent; tried {one.address}: " in said
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "NOT_FOUND"])

@@ -106,6 +106,10 @@ class Hooks(Protocol):
     needs_metadata: ClassVar[bool]
     """True: the pick waits until the call's metadata is known, and ``call.metadata`` has it."""
 
+    in_order: ClassVar[bool]
+    """True: new endpoints are connected in the resolver's order. Else the order is left to chance, so that many clients
+    that start together do not all begin with the same endpoint."""
+
     def ended(self, candidate: Candidate, outcome: Outcome, duration_s: float, now: float) -> None:
         """An attempt on ``candidate`` ended, after so many seconds. Called once for each attempt."""
 

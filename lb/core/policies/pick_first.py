@@ -15,13 +15,19 @@ from lb.core.policies.base import CallInfo, Candidate, Picker
 class PickFirst:
     """The first endpoint in the resolver's order, for as long as it is admitted; then the first of the others.
 
-    It does not go back by itself when the former one returns. ``shuffle`` begins with a random
-    endpoint, so that many clients do not begin alike (gRFC A62). Unlike gRPC's ``pick_first`` the
-    connections to the others stand, too: a failover costs no connecting.
+    At the start it is the first of those that are connected when the first call is made; connecting begins in the
+    resolver's order, all at once. It does not go back by itself when the former one returns. So all clients of
+    one set use the same endpoint; ``shuffle`` begins with a random one, so that they do not (``shuffleAddressList``,
+    gRFC A62). Unlike gRPC's ``pick_first`` the connections to the others stand, too: a failover costs no connecting.
     """
 
     name: ClassVar[str] = "pick_first"
     shuffle: bool = False
+
+    @property
+    def in_order(self) -> bool:
+        """Whether new endpoints are connected in the resolver's order."""
+        return not self.shuffle
 
     def __post_init__(self) -> None:
         checks.flag("pick_first: shuffle", self.shuffle)

@@ -44,9 +44,10 @@ class RoundRobinPicker:
     def place_in(self, candidates: Sequence[Candidate]) -> int:
         """The index in a new set to go on with: who is next and still there; -1 for anywhere.
 
-        So the place only moves forward, and nobody who stays waits longer than a round.
+        So the place only moves forward, and nobody who stays waits longer than a round. One that was alone had
+        no place: what follows begins anywhere.
         """
-        if self._next < 0:
+        if self._next < 0 or len(self._candidates) == 1:
             return -1
         places = {candidate.endpoint.key: place for place, candidate in enumerate(candidates)}
         size = len(self._candidates)

@@ -16,9 +16,14 @@ visit. So a pick is O(1) on average, with 16 tiers for weights up to 65,535, and
 picks off its share. An earliest-deadline heap (gRFC A58, Envoy) costs O(log n) for each pick, a
 static stride O(n) where one weight towers.
 
+Where a sequence begins is left to chance: with weights 5, 1, 1 a client's first pick is the first of them five times
+in seven, and so is its second. Clients that start together, or make one call each, do not all
+begin with the same endpoint. From there on the shares are exact.
+
 When the set or a weight changes, survivors keep their credit and newcomers begin with an
 average one: the sequence does not restart, nobody waits longer than its share says, nobody gets
-a burst. Who left and comes back is a newcomer.
+a burst. Who left and comes back is a newcomer. The place of one that was alone says nothing: what
+follows begins anywhere.
 """
 
 from __future__ import annotations
@@ -38,7 +43,8 @@ from lb.core.policies.base import CallInfo, Candidate, Picker
 SMOOTH_LIMIT = 64
 """Up to so many candidates the sequence is nginx's."""
 CYCLE_LIMIT = 1024
-"""Up to this sum of (reduced) weights nginx's sequence is recorded: at most 8 KB a channel."""
+"""Up to this sum of (reduced) weights nginx's sequence is recorded: at most 8 KB a channel. A longer one begins at one
+of its first 1024 picks: walking there costs a millisecond or two, once."""
 PRECISION = 1 << 20
 """Weights are multiplied until they sum to this: a change rounds credits to a millionth of a pick."""
 STRETCH = 256
@@ -66,16 +72,13 @@ def by_weights(
     candidates: Sequence[Candidate], weights: Sequence[int], previous: Picker | None
 ) -> SmoothPicker | TieredPicker:
     """A picker with these weights, each >= 1, in place of the candidates' own."""
+    known = previous if isinstance(previous, (SmoothPicker, TieredPicker)) and previous.size > 1 else None
     if len(candidates) > SMOOTH_LIMIT:
-        return TieredPicker(
-            candidates, weights, previous if isinstance(previous, (SmoothPicker, TieredPicker)) else None
-        )
+        return TieredPicker(candidates, weights, known)
     reduced = sum(weights) // gcd(*weights)
     factor = PRECISION // sum(weights) + 1
     weights = [weight * factor for weight in weights]
-    credits = [0] * len(weights)
-    if isinstance(previous, (SmoothPicker, TieredPicker)):
-        credits = _carried(candidates, sum(weights), previous.credits())
+    credits = None if known is None else _carried(candidates, sum(weights), known.credits())
     return SmoothPicker(candidates, weights, credits, reduced)
 
 
@@ -94,15 +97,32 @@ def _carried(candidates: Sequence[Candidate], total: int, credits: Credits) -> l
 class SmoothPicker:
     """nginx's smooth weighted round robin; its credits are nginx's current_weight."""
 
-    __slots__ = ("_at", "_candidates", "_credits", "_cycle", "_length", "_replaying", "_start", "_weights", "total")
+    __slots__ = (
+        "_at",
+        "_begun",
+        "_candidates",
+        "_credits",
+        "_cycle",
+        "_length",
+        "_replaying",
+        "_start",
+        "_weights",
+        "total",
+    )
 
-    def __init__(self, candidates: Sequence[Candidate], weights: list[int], credits: list[int], length: int) -> None:
-        """Use ``WeightedRoundRobin.picker``. ``length`` is the number of picks after which the sequence repeats."""
+    def __init__(
+        self, candidates: Sequence[Candidate], weights: list[int], credits: list[int] | None, length: int
+    ) -> None:
+        """Use ``WeightedRoundRobin.picker``. ``length`` is the number of picks after which the sequence repeats.
+
+        ``credits`` are in 1/sum of a pick; without any it begins anywhere in the sequence.
+        """
         self.total = sum(weights)
         self._candidates = tuple(candidates)
         self._weights = weights
-        self._credits = credits  # in 1/total of a pick
-        self._start = credits  # where the recorded cycle begins
+        self._begun = credits is not None
+        self._credits = [0] * len(weights) if credits is None else credits
+        self._start = self._credits  # where the recorded cycle begins
         self._cycle: list[int] = []
         self._length = length
         self._replaying = False
@@ -114,13 +134,21 @@ class SmoothPicker:
             at = self._at
             self._at = at + 1 if at + 1 < self._length else 0
             return self._candidates[self._cycle[at]]
+        if not self._begun:
+            self._begun = True
+            for _ in range(rng.randrange(min(self._length, CYCLE_LIMIT))):
+                self._walk()
+        return self._candidates[self._walk()]
+
+    def _walk(self) -> int:
+        """A step of nginx's: the index of the next."""
         credits = list(map(add, self._credits, self._weights))
         best = credits.index(max(credits))
         credits[best] -= self.total
         self._credits = credits
         if self._length <= CYCLE_LIMIT:
             self._record(best)
-        return self._candidates[best]
+        return best
 
     def _record(self, best: int) -> None:
         self._cycle.append(best)
@@ -131,6 +159,11 @@ class SmoothPicker:
             else:
                 self._cycle = []
                 self._start = self._credits
+
+    @property
+    def size(self) -> int:
+        """How many there are to pick from."""
+        return len(self._candidates)
 
     def credits(self) -> dict[Candidate, float]:
         """How many picks are due to each."""
@@ -244,7 +277,15 @@ class TieredPicker:
         self._rest = iter(row)
         # Drawn in C: the row's next tier, and that tier's next candidate.
         self._picks = map(next, self._rest)
+        if first and not self._begun:
+            for _ in range(rng.randrange(len(row))):
+                next(self._picks)
         return next(self._picks)
+
+    @property
+    def size(self) -> int:
+        """How many there are to pick from."""
+        return len(self._weights)
 
     def due(self) -> dict[int, float]:
         """How many picks are due to each tier, by its number."""

@@ -7,7 +7,7 @@ from typing import Any
 from lb.core.policies.base import Policy
 from lb.core.policies.registry import resolve
 
-_HOOKS = frozenset({"needs_metadata", "ended", "report"})
+_HOOKS = frozenset({"needs_metadata", "in_order", "ended", "report"})
 
 
 class Wrapper:
