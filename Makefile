@@ -7,7 +7,7 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help demo test lint docs stubs servers lock lowest chaos bench clean
+.PHONY: help demo test lint docs stubs servers lock lowest releases chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ lock: $(DEV) ## write the locks again from pyproject.toml (UPGRADE=1 takes the n
 
 lowest: $(DEV) ## test lb at the lowest versions that pyproject.toml allows
 	@tools/lowest.sh
+
+releases: $(DEV) ## test lb with each release of grpcio that it supports: a table (RELEASES="1.78.0 1.78.2" some)
+	@tools/releases.sh
 
 chaos: $(DEV) ## break things under load: a table of what that costs (ROWS=3,7 some of it, STRICT=1)
 	@$(PY) -m tests.chaos $(ROWS) $(ARGS)

@@ -1,16 +1,19 @@
 #!/bin/sh
 # Test lb, without the stubs of the mesh, at the lowest versions of its dependencies that pyproject.toml allows.
+# GRPCIO=1.80.1 takes that release of grpcio; arguments name other tests, and options of pytest.
 set -eu
 uv=$(tools/uv.sh)
-venv=.cache/lowest
+venv=${VENVS:-.cache}/lowest${GRPCIO:+-$GRPCIO}
 
 locked() { sed -n "s/^\($1==[^ ;]*\).*/\1/p" requirements-dev.lock; }
 
 "$uv" venv --quiet --clear --python "${PYTHON:-.venv/bin/python}" "$venv"
-"$uv" pip compile pyproject.toml --quiet --no-header --no-annotate --python "$venv/bin/python" \
-  --resolution lowest-direct --output-file "$venv/lowest.txt"
+echo "${GRPCIO:+grpcio==$GRPCIO}" >"$venv/constraint.txt"
+"$uv" pip compile pyproject.toml --extra consul --quiet --no-header --no-annotate --python "$venv/bin/python" \
+  --resolution lowest-direct --constraint "$venv/constraint.txt" --output-file "$venv/lowest.txt"
 # The tests' own tools are today's; the health service is one whose generated code fits an old protobuf.
 "$uv" pip install --quiet --python "$venv/bin/python" -r "$venv/lowest.txt" grpcio-health-checking==1.50.0 \
-  "$(locked pytest)" "$(locked pytest-asyncio)" "$(locked hypothesis)" "$(locked httpx2)" "$(locked cryptography)"
+  $(for tool in pytest pytest-asyncio hypothesis httpx2 cryptography h2; do locked $tool; done)
 grep -E '^(grpcio|protobuf|py-consul|tenacity|opentelemetry-api)==' "$venv/lowest.txt"
-"$venv/bin/python" -m pytest -o pythonpath=. tests/core tests/transport tests/discovery "$@"
+[ $# -gt 0 ] || set -- tests/core tests/transport tests/sync tests/discovery
+"$venv/bin/python" -m pytest -o pythonpath=. "$@"

@@ -12,17 +12,63 @@ grpcio has made for the call anyway.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from grpc._cython import cygrpc
-from grpc.aio import _call as grpcio_call
-from grpc.aio import _channel as grpcio_channel
-from grpc.aio import _interceptor as grpcio_interceptor
+
+# The oldest and the newest release that the tests run with (`make releases`).
+OLDEST, NEWEST = "1.76", "1.85"
+
+
+def moved(what: Iterable[str]) -> ImportError:
+    """What to raise where the installed grpcio lacks private names that we use."""
+    return ImportError(
+        f"lb works with grpcio {OLDEST} to {NEWEST}; grpcio {grpc.__version__} is installed, and lacks what lb uses"
+        f" of it: {', '.join(what)}. Install a release in between, or a newer lb."
+    )
+
+
+def demand(names: dict[Any, str]) -> None:
+    """Raise ``ImportError`` unless each of these modules and classes has all of its names."""
+    missing = [
+        f"{owner.__name__}.{name}" for owner in names for name in names[owner].split() if not hasattr(owner, name)
+    ]
+    if missing:
+        raise moved(missing)
+
+
+try:
+    from grpc._cython import cygrpc
+    from grpc.aio import _call as grpcio_call
+    from grpc.aio import _channel as grpcio_channel
+    from grpc.aio import _interceptor as grpcio_interceptor
+
+    NAMES: dict[Any, str] = {
+        cygrpc: "EOF AioRpcStatus UsageError InternalError ExecuteBatchError AioChannel CallCredentials Channel"
+        " StatusCode build_census_context",
+        grpcio_call: "UnaryUnaryCall",
+        grpcio_channel: "UnaryUnaryMultiCallable _augment_channel_arguments",
+        grpcio_channel.Channel: "unary_unary unary_stream stream_unary stream_stream"
+        " _close close get_state wait_for_state_change channel_ready",
+        grpcio_interceptor: "UnaryUnaryClientInterceptor UnaryStreamClientInterceptor StreamUnaryClientInterceptor"
+        " StreamStreamClientInterceptor",
+    }
+    """What every release must have."""
+except (ImportError, AttributeError) as error:
+    raise moved([str(error)]) from error
+
+demand(NAMES)
+
+# What older releases lack. A line goes, with what hangs on it, once nothing before its release is supported.
+# (A change that needs nothing from us: from 1.82 on a channel cancels its calls in a forked child.)
+TELLS_OF_CALLS = hasattr(grpcio_channel.Channel, "_register_call")  # 1.83: a multicallable tells its channel of a call
+HAS_HANDLES = hasattr(cygrpc.AioChannel, "get_registered_call_handle")  # 1.84: methods of stubs are registered
 
 T = TypeVar("T")
 
@@ -70,6 +116,10 @@ _NEVER_PROCESSED = (
     "Stream removed (GOAWAY received;",
     "Stream removed (Transport closed (",
     "Stream removed (Stream IDs exhausted",
+    # Before 1.81, whose core shows the innermost error alone.
+    "GOAWAY received;",
+    "Transport closed",
+    "Stream IDs exhausted",
 )
 
 
@@ -107,9 +157,27 @@ def as_with_core_retries(status: Any) -> Any:
     return AioRpcStatus(status.code(), words, (), f"{STATUS_CODES[status.code()].name}:{words}")
 
 
+class _WithoutHandles:
+    """A ``cygrpc.AioChannel`` of before 1.84, which can not register methods."""
+
+    def __init__(self, channel: Any) -> None:
+        self.close = channel.close
+        self.watch_connectivity_state = channel.watch_connectivity_state
+        self._call = channel.call
+
+    def get_registered_call_handle(self, method: bytes) -> int:
+        return 0
+
+    def call(
+        self, method: Any, deadline: Any, credentials: Any, wait_for_ready: Any, registered_call_handle: int
+    ) -> Any:
+        return self._call(method, deadline, credentials, wait_for_ready)
+
+
 def lower(channel: grpc.aio.Channel) -> Any:
-    """The ``cygrpc.AioChannel`` under a channel of grpcio's."""
-    return channel._channel  # type: ignore[attr-defined]
+    """The ``cygrpc.AioChannel`` under a channel of grpcio's, with the methods of the newest."""
+    found = channel._channel  # type: ignore[attr-defined]
+    return found if HAS_HANDLES else _WithoutHandles(found)
 
 
 def check_arguments(
@@ -188,6 +256,18 @@ class _ActiveCalls:
 
 _TIDY_FROM = 256
 
+
+def _telling(kind: Any) -> Any:
+    """A multicallable of before 1.83, which tells its channel of each call."""
+
+    def __call__(self: Any, *arguments: Any, **named: Any) -> Any:
+        call = kind.__call__(self, *arguments, **named)
+        self._python_channel._register_call(call)
+        return call
+
+    return type(kind.__name__, (kind,), {"__call__": __call__})
+
+
 if TYPE_CHECKING:
     _Base = grpc.aio.Channel
 
@@ -202,6 +282,8 @@ if TYPE_CHECKING:
 else:
     _Base = grpcio_channel.Channel
     _UnaryUnaryBase = grpcio_channel.UnaryUnaryMultiCallable
+    if not TELLS_OF_CALLS:
+        _UnaryUnaryBase = _telling(_UnaryUnaryBase)
     _UnaryUnaryCallBase = grpcio_call.UnaryUnaryCall
 
 
@@ -287,14 +369,59 @@ class UpperChannel(_Base):
         self._active_calls.add(call)
 
     async def _close(self, grace: float | None) -> None:
+        # As of grpcio 1.83; those before look for calls among all tasks of the loop, and find some of them.
+        channel = self._channel
         try:
-            await super()._close(grace)  # type: ignore[misc]  # the stubs know only the public names
+            if channel.closed():
+                return
+            if grace and grace < 0:
+                raise ValueError(f"grace must be non-negative, got {grace}.")
+            channel.closing()
+            calls = list(self._active_calls)
+            if grace and calls:
+                await asyncio.wait([asyncio.ensure_future(_over(call)) for call in calls], timeout=grace)
+            for call in calls:
+                call.cancel()
+            self._active_calls.clear()
         finally:  # also when closing was cancelled while it waited for calls
-            if self._channel.closed():  # not when the grace was refused
+            if channel.closed():  # not when the grace was refused
                 for call in list(self._active_calls):
                     call.cancel()
-                self._channel.close()
-                await self._channel.wait_closed()
+                channel.close()
+                await channel.wait_closed()
+
+
+async def _over(call: Any) -> None:
+    """Wait for a call's end, whatever that is."""
+    with contextlib.suppress(Exception):
+        await call.code()
+
+
+def _as_newest(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A channel's method whose multicallables get what those of its release lack."""
+
+    def made(
+        self: UpperChannel,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        stub = make(self, method, request_serializer, response_deserializer, _registered_method)
+        handles = self._channel.get_registered_call_handle
+        stub._registered_call_handle = handles(method.encode()) if _registered_method else 0
+        if not TELLS_OF_CALLS:
+            stub._python_channel = self
+            if type(stub) is not _UnaryUnary:
+                stub.__class__ = _telling(type(stub))
+        return stub
+
+    return functools.wraps(make)(made)
+
+
+if not HAS_HANDLES:
+    for _name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+        setattr(UpperChannel, _name, _as_newest(getattr(UpperChannel, _name)))
 
 
 def lower_call(call: Any) -> Any:

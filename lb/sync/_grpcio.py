@@ -15,13 +15,40 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from grpc import _channel as grpcio_channel
-from grpc import _common as grpcio_common
-from grpc import _compression as grpcio_compression
-from grpc import _observability
-from grpc._cython import cygrpc
 
 from lb.aio._grpcio import UpperChannel as AioUpperChannel
+from lb.aio._grpcio import demand, moved
+
+try:
+    from grpc import _channel as grpcio_channel
+    from grpc import _common as grpcio_common
+    from grpc import _compression as grpcio_compression
+    from grpc import _observability
+    from grpc._cython import cygrpc
+
+    NAMES: dict[Any, str] = {
+        cygrpc: "AioChannel Channel SendInitialMetadataOperation SendMessageOperation SendCloseFromClientOperation"
+        " ReceiveInitialMetadataOperation ReceiveMessageOperation ReceiveStatusOnClientOperation get_fork_epoch",
+        cygrpc.StatusCode: "cancelled internal",
+        cygrpc.OperationType: "send_initial_metadata send_message send_close_from_client receive_initial_metadata"
+        " receive_message receive_status_on_client",
+        cygrpc.CompletionType: "operation_complete",
+        cygrpc.InitialMetadataFlags: "wait_for_ready wait_for_ready_explicitly_set",
+        cygrpc.PropagationConstants: "GRPC_PROPAGATE_DEFAULTS",
+        grpcio_channel: "_InactiveRpcError _RPCState _handle_event _start_unary_request _determine_deadline"
+        " _UNARY_UNARY_INITIAL_DUE _UnaryUnaryMultiCallable _InitialMetadataFlags _DEFAULT_SINGLE_THREADED_UNARY_STREAM"
+        " _ChannelCallState _ChannelConnectivityState _channel_managed_call_management _separate_channel_options"
+        " _augment_options",
+        grpcio_channel.Channel: "_process_python_options _unsubscribe_all _close",
+        grpcio_common: "deserialize encode",
+        grpcio_compression: "augment_metadata",
+        _observability: "_OBSERVABILITY_PLUGIN",
+    }
+    """What every release must have."""
+except (ImportError, AttributeError) as error:
+    raise moved([str(error)]) from error
+
+demand(NAMES)
 
 CLOSED = "Cannot invoke RPC on closed channel!"
 CHANNEL_CLOSED = "Channel closed!"
@@ -81,21 +108,25 @@ def raised(credentials: Any) -> grpc.CallCredentials | None:
     return None if credentials is None else grpc.CallCredentials(credentials)
 
 
+def _arguments(options: Options, compression: grpc.Compression | None) -> tuple[tuple[str, Any], ...]:
+    # Newer releases add the epoch in ``cygrpc.Channel``, and none does in ``cygrpc.AioChannel``.
+    return (*grpcio_channel._augment_options(options, compression), ("grpc.fork_epoch", cygrpc.get_fork_epoch()))
+
+
 def blocking_channel(
     address: str, options: Options, credentials: grpc.ChannelCredentials | None, compression: grpc.Compression | None
 ) -> Any:
     """A ``cygrpc.Channel``. Its blocking calls poll in the caller's thread; it starts none."""
-    arguments = grpcio_channel._augment_options(options, compression)
-    return cygrpc.Channel(address.encode(), arguments, _lowered(credentials))
+    return cygrpc.Channel(address.encode(), _arguments(options, compression), _lowered(credentials))
 
 
 def watching_channel(
     address: str, options: Options, credentials: grpc.ChannelCredentials | None, compression: grpc.Compression | None
 ) -> grpc.aio.Channel:
     """A channel for the running loop with the very arguments of `blocking_channel`: the two share a connection."""
-    epoch = ("grpc.fork_epoch", cygrpc.get_fork_epoch())  # which ``cygrpc.Channel`` adds by itself
-    arguments = (*grpcio_channel._augment_options(options, compression), epoch)
-    lower = cygrpc.AioChannel(address.encode(), arguments, _lowered(credentials), asyncio.get_running_loop())
+    lower = cygrpc.AioChannel(
+        address.encode(), _arguments(options, compression), _lowered(credentials), asyncio.get_running_loop()
+    )
     return AioUpperChannel(lower, None)  # type: ignore[abstract]  # grpcio's own class implements them
 
 

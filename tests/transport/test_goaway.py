@@ -97,7 +97,12 @@ async def test_a_connection_that_comes_and_goes_unseen_is_opened_again(backend: 
 
 
 @pytest.mark.parametrize(
-    "words", ["Stream removed (GOAWAY received; Error code: 0)", "Stream removed (Transport closed (x))"]
+    "words",
+    [
+        "Stream removed (GOAWAY received; Error code: 0)",
+        "Stream removed (Transport closed (x))",
+        "GOAWAY received; Error code: 0; Debug Text: bye",
+    ],
 )
 async def test_a_server_that_only_says_so_is_not_believed(kind: Kind, words: str) -> None:
     """It passes on what its own client met. The connection stands, so the call may have run: no other attempt."""
@@ -140,6 +145,9 @@ async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:
             if self.watched > 1:
                 await asyncio.Event().wait()
             return True
+
+        def call(self) -> None:
+            pass
 
         def close(self) -> None:
             pass

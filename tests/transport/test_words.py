@@ -8,6 +8,7 @@ import grpc
 
 from lb.testing._listening import stop_accepting
 from lb.testing.backend import hang
+from tests.support.releases import WRAPS, worded
 from tests.transport.kit import HANGS_S, UU, Kind, failure
 from tests.transport.worlds import Side, World
 
@@ -20,7 +21,10 @@ async def test_a_deadline(world: World, kind: Kind) -> None:
     error = await failure(kind.start(world.channel, timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert error.details() == "Deadline Exceeded"
-    assert error.debug_error_string() == "DEADLINE_EXCEEDED:Deadline Exceeded"
+    if WRAPS:
+        assert error.debug_error_string() == "DEADLINE_EXCEEDED:Deadline Exceeded"
+    else:
+        assert "Deadline Exceeded" in (error.debug_error_string() or "")
 
 
 async def test_a_connection_that_is_cut(side: Side) -> None:
@@ -46,4 +50,4 @@ async def test_a_connection_that_is_cut(side: Side) -> None:
             writer.transport.abort()
         await server.wait_closed()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.details() == "Stream removed (Socket closed)"
+    assert error.details() == worded("Stream removed (Socket closed)")
