@@ -83,7 +83,7 @@ except ImportError as error:
         (
             "aio",
             "del grpc.aio._call; sys.modules['grpc.aio._call'] = None",
-            "cannot import name '_call' from 'grpc.aio'",
+            "grpc.aio._call",
         ),
         ("sync", "del grpc._channel._RPCState, grpc._common.encode", "grpc._channel._RPCState, grpc._common.encode"),
         ("sync", "del grpc._channel.Channel", "module 'grpc._channel' has no attribute 'Channel'"),
