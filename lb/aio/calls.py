@@ -83,7 +83,7 @@ class Owner(Protocol):
     def unbegun(self) -> set[LogicalCall]:
         """Calls that no task has begun to carry out."""
 
-    def in_loop(self, function: Callable[[str], None], argument: str) -> None:
+    def in_loop(self, function: Callable[[Any], object], argument: Any) -> None:
         """Call a function in the channel's event loop; from any thread."""
 
     @property
@@ -98,6 +98,9 @@ class Owner(Protocol):
 
     def attempt_answered(self, attempt: Attempt) -> None:
         """A stream's first response came."""
+
+    def attempt_silent(self, attempt: Attempt, now: float) -> None:
+        """An attempt had no response for its ``attempt_timeout``; the balancer knows."""
 
     def over(self) -> bool:
         """Whether it is closed: there will be no other attempt."""
@@ -131,8 +134,8 @@ class LogicalCall:
     _retrying: asyncio.Task[None] | None = None
     _given_up: Any = None
     """The attempt of a stream that another one follows; it stands in ``_real`` until that begins."""
-    _bounded = True
-    _timed_out: Any = None
+    _timed_out: tuple[Any, ...] = ()
+    """Lower calls that were ended because `attempt_timeout` passed."""
     _passing_time: asyncio.Task[Any] | None = None
     _last: tuple[Any, Any] = (None, None)
     _arguments: tuple[Any, ...] = ()
@@ -155,7 +158,6 @@ class LogicalCall:
         self._initial_metadata_waiters: list[asyncio.Future[None]] | None = None
         self._status_waiters: list[asyncio.Future[None]] | None = None
         self._done_callbacks: list[Callable[[], None]] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._outbox: Outbox | None = None
         self._race: Race | None = None
         self._deferred = False
@@ -315,6 +317,8 @@ class LogicalCall:
                     real = self._real if self._attempt is action else None
                     if real is None:
                         real = self._open_real(action)
+                    if (overdue := self.call.settings.overdue) is not None:
+                        overdue.add(action, self, real)
                     first = self._span is None and action.number == 1
                     headers = metadata if first else self._headers(action, metadata)
                     response: bytes | None = await real.unary_unary(request, headers, *context)
@@ -335,7 +339,6 @@ class LogicalCall:
         self._arguments = (None, metadata, context)
         outbox = self._requests()
         action = self._take(metadata)
-        self._lift_attempt_timeout()
         outbox.observe(metadata_sent, self._await_response if self._timed else None)
         while action is not None:
             if type(action) is Attempt:
@@ -372,7 +375,6 @@ class LogicalCall:
 
     async def _initiate(self) -> None:
         action = self._take(self._arguments[1])
-        self._lift_attempt_timeout()
         await self._open(action)
         while self._retrying is not None and not self._retrying.done():
             await asyncio.wait((self._retrying,))
@@ -514,45 +516,46 @@ class LogicalCall:
 
     def lower_call(self, attempt: Attempt) -> Any:
         """A new call of grpcio's lower layer for this attempt."""
-        deadline = self._deadline
-        if self.call.settings.retry.attempt_timeout is not None:
-            deadline = self._attempt_deadline()
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
-        return attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
-
-    def _attempt_deadline(self) -> float | None:
-        """The instant (wall clock) at which an attempt that begins now is given up."""
-        deadline = self._deadline
-        limit = self.call.settings.retry.attempt_timeout
-        if limit is not None and self._bounded:
-            limit += time.time()
-            if deadline is None or limit < deadline:
-                return limit
-        return deadline
-
-    def _lift_attempt_timeout(self) -> None:
-        """This call streams: its attempts are not bounded as a whole, at most until the first response."""
-        self._bounded = False
-        if self.call.settings.retry.attempt_timeout is not None and self._real is not None:
-            self._real = None  # made before this was known; it was not started, and none will be made of it
+        return attempt.candidate.handle.call(self._method, self._deadline, self._credentials, False, self._registered)
 
     @property
     def _timed(self) -> bool:
-        return self.call.settings.retry.attempt_timeout is not None
+        return self.call.settings.overdue is not None
 
     def _await_response(self, real: Any) -> None:
         """The requests are sent: from now on the attempt's time-out counts, until the first response."""
-        limit = self.call.settings.retry.attempt_timeout
-        if limit is not None and real is self._real and not self._committed:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(limit, self._attempt_timed_out, real)
+        overdue, attempt = self.call.settings.overdue, self._attempt
+        if overdue is not None and attempt is not None and real is self._real and not self._committed:
+            overdue.add(attempt, self, real)
 
-    def _attempt_timed_out(self, real: Any) -> None:
-        """No response came within the attempt's own time-out."""
-        if real is self._real and not self._committed and not real.done():
-            self._timed_out = real
+    def in_loop(self, function: Callable[[], object]) -> None:
+        """Call it in the channel's event loop; from any thread."""
+        self._channel.in_loop(lambda _: function(), None)
+
+    def attempt_overdue(self, attempt: Attempt, real: Any) -> None:
+        """`attempt_timeout` has passed without a response to the attempt, whose lower call is ``real``."""
+        if attempt.ended_at is not None or self._status is not None or real.done():
+            return
+        now = time.monotonic()
+        replayable = self._outbox is None or self._outbox.replayable
+        rivals = 0 if self._race is None else self._race.rivals(real)
+        if self.call.overdue(attempt, now, replayable=replayable, running=rivals):
+            self._timed_out = (*self._timed_out, real)
             real.cancel("attempt timeout")
+            return
+        if self.call.error is not None:
+            _log.error("%s: %s", self._channel.target, self.call.error, exc_info=self.call.error)
+            self.call.error = None
+        self._channel.attempt_silent(attempt, now)
+
+    def in_time(self, real: Any) -> Any:
+        """The status of an attempt that did not end OK; in our own words if it was given up."""
+        if not self._timed_out or real not in self._timed_out:
+            return real._status
+        limit = self.call.settings.retry.attempt_timeout
+        details = f"no response within the attempt's timeout of {limit:g} s"
+        return AioRpcStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], details, (), "")
 
     def _headers(self, attempt: Attempt, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """The metadata that this attempt sends."""
@@ -567,12 +570,6 @@ class LogicalCall:
         if self._status is not None:  # cancelled while the answer was on its way
             return None
         status = real._status
-        if self._timer is not None:
-            self._timer.cancel()
-            if real is self._timed_out:
-                limit = self.call.settings.retry.attempt_timeout
-                details = f"no response within the attempt's timeout of {limit:g} s"
-                status = AioRpcStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], details, (), "")
         if self._channel.balancer.report is not None and self._attempt is not None:
             self.report(self._attempt, status)
         if status.code() == 0:
@@ -584,7 +581,7 @@ class LogicalCall:
             return None
         now = time.monotonic()
         attempt = self._attempt
-        status = _grpcio.as_with_core_retries(status)
+        status = _grpcio.as_with_core_retries(self.in_time(real))
         outcome = self.outcome(attempt, real, status, now)
         self._give_back(outcome, now)
         replayable = True
@@ -618,13 +615,10 @@ class LogicalCall:
         origin = Origin.PEER
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             remaining = self.time_remaining()
-            limit = self.call.settings.retry.attempt_timeout
-            if real is self._timed_out:
+            if real in self._timed_out:
                 origin = Origin.ATTEMPT_TIMEOUT
             elif remaining is not None and not _DEADLINE_SLACK_S < remaining < _BEYOND_CORE_S:
                 origin = Origin.CALLER
-            elif limit is not None and attempt is not None and now - attempt.started_at >= limit - _DEADLINE_SLACK_S:
-                origin = Origin.ATTEMPT_TIMEOUT
         elif code is grpc.StatusCode.UNAVAILABLE and attempt is not None:
             # A server may pass on such words of its own client: believe them of a dead connection only.
             handle = attempt.candidate.handle
@@ -653,6 +647,8 @@ class LogicalCall:
 
     def hand_back(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Return an attempt to the balancer, with what came of it."""
+        if (overdue := self.call.settings.overdue) is not None:
+            overdue.running.pop(attempt, None)
         try:
             self._channel.attempt_ended(attempt, outcome, now)
         except Exception:  # noqa: BLE001  # the hook of a user's policy may raise anything
@@ -748,9 +744,9 @@ class LogicalCall:
         """The caller sees this attempt's answer: there will be no other."""
         self._committed = True
         self._arguments = ()
-        if self._timer is not None:
-            self._timer.cancel()
         if self._attempt is not None:
+            if (overdue := self.call.settings.overdue) is not None:
+                overdue.running.pop(self._attempt, None)
             self._channel.attempt_answered(self._attempt)
         if self._outbox is not None:
             self._outbox.forget()
@@ -771,8 +767,6 @@ class LogicalCall:
             self.call.leave_line()
         if self._race is not None:
             self._race.stop()
-        if self._timer is not None:
-            self._timer.cancel()
         if self._initial_metadata is None:
             self._initial_metadata = initial_metadata or _NO_METADATA
             if self._initial_metadata_waiters is not None:

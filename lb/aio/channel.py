@@ -20,6 +20,7 @@ import grpc
 
 from lb.aio import _grpcio, fork
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
+from lb.aio.overdue import Overdue
 from lb.aio.resolvers import make_resolver
 from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
@@ -317,6 +318,7 @@ class LogicalChannel:
                 found.timeout_s,
                 found.wait_for_ready,
                 self.metrics.tally(name, self._registered),
+                None if found.retry.attempt_timeout is None else Overdue(found.retry.attempt_timeout),
             )
         return known
 
@@ -341,6 +343,11 @@ class LogicalChannel:
         """A stream's first response came."""
         now = time.monotonic()
         self.balancer.answered(attempt, now)
+        if attempt.candidate.breaker.last is not None:
+            self._breaker_moved(attempt.candidate, now)
+
+    def attempt_silent(self, attempt: Attempt, now: float) -> None:
+        """An attempt had no response for its ``attempt_timeout``; the balancer knows."""
         if attempt.candidate.breaker.last is not None:
             self._breaker_moved(attempt.candidate, now)
 

@@ -76,6 +76,7 @@ class Race:
             while action is not None:
                 if type(action) is Attempt:
                     real = call._open_real(action)
+                    self._watch(call, action, real)
                     self._arm()
                     response: bytes | None = await real.unary_unary(
                         self._request, call._headers(action, self._metadata), *self._context
@@ -107,6 +108,14 @@ class Race:
             return response if call.is_ok() else None
         return None
 
+    def rivals(self, real: Any) -> int:
+        """How many attempts run beside this one that were not given up."""
+        call = self._call
+        if call is None:
+            return 0
+        reals = [*self._hedges.values(), *((call._real,) if call._attempt is not None else ())]
+        return sum(other is not real and other not in call._timed_out for other in reals)
+
     def stop(self) -> None:
         """The call is decided: nothing else is wanted."""
         call, self._call = self._call, None
@@ -120,6 +129,10 @@ class Race:
             if not real.done():
                 real.cancel(_FASTER)
         self._wake(None)
+
+    def _watch(self, call: LogicalCall, attempt: Attempt, real: Any) -> None:
+        if (overdue := call.call.settings.overdue) is not None:
+            overdue.add(attempt, call, real)
 
     def _arm(self, least_s: float = 0.0) -> None:
         call = self._call
@@ -157,10 +170,11 @@ class Race:
                 self._arm(_ASK_AGAIN_S)
             return
         try:
-            self._hedges[attempt] = call.lower_call(attempt)
+            self._hedges[attempt] = real = call.lower_call(attempt)
         except Exception as error:  # noqa: BLE001  # the connection was closed under us
             call.hand_back(attempt, _internal(error), time.monotonic())
             return
+        self._watch(call, attempt, real)
         task = asyncio.get_running_loop().create_task(self._hedge(call, attempt), name="lb: hedge")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -191,7 +205,7 @@ class Race:
             self._won(attempt, now)
             self._decide(call, status, real, response, now)
             return
-        status = as_with_core_retries(status)
+        status = as_with_core_retries(call.in_time(real))
         outcome = call.outcome(attempt, real, status, now)
         call.hand_back(attempt, outcome, now)
         running = len(self._hedges) + (call._attempt is not None)

@@ -32,7 +32,7 @@ from random import Random
 
 from grpc import StatusCode
 
-from lb.core.breaker import Breaker, State
+from lb.core.breaker import REFUSED, Breaker, State
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.ejection import Ejection
@@ -410,6 +410,22 @@ class Balancer:
             verdict = _FAILURE if late else _SUCCESS
             if attempt.candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
                 self._dirty = True
+
+    def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """An attempt had no response for so long that it counts as ``outcome``, though it goes on.
+
+        That was its one outcome: what it ends with decides nothing at the breaker any more.
+        """
+        candidate, generation = attempt.candidate, attempt.generation
+        if attempt.ended_at is not None:  # meanwhile
+            return
+        attempt.generation = REFUSED
+        candidate.last_error = outcome.reason()
+        if candidate.limit is not None:
+            candidate.limit.overloaded()
+        move = candidate.breaker.release(generation, outcome.verdict, now, self.rng)
+        if move is not None or (generation and candidate.breaker.state is not _CLOSED):
+            self._dirty = True
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Candidate | None:
         """Give an attempt back with its outcome, at its true end.

@@ -12,12 +12,14 @@
 
 A driver that gets an `Attempt` sends it and reports its `Outcome`; `Queued` makes it wait for
 a change of the balancer, `Pause` for a time; both end early at the deadline (`expired`). While
-an attempt runs, a driver asks for a `hedge` each time `hedge_delay_s` has passed.
+an attempt runs, a driver asks for a `hedge` each time `hedge_delay_s` has passed, and once, when its
+``attempt_timeout`` has passed without a response, whether it is `overdue`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from grpc import StatusCode
 
@@ -25,7 +27,7 @@ from lb.core.balancer import FULL, Attempt, Balancer, Unpicked
 from lb.core.budget import BudgetState
 from lb.core.candidate import Connectivity
 from lb.core.hedging import Hedging
-from lb.core.outcome import Origin, Outcome, Retryable
+from lb.core.outcome import Origin, Outcome, Retryable, classify
 from lb.core.quantile import Quantile
 from lb.core.retry import Again, GiveUp, Retry, decide
 from lb.core.throttle import ThrottleState
@@ -100,7 +102,8 @@ class Method:
 
     ``name`` is ``/package.Service/Method``; ``idempotent`` says that it may run twice without harm.
     ``timeout_s`` bounds each call besides the caller's own timeout. ``hedging`` needs ``idempotent``,
-    and a ``latency`` unless it has a fixed delay.
+    and a ``latency`` unless it has a fixed delay. ``overdue`` belongs to the driver: its watch over the attempts
+    of a method that has an ``attempt_timeout``; else None.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Method:
     timeout_s: float | None = None
     wait_for_ready: bool | None = None
     tally: Tally = field(default_factory=lambda: Tally(""))
+    overdue: Any = None
 
 
 class Call:
@@ -130,6 +134,8 @@ class Call:
     _in_line = False
     _doubt: Outcome | None = None
     _no_hedges = False
+    _promised: Again | None = None
+    """What follows the attempt that was given up for it; the budget is charged already."""
     _pushed_back = 0
     """How many attempts it had when a server last said by push-back when to retry."""
     hedged = False
@@ -248,21 +254,23 @@ class Call:
             return None
         return max(latency.value_s, hedging.least_delay_s)
 
-    def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
+    def hedge(self, now: float, why: str = "no answer yet", *, paid: bool = False) -> Attempt | None:
         """One more attempt beside those that run.
 
-        None when there is no other endpoint with room, no budget, or calls in line: those go first.
+        None when there is no other endpoint with room, no budget (unless it is ``paid`` for), or calls in line:
+        those go first.
         """
         hedging, attempts = self.settings.hedging, self.attempts
         if hedging is None or self._no_hedges or len(attempts) >= hedging.max_attempts:
             return None
-        if self._balancer.waiting or self.settings.budget.balance(now) < 1:
+        if self._balancer.waiting or (not paid and self.settings.budget.balance(now) < 1):
             return None
         attempt = self._balancer.pick_another(
             self, now, len(attempts) + 1, f"hedge: {why}", [a.candidate for a in attempts]
         )
         if attempt is not None:
-            self.settings.budget.withdraw(now)
+            if not paid:
+                self.settings.budget.withdraw(now)
             attempts.append(attempt)
             self.settings.tally.attempts += 1
         return attempt
@@ -279,6 +287,40 @@ class Call:
             or (hedging is not None and outcome.code in hedging.non_fatal)
         )
 
+    # ---- while an attempt runs ----
+
+    def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> bool:
+        """``attempt_timeout`` has passed without a response: whether the attempt is to be given up now.
+
+        It is, when another may follow (or others run, and another may follow those). If none may, giving up could
+        only fail the call early: the attempt goes on until the call's deadline, and the endpoint's breaker is told
+        already. Without a deadline nothing else would end a call to an endpoint that hangs: it is given up, too.
+
+        ``replayable``: the whole request is still at hand. ``running``: how many other attempts of this call run.
+        """
+        limit_s = self.settings.retry.attempt_timeout
+        details = f"no response within the attempt's timeout of {limit_s:g} s"
+        outcome = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
+        if (replayable and self._promise(outcome, now, running)) or self.deadline is None:
+            return True
+        self._balancer.silent(attempt, outcome, now)
+        return False
+
+    def _promise(self, outcome: Outcome, now: float, running: int) -> bool:
+        """Whether another attempt may follow this outcome. If it is to follow at once, it is paid for."""
+        choice = self._decide(outcome, now)
+        if isinstance(choice, GiveUp):
+            self.error = choice.error
+            return False
+        if running:
+            return self.settings.budget.balance(now) >= 1
+        if self.deadline is not None and now + choice.delay_s >= self.deadline:
+            return False
+        if not self.settings.budget.withdraw(now):
+            return False
+        self._promised = choice
+        return True
+
     # ---- after an attempt ----
 
     def ended(
@@ -294,7 +336,8 @@ class Call:
             return self._beside(outcome)
         if committed or not replayable:
             self._count(outcome, now)
-            return self._give_up("the response had begun" if committed else "the request stream can not be sent again")
+            why = "the response had begun" if committed else "the request stream can not be sent again"
+            return self._exhausted(outcome, why)
         if self.wait_for_ready and outcome.origin is Origin.UNSENT:
             # It asked to wait for a connection, and this one was gone before anything was sent.
             self._unsent += 1
@@ -338,26 +381,28 @@ class Call:
 
     def _again(self, outcome: Outcome, now: float) -> Action:
         """Another attempt by the rules of hedging and retrying, or the end."""
+        promised, self._promised = self._promised, None
         counted = self.hedged and self._may_lose(outcome)
         if counted:
             self._failed()
             if not outcome.pushback_s:
                 # The next hedge need not wait for its turn (gRFC A6).
-                attempt = self.hedge(now, outcome.reason())
+                attempt = self.hedge(now, outcome.reason(), paid=promised is not None)
                 if attempt is not None:
                     return attempt
-        choice = self._decide(outcome, now)
+        choice = promised or self._decide(outcome, now)
         if not counted and (isinstance(choice, Again) or choice.counts):
             self._failed()
         if type(choice) is GiveUp:
             self.error = choice.error
-            return self._exhausted(outcome, choice.why) if choice.counts else self._give_up(choice.why)
+            return self._exhausted(outcome, choice.why)
         assert isinstance(choice, Again)
         delay = choice.delay_s
-        if self.deadline is not None and now + delay >= self.deadline:
-            return self._exhausted(outcome, "the deadline is nearer than the next attempt")
-        if not self.settings.budget.withdraw(now):
-            return self._exhausted(outcome, "the retry budget is used up")
+        if promised is None:
+            if self.deadline is not None and now + delay >= self.deadline:
+                return self._exhausted(outcome, "the deadline is nearer than the next attempt")
+            if not self.settings.budget.withdraw(now):
+                return self._exhausted(outcome, "the retry budget is used up")
         if outcome.pushback_s is not None:
             self._pushed_back = self._counted_attempts
         self._why = f"retry: {outcome.reason()}"
@@ -421,11 +466,13 @@ class Call:
         return ", ".join(f"{a.endpoint}: {a.outcome.reason() if a.outcome else 'running'}" for a in self.attempts)
 
     def _exhausted(self, outcome: Outcome, why: str) -> Action:
-        """It could be tried again, but for ``why``."""
+        """No other attempt follows, because of ``why``."""
         if outcome.origin is Origin.ATTEMPT_TIMEOUT:
             # The attempt's DEADLINE_EXCEEDED would read as the caller's own deadline, which has not passed.
             self.gave_up = why
-            return Failed(StatusCode.UNAVAILABLE, f"no answer in time, and {why}; tried {self.tried()}")
+            limit_s = self.settings.retry.attempt_timeout
+            words = f"no answer within attempt_timeout ({limit_s} s), and {why}; tried {self.tried()}"
+            return Failed(StatusCode.UNAVAILABLE, words)
         return self._give_up(why)
 
     def _give_up(self, why: str) -> Done:

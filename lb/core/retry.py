@@ -57,9 +57,11 @@ class Retry:
             for which it says yes is tried again although the table would not. Who gives one
             answers for idempotence. Committed calls are never retried, whatever it says.
         jitter: share of the wait that is drawn at random around it, 0 to 1.
-        attempt_timeout: seconds from an attempt's last request to its first response, or None; then the
-            attempt is given up and counts as a failure. The call's own timeout is separate and always
-            holds. (A server is told of it, as the deadline, where there is one request and one response.)
+        attempt_timeout: seconds from an attempt's last request to its first response, or None. Then the attempt
+            counts as a failure of its endpoint, and is given up if another may follow: the method may run twice
+            (or ``retry`` allows it), retries are on, attempts and budget are left, nothing was answered. Where
+            none may follow, the attempt goes on until the call's own timeout, which is separate and always
+            holds; a call without one ends UNAVAILABLE.
         budget: what retries may cost, per channel.
         idempotent: full method names (``/package.Service/Method``) that may run twice without
             harm, besides those whose proto declares an ``idempotency_level``.

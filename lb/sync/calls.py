@@ -102,17 +102,35 @@ class _Event:
         self.batch_operations = operations
 
 
-class _Answer:
-    """A finished attempt of the synchronous layer, as a `LogicalCall` reads those of ``grpc.aio``."""
+class Sent:
+    """An attempt in the caller's thread, as a `LogicalCall` uses those of ``grpc.aio``."""
 
-    __slots__ = ("_initial_metadata", "_status")
+    __slots__ = ("_initial_metadata", "_segregated", "_status", "event")
 
-    def __init__(self, initial_metadata: Any, status: Any) -> None:
-        self._initial_metadata = initial_metadata
+    def __init__(self, segregated: Any) -> None:
+        self._segregated = segregated
+        self._initial_metadata: Any = None
+        self._status: Any = None
+        self.event: Any = None
+        """What ended it."""
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        self.event = event = self._segregated.next_event()
+        done = event.batch_operations
+        self._initial_metadata = done[3].initial_metadata()
+        status = done[5]
+        if status.code() != 0:
+            status = AioRpcStatus(status.code(), status.details(), status.trailing_metadata(), status.error_string())
         self._status = status
 
     def done(self) -> bool:
-        return True
+        """Whether it has ended."""
+        return self.event is not None
+
+    def cancel(self, details: str) -> None:
+        """End it; from any thread."""
+        self._segregated.cancel(_grpcio.CANCELLED, details)
 
 
 def _completed(
@@ -189,28 +207,20 @@ class BlockingCall(Locked):
             self._action = None
             self._attempt = attempt
             try:
-                event = self._send(attempt)
+                sent = self._send(attempt)
             except BaseException as error:
                 self._abandon(error)
                 raise
-            done = event.batch_operations
-            status = done[5]
-            if status.code() == 0:
-                self._answered(_Answer(done[3].initial_metadata(), status))
-                if self._status is status:
-                    return event
-            else:
-                copied = AioRpcStatus(
-                    status.code(), status.details(), status.trailing_metadata(), status.error_string()
-                )
-                self._action = self._answered(_Answer(done[3].initial_metadata(), copied))
+            self._action = self._answered(sent)
+            if self._status is sent._status:  # it ended OK
+                return sent.event
         response = None
         if self._status is None:
             response = self._wait_for_loop()
         operations = _completed(self._operations, self, self._status, response, self._initial_metadata)
         return _Event(None, operations)
 
-    def _send(self, attempt: Attempt) -> Any:
+    def _send(self, attempt: Attempt) -> Sent:
         """The attempt from beginning to end, in this thread."""
         subchannel = attempt.candidate.handle
         lower = subchannel.blocking()
@@ -224,17 +234,21 @@ class BlockingCall(Locked):
             flags,
             method,
             host,
-            self._attempt_deadline(),
+            self._deadline,
             metadata,
             self._core_credentials,
             ((operations, None),),
             context,
             subchannel.registered(method) if self._registered else None,
         )
+        sent = Sent(sending)
+        if (overdue := self.call.settings.overdue) is not None:
+            overdue.add(attempt, self, sent)
         try:
             if self._ended_with is not None:  # meanwhile
                 sending.cancel(self._ended_with.code(), self._ended_with.details())
-            return sending.next_event()
+            sent.wait()
+            return sent
         except BaseException:  # Ctrl-C: the server need not go on
             sending.cancel(*_LOCALLY)
             raise

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lb.aio.sizes import SizedCall, Sizes, size
 from lb.core.balancer import Attempt
 from lb.sync import _grpcio
-from lb.sync.calls import BlockingCall, Locked
+from lb.sync.calls import BlockingCall, Locked, Sent
 
 
 class SizedLocked(SizedCall, Locked):
@@ -17,8 +15,8 @@ class SizedLocked(SizedCall, Locked):
 class SizedBlockingCall(SizedCall, BlockingCall):
     """A blocking call; what it sends from the caller's thread does not pass a lower call."""
 
-    def _send(self, attempt: Attempt) -> Any:
+    def _send(self, attempt: Attempt) -> Sent:
         sizes = self.sizes[attempt] = Sizes(size(_grpcio.message_of(self._operations[1])))
-        event = super()._send(attempt)
-        sizes.received = size(event.batch_operations[4].message())
-        return event
+        sent = super()._send(attempt)
+        sizes.received = size(sent.event.batch_operations[4].message())
+        return sent

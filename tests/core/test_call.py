@@ -18,9 +18,10 @@ from tenacity import (
 )
 
 from lb.core.balancer import Attempt
+from lb.core.breaker import Breaker, State
 from lb.core.budget import Budget
 from lb.core.call import DONE, Failed, Pause, Queued
-from lb.core.outcome import Origin, Outcome, classify
+from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.retry import Retry
 from lb.core.throttle import Throttle
 from tests.core.rig import (
@@ -121,7 +122,6 @@ def test_one_endpoint_alone_is_tried_again() -> None:
     [
         (INTERNAL, True, "INTERNAL is not retried"),
         (UNAVAILABLE, False, "the method is not declared idempotent"),
-        (TIMED_OUT, False, "the method is not declared idempotent"),
         (CANCELLED, True, "the caller gave up"),
         (classify(StatusCode.UNAVAILABLE, pushback="-1"), True, "the server said not to retry"),
     ],
@@ -133,6 +133,107 @@ def test_what_is_not_retried_ends_the_call(outcome: Outcome, idempotent: bool, w
     call.begin(rig.now)
     assert rig.fail(call, outcome) is DONE
     assert call.gave_up == why
+
+
+# ---- an attempt that is silent for too long ----
+
+SILENT_AFTER = 0.3
+
+
+def silent(rig: Rig, timeout: float | None = 3.0, *, idempotent: bool = True, replayable: bool = True) -> Any:
+    """A call whose first attempt passes ``attempt_timeout``, and whether it is to be given up."""
+    call = rig.call(timeout=timeout, idempotent=idempotent)
+    call.begin(rig.now)
+    rig.clock.advance(SILENT_AFTER)
+    return call, call.overdue(call.attempts[0], rig.now, replayable=replayable)
+
+
+def test_a_silent_attempt_is_given_up_for_another() -> None:
+    """The other one is paid for at that moment, so that it follows whatever the budget has when the first has ended."""
+    budget = Budget(ratio=0, min_per_s=0.1, ttl_s=10)
+    rig = Rig("ab", retry=Retry(wait=wait_none(), attempt_timeout=SILENT_AFTER, budget=budget))
+    call, given_up = silent(rig)
+    assert given_up
+    assert rig.budget.balance(rig.now) == 0
+    again = rig.fail(call, TIMED_OUT)
+    assert isinstance(again, Attempt)
+    assert again.endpoint_id != call.attempts[0].endpoint_id
+    assert rig.budget.balance(rig.now) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments"),
+    [
+        ({}, {"idempotent": False}),
+        ({"enabled": False}, {}),
+        ({"stop": stop_after_attempt(1)}, {}),
+        ({"stop": stop_after_delay(0.2)}, {}),
+        ({"wait": wait_fixed(5)}, {}),
+        ({"budget": Budget(ratio=0, min_per_s=0)}, {}),
+        ({}, {"replayable": False}),
+    ],
+    ids=["not idempotent", "off", "no attempts", "no time", "the deadline is nearer", "no budget", "not replayable"],
+)
+def test_a_silent_attempt_that_nothing_may_follow_goes_on(changes: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Without a deadline it is given up, since nothing else would end the call: UNAVAILABLE, and the words name it."""
+    rig = Rig("ab", retry=Retry(attempt_timeout=SILENT_AFTER, **changes))
+    call, given_up = silent(rig, **arguments)
+    assert not given_up
+    assert call.attempts[0].outcome is None
+    if changes.get("wait"):
+        return  # without a deadline it may follow
+    call, given_up = silent(rig, timeout=None, **arguments)
+    assert given_up
+    failed = rig.fail(call, TIMED_OUT, replayable=arguments.get("replayable", True))
+    assert isinstance(failed, Failed)
+    assert failed.code is StatusCode.UNAVAILABLE
+    assert failed.details.startswith("no answer within attempt_timeout (0.3 s), and ")
+
+
+@pytest.mark.parametrize("late", [OK, UNAVAILABLE], ids=["answer", "failure"])
+def test_a_silent_attempt_has_one_outcome(late: Outcome) -> None:
+    """The breaker counts the silence; what comes late neither ends the row of failures nor adds to it."""
+    breaker = Breaker(consecutive_failures=2, failure_ratio=None, jitter=0.0)
+    rig = Rig("a", retry=Retry(attempt_timeout=SILENT_AFTER, enabled=False), breaker=breaker)
+    call, _ = silent(rig)
+    assert rig.candidate("a").last_error.startswith("DEADLINE_EXCEEDED (attempt timeout): no response within")
+    rig.end(call.attempts[0], late)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    silent(rig)
+    assert rig.candidate("a").breaker.state is State.OPEN
+
+
+def test_a_silent_probe_has_failed() -> None:
+    """Its place is free at once: the endpoint is probed again although the silent one still runs."""
+    breaker = Breaker(consecutive_failures=1, failure_ratio=None, open_s=1, jitter=0.0)
+    rig = Rig("ab", retry=Retry(attempt_timeout=SILENT_AFTER, enabled=False), breaker=breaker)
+    rig.trip("a")
+    rig.clock.advance(1)
+    call = rig.call()
+    probe = call.begin(rig.now)
+    assert isinstance(probe, Attempt)
+    if probe.endpoint_id == "b":
+        call = rig.call()
+        probe = call.begin(rig.now)
+        assert isinstance(probe, Attempt)
+    assert probe.endpoint_id == "a"
+    assert rig.candidate("a").breaker.state is State.HALF_OPEN
+    call.deadline = rig.now + 3
+    assert not call.overdue(probe, rig.now)
+    assert rig.candidate("a").breaker.state is State.OPEN
+    rig.end(probe)
+    assert rig.candidate("a").breaker.state is State.OPEN
+
+
+def test_silence_is_told_of_an_attempt_that_runs() -> None:
+    """One that has ended meanwhile (in another thread) has had its outcome."""
+    breaker = Breaker(consecutive_failures=1, failure_ratio=None)
+    rig = Rig("a", retry=Retry(attempt_timeout=SILENT_AFTER, enabled=False), breaker=breaker)
+    call = rig.call(timeout=3)
+    call.begin(rig.now)
+    rig.end(call.attempts[0])
+    assert not call.overdue(call.attempts[0], rig.now)
+    assert rig.candidate("a").breaker.state is State.CLOSED
 
 
 # ---- commitment ----
