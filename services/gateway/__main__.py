@@ -23,7 +23,8 @@ from pydantic import AfterValidator, Field
 
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
-from services.gateway.limits import HeadDeadline, Limits
+from services.gateway.connection import config
+from services.gateway.limits import Limits
 from services.gateway.topology import ConsulRegistry, Topology
 from services.gateway.traces import JaegerTraces, Traces, TraceStore
 from services.runtime import logs, telemetry
@@ -31,8 +32,6 @@ from services.runtime.channels import connector
 from services.runtime.describe import version
 from services.runtime.server import stop_signals
 from services.runtime.settings import Settings, SettingsError, http_url, load
-
-_MOST_CONNECTIONS = 1024
 
 log = structlog.get_logger()
 
@@ -98,21 +97,9 @@ async def serve(settings: GatewaySettings, traces: telemetry.Telemetry) -> None:
         gateway = Gateway(backends, topology, source, store, provider=traces.provider)
         listener = _listen(settings)
         port = listener.getsockname()[1]
-        server = _Server(
-            uvicorn.Config(
-                Limits(gateway.asgi),
-                http=HeadDeadline,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=_MOST_CONNECTIONS,
-                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-            )
-        )
+        server = _Server(config(Limits(gateway.asgi), drain_s=settings.drain_s))
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+        starting = asyncio.create_task(gateway.start(), name="ready")
         log.info("ready", address=f"{settings.http_host}:{port}", pid=os.getpid())
         stopped = asyncio.create_task(reasons.get())
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,9 +114,9 @@ async def serve(settings: GatewaySettings, traces: telemetry.Telemetry) -> None:
         server.should_exit = True
         await asyncio.wait({serving, again}, return_when=asyncio.FIRST_COMPLETED)
         server.force_exit = True
-        for task in (stopped, again):
+        for task in (stopped, again, starting):
             task.cancel()
-        await asyncio.gather(stopped, again, return_exceptions=True)
+        await asyncio.gather(stopped, again, starting, return_exceptions=True)
         await serving
 
 

@@ -41,7 +41,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.gateway.backends import Backends, Deadline
 from services.gateway.bodies import parse_order, read_body, require_json
 from services.gateway.problems import FieldError, Problem, retry_after
-from services.gateway.topology import Topology
+from services.gateway.topology import MAX_AGE_S, Topology
 from services.gateway.traces import Traces, TraceStore, check_trace_id, receive_otlp, trace_json
 
 TIMEOUT_S = 5.0
@@ -149,13 +149,24 @@ class Gateway:
     async def _receive(self, request: Request) -> Response:
         return await receive_otlp(request, self._store)
 
+    async def start(self) -> None:
+        """Looks for the services until each was there once: health must not depend on having been asked before."""
+        while await self._missing():  # noqa: ASYNC110 - it is Consul that is asked
+            await asyncio.sleep(MAX_AGE_S)
+
+    async def _missing(self) -> list[str]:
+        """The services that were never seen."""
+        if self._ready:
+            return []
+        missing = await self._topology.missing()
+        self._ready = not missing
+        return missing
+
     async def _health(self, request: Request) -> Response:
         if self.leaving:
             raise Problem(503, "the gateway is shutting down")
-        if not self._ready:
-            if missing := await self._topology.missing():
-                raise Problem(503, f"starting: no instance of {', '.join(missing)} yet", headers=retry_after())
-            self._ready = True
+        if missing := await self._missing():
+            raise Problem(503, f"starting: no instance of {', '.join(missing)} yet", headers=retry_after())
         return JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
     async def _show_page(self, request: Request) -> Response:

@@ -40,7 +40,8 @@ from mesh.runtime.v1 import DescribeRequest, DescribeResponse, RuntimeServicer
 from mesh.runtime.v1 import add_RuntimeServicer_to_server as add_runtime
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
-from services.gateway.limits import HeadDeadline, Limits
+from services.gateway.connection import config
+from services.gateway.limits import Limits
 from services.gateway.topology import Topology
 from services.gateway.traces import TraceStore
 from services.runtime.errors import not_found
@@ -132,16 +133,7 @@ class Bench:
 async def serve(app: Any) -> AsyncIterator[int]:
     """Serves an application by uvicorn, as the gateway's process does."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app,
-        http=HeadDeadline,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config(app, drain_s=1))
     task = asyncio.create_task(server._serve(sockets=[listener]))
     try:
         yield listener.getsockname()[1]

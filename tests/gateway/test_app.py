@@ -222,6 +222,16 @@ async def test_health_tells_starting_ready_and_leaving(bench: Bench) -> None:
     assert (await bench.client.get("/healthz")).status_code == 503
 
 
+async def test_health_does_not_depend_on_being_asked(bench: Bench) -> None:
+    """The gateway looks for the services itself: once each was there, the first to ask is told so."""
+    for name in ("catalog", "inventory", "orders", "payments"):
+        bench.registered[name] = [instance("shop-1", bench.shop_address)]
+    async with asyncio.timeout(30):
+        await bench.gateway.start()
+    bench.registered.clear()
+    assert (await bench.client.get("/healthz")).status_code == 200
+
+
 async def test_the_page_loads_nothing_from_elsewhere(bench: Bench) -> None:
     """One file, no address of another server in it."""
     answer = await bench.client.get("/")

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from services.gateway import app as gateway_app
-from services.gateway import limits
+from services.gateway import connection
 from services.gateway.limits import Limits
 from tests.gateway.conftest import Bench, serve
 from tests.support.wait import longer
@@ -51,15 +51,15 @@ async def test_a_body_that_does_not_come_is_given_up(bench: Bench, monkeypatch: 
 
 async def test_a_head_that_does_not_end_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection without a complete head is closed, whether it says nothing or a little at a time."""
-    monkeypatch.setattr(limits, "HEAD_S", 0.05)
+    monkeypatch.setattr(connection, "HEAD_S", 0.05)
     assert await exchange(bench.port) == b""
     assert await exchange(bench.port, b"GET / HT") == b""
-    monkeypatch.setattr(limits, "HEAD_S", 60.0)
+    monkeypatch.setattr(connection, "HEAD_S", 60.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", bench.port)
     async with asyncio.timeout(4.5):  # uvicorn's own limit for an idle connection is 5 s
         writer.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"}")
-        monkeypatch.setattr(limits, "HEAD_S", 0.05)
+        monkeypatch.setattr(connection, "HEAD_S", 0.05)
         writer.write(b"GET / HT")
         assert await reader.read() == b""
     writer.close()
@@ -69,12 +69,12 @@ async def test_a_slow_answer_is_none_of_the_heads_business(monkeypatch: pytest.M
     """Once its head is complete, a request may take longer than a head."""
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(3 * limits.HEAD_S)
+        await asyncio.sleep(3 * connection.HEAD_S)
         await PlainTextResponse("done")(scope, receive, send)
 
     async with serve(slow) as port:
         for head_s in longer(0.05):
-            monkeypatch.setattr(limits, "HEAD_S", head_s)
+            monkeypatch.setattr(connection, "HEAD_S", head_s)
             answer = await exchange(port, HEAD + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
             if answer:
                 break  # else the head itself was too late
