@@ -9,6 +9,7 @@ import contextvars
 import inspect
 import itertools
 import logging
+import os
 import time
 import weakref
 from asyncio import get_running_loop
@@ -36,11 +37,12 @@ from lb.core.endpoint import MOST_WEIGHT, Endpoint, Resolution, Resolver
 from lb.core.hedging import Hedging
 from lb.core.outcome import Outcome
 from lb.core.policies import Policy, resolve
+from lb.core.proxy import proxied, resolved
 from lb.core.quantile import Quantile
 from lb.core.retry import Retry
 from lb.core.settings import Settings, settings
 from lb.core.snapshot import Snapshot, snapshot
-from lb.core.target import GrpcTarget, parse_target
+from lb.core.target import DnsTarget, StaticTarget, parse_target
 from lb.core.throttle import ThrottleState
 from lb.methods import is_idempotent
 from lb.telemetry.metrics import Metrics
@@ -50,6 +52,7 @@ _log = logging.getLogger("lb.channel")
 
 _MOST_METHODS = 4096
 _SWEEP_EVERY_S = 0.1
+_LOOK_UP_S = 1.0
 
 # How core numbers the states.
 _LEVELS: dict[Connectivity, int] = {ours: theirs.value[0] for theirs, ours in STATES.items()}
@@ -82,8 +85,9 @@ def channel(
     Args:
         target: ``consul:///catalog?dc=&tag=&near=`` (of the agent that ``CONSUL_HTTP_ADDR`` names, or
             ``consul://agent:8500/catalog``; ``tag`` may be repeated, and an instance must have all),
-            ``static:///host:port,host:port?weights=1,3``, ``dns:///host:port`` (each address is an endpoint,
-            looked up every 30 s), what grpcio takes (``host:port``: one endpoint, which grpcio resolves), or a
+            ``static:///host:port,host:port?weights=1,3``, or what grpcio takes: ``host:port``, the same as
+            ``dns:///host:port`` (each address of the name is an endpoint; looked up every 30 s, or
+            ``?interval=`` seconds, and when a connection is lost), ``ipv4:``, ``ipv6:``, ``unix:``; or a
             resolver: an object with ``start(listener)`` and ``close()`` (see `lb.Resolver`).
         policy: how to choose, an object or a name (``round_robin``, ``weighted_round_robin``,
             ``least_request``, ``p2c``, ...; see docs/policies.md). Default: ``weighted_round_robin``.
@@ -203,8 +207,13 @@ class LogicalChannel:
             target = target.decode()
         if isinstance(target, str):
             parsed = parse_target(target)
-            if isinstance(parsed, GrpcTarget) and parsed.doubt:
-                _log.warning("%s; it is left to grpcio", parsed.doubt)
+            if isinstance(parsed, DnsTarget):
+                if proxied(parsed.host, options, os.environ):
+                    parsed = parsed.unresolved()
+                else:
+                    options = resolved(options)
+            if isinstance(parsed, StaticTarget) and parsed.doubt:
+                _log.warning("%s: %s", parsed.text, parsed.doubt)
             self.target = parsed.text
             authority = parsed.authority
             self._resolver: Resolver = make_resolver(parsed)
@@ -214,6 +223,8 @@ class LogicalChannel:
             self.target = str(getattr(target, "target", type(target).__name__))
             authority = str(getattr(target, "authority", ""))
             self._resolver = target
+        self._resolve_now: Callable[[], object] | None = getattr(self._resolver, "resolve_now", None)
+        self._look_up_timer: asyncio.TimerHandle | None = None
         self._check_fork()
         _grpcio.check_arguments(self.target, options, credentials, compression)
         self.settings = settings
@@ -505,12 +516,32 @@ class LogicalChannel:
 
     def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:
         before = candidate.connectivity
-        self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble)
+        if self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble):
+            self.look_up_again(_LOOK_UP_S)
         if trouble:
             _log.info("%s: %s (%s): %s", self.target, candidate.endpoint.id, candidate.endpoint.address, trouble)
         elif state is not before:
             _log.debug("%s: %s is %s", self.target, candidate.endpoint.id, state.value)
         self._wake()
+
+    def look_up_again(self, then_s: float) -> None:
+        """Ask the resolver to look again; and once more after ``then_s``, while an endpoint can not be reached.
+
+        The source may know of a replacement a moment later. Pauses double, for an address may be dead for ever.
+        """
+        loop = self._loop
+        if self._resolve_now is None or self._closed or loop is None:
+            return
+        if self._look_up_timer is not None:
+            self._look_up_timer.cancel()
+        self._look_up_timer = loop.call_later(then_s, _look_up_again, weakref.ref(self), then_s)
+        try:
+            begun = self._resolve_now()
+            if inspect.iscoroutine(begun):
+                begun.close()
+                raise TypeError("resolve_now() is a coroutine function; expected a plain one that makes a task")
+        except Exception:  # noqa: BLE001  # a user's resolver may raise anything
+            _log.exception("%s: the resolver was asked to look again, and raised", self.target)
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -578,6 +609,8 @@ class LogicalChannel:
         if self._closed:
             return
         self._closing = self._closed = True
+        if self._look_up_timer is not None:
+            self._look_up_timer.cancel()
         for candidate in self.balancer.candidates:
             self._close_subchannel(candidate)
         try:
@@ -640,6 +673,12 @@ def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None
     alive = channel()
     if alive is not None:
         alive.look_for_calls(idle_s)
+
+
+def _look_up_again(reference: weakref.ref[LogicalChannel], passed_s: float) -> None:
+    channel = reference()
+    if channel is not None and any(c.failing_since is not None for c in channel.balancer.candidates):
+        channel.look_up_again(2 * passed_s)
 
 
 def _sweep(reference: weakref.ref[LogicalChannel]) -> None:

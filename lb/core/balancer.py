@@ -280,12 +280,16 @@ class Balancer:
         if self._resolver_failing_since is None:
             self._resolver_failing_since = now
 
-    def set_connectivity(self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "") -> None:
+    def set_connectivity(self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "") -> bool:
         """A connection changed. ``trouble`` says why it failed, if it did.
 
         Drivers report the loss of a connection also when another one stands by then.
+
+        True when the resolver should look again, since other instances may be known by now: a connection was
+        lost, or making one begins to fail.
         """
-        if candidate.connectivity is READY and state is not READY:
+        look_up = candidate.connectivity is READY and state is not READY
+        if look_up:
             candidate.lost_at = now
         candidate.connectivity = state
         if state is READY:
@@ -295,11 +299,13 @@ class Balancer:
             candidate.trouble = ""
         elif state is Connectivity.TRANSIENT_FAILURE and candidate.failing_since is None:
             candidate.failing_since = now
+            look_up = True
         if state is not READY and state is not Connectivity.IDLE:  # an idle one is as warm as it was
             candidate.ready_since = None
         if trouble:
             candidate.trouble = trouble
         self._dirty = True
+        return look_up
 
     def sleep(self, now: float) -> bool:
         """All connections are about to be closed for want of calls: from now on none is picked.

@@ -109,9 +109,15 @@ class Resolver(Protocol):
 
     ``start`` is called once, from the channel's event loop, at the channel's first use.
     ``close`` is called once, when the channel closes; it may return an awaitable, which the
-    channel awaits. After it no method of the listener is called. Two attributes are read if they are there:
-    ``target``, what messages and snapshots call it, and ``authority``, the name that servers are called by
-    (``:authority``, and the name that a certificate must have).
+    channel awaits. After it no method of the listener is called.
+
+    A third method is called if it is there: ``resolve_now()``, gRPC's request for a re-resolution. The channel
+    calls it in its event loop when a connection was lost or making one begins to fail, and then after 1, 2, 4, ...
+    seconds as long as an endpoint can not be connected to. It must not block. How often the source is read is the
+    resolver's to bound: many connections may be lost at once. One that is told of changes, as Consul's, needs none.
+
+    Two attributes are read if they are there: ``target``, what messages and snapshots call it, and ``authority``,
+    the name that servers are called by (``:authority``, and the name that a certificate must have).
     """
 
     def start(self, listener: Listener) -> None:

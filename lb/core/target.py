@@ -6,15 +6,20 @@
                                                           empty parameter counts as left out
 ``consul://10.0.0.5:8500/catalog``                        the same, read from the agent named
 ``static:///10.0.0.1:1,10.0.0.2:1?weights=1,3``           these addresses, with these weights
-``dns:///host:port``                                      every A and AAAA record, kept fresh
+``host:port`` ``dns:host:port`` ``dns:///host:port``      every A and AAAA record, kept fresh;
+                                                          ``?interval=10``: looked up every 10 s.
+                                                          A literal address is one endpoint
 ``ipv4:10.0.0.1:1,10.0.0.2:1`` ``ipv6:[::1]:1,[::2]:1``   these addresses, one endpoint each
-``host:port`` ``dns:host:port`` ``dns://server/host``     grpcio's own: handed over as one
-``unix:/path`` ``unix-abstract:name`` ``vsock:1:2``       endpoint whose address is the target
+``dns://10.0.0.53:53/host:port``                          grpcio's own: it asks that name server,
+``unix:/path`` ``unix-abstract:name`` ``vsock:1:2``       and connects to what it finds first.
+``xds:///name``                                           One endpoint, whose address is the target
 ========================================================  =====================================
 
-What cannot be right under a scheme of ours (``consul:``, ``static:``) is a ``ValueError`` here,
-before anything is connected. All else is grpcio's: it takes any text, and every call then fails
-with its reason. So does ours, and `GrpcTarget.doubt` says early what looks wrong.
+What the names mean is what `gRPC's naming`_ says; without a scheme that is known, a target is a
+DNS name. What cannot be right is a ``ValueError`` here, before anything is connected; where
+one mistake explains it, the error says what was probably meant.
+
+.. _gRPC's naming: https://github.com/grpc/grpc/blob/master/doc/naming.md
 """
 
 from __future__ import annotations
@@ -22,21 +27,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from ipaddress import ip_address
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from lb.core.endpoint import Endpoint
 
 ACCEPTED = (
-    "consul:///service, static:///host:port,host:port, dns:///host:port, or what grpcio takes "
-    "(host:port, dns:, ipv4:, ipv6:, unix:, unix-abstract:, vsock:)"
+    "consul:///service, static:///host:port,host:port, or what grpcio takes "
+    "(host:port, dns:, ipv4:, ipv6:, unix:, unix-abstract:, vsock:, xds:)"
 )
 
 CONSUL_PORT = 8500
+REFRESH_S = 30.0
+"""How often a DNS name is looked up."""
 # gRPC name resolution: "If no port is specified, the gRPC default port (443) is used".
 GRPC_PORT = 443
+_DNS_PORT = 53
+# The names of ports that grpcio knows.
+_NAMED_PORTS = {"http": "80", "https": "443"}
 _MAX_SERVICE_NAME = 255
-_GRPCIO_SCHEMES = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock"})
+_MOST_INTERVAL_S = 86400.0
+_LEAST_INTERVAL_S = 0.1
+_LOCAL = frozenset({"unix", "unix-abstract"})
+_HANDED_OVER = _LOCAL | {"vsock", "xds", "google-c2p", "google-c2p-experimental"}
+_SCHEMES = ("consul", "static", "dns", "ipv4", "ipv6", *sorted(_HANDED_OVER))
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
@@ -64,56 +79,44 @@ class ConsulTarget:
 
 @dataclass(frozen=True, slots=True)
 class StaticTarget:
-    """``static:///a:1,b:2?weights=1,3``, and grpcio's ``ipv4:`` and ``ipv6:`` lists."""
+    """Endpoints that stand in the target: ``static:``, ``ipv4:``, ``ipv6:``, a literal address.
+
+    Also a target that grpcio resolves itself: one endpoint, whose address is the target. With an
+    empty ``authority`` each endpoint has its own, as grpcio makes it from the address. ``doubt``
+    says why there is one endpoint where several might be expected.
+    """
 
     text: str
     endpoints: tuple[Endpoint, ...]
     scheme: str = "static"
-
-    @property
-    def authority(self) -> str:
-        """Empty: each endpoint's own."""
-        return ""
+    authority: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DnsTarget:
-    """``dns:///host:port``: all addresses of a name, each an endpoint."""
+    """``dns:///host:port?interval=``: all addresses of a name, each an endpoint.
+
+    ``authority`` is ``host:port`` as written, as in gRPC: a certificate is for the name, not for
+    an address. ``interval_s`` is how often the name is looked up, in seconds.
+    """
 
     text: str
     host: str
     port: int
+    authority: str
+    interval_s: float = REFRESH_S
     scheme: str = field(default="dns", init=False)
 
-    @property
-    def authority(self) -> str:
-        """``host:port`` as written, as in gRPC: a certificate is for the name, not for an address."""
-        return self.text.removeprefix("dns:///")
+    def unresolved(self) -> StaticTarget:
+        """The same name as one endpoint, for a proxy that resolves it (gRFC A1)."""
+        address = f"dns:///{quote(join_host_port(self.host, self.port), safe=_PLAIN)}"
+        doubt = "it goes through a proxy, which resolves it: one endpoint, which is not balanced (see no_proxy)"
+        return StaticTarget(self.text, (Endpoint(address),), self.scheme, self.authority, doubt)
 
 
-@dataclass(frozen=True, slots=True)
-class GrpcTarget:
-    """A target that grpcio resolves itself: one endpoint, whose address is the target.
-
-    ``doubt`` says what is probably wrong with it and what is accepted; empty when it looks right.
-    """
-
-    text: str
-    scheme: str
-    doubt: str = ""
-
-    @property
-    def authority(self) -> str:
-        """Empty: grpcio's own."""
-        return ""
-
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The one endpoint."""
-        return (Endpoint(self.text or "dns:"),)  # to grpcio, both are the same invalid target
-
-
-Target = ConsulTarget | StaticTarget | DnsTarget | GrpcTarget
+Target = ConsulTarget | StaticTarget | DnsTarget
+_PLAIN = "[]:!$&'()*+,;="  # what core leaves as it is in an authority
 
 
 def parse_target(text: str) -> Target:
@@ -123,34 +126,66 @@ def parse_target(text: str) -> Target:
     """
     if not isinstance(text, str):
         raise ValueError(f"target is {text!r}; expected a string: {ACCEPTED}")
-    match = _SCHEME.match(text)
-    scheme = match.group(1).lower() if match else ""
-    if scheme in ("consul", "static"):
-        if any(c.isspace() for c in text):
-            raise ValueError(f"target is {text!r}; expected no blanks and one of {ACCEPTED}")
-        return _consul(text) if scheme == "consul" else _static(text)
     try:
-        return _of_grpcio(text, scheme)
-    except ValueError as doubt:
-        return GrpcTarget(text, scheme if scheme in _GRPCIO_SCHEMES else "", str(doubt))
+        return _parse(text)
+    except ValueError as error:
+        meant = next((guess for guess in _guesses(text) if guess != text and _parses(guess)), "")
+        if not meant:
+            raise
+        raise ValueError(f"{error}. Did you mean {meant!r}?") from None
 
 
-def _of_grpcio(text: str, scheme: str) -> Target:
-    if not text or any(c.isspace() for c in text):
+def _parse(text: str) -> Target:
+    if not text:
+        raise ValueError(f"target is ''; expected one of {ACCEPTED}")
+    scheme = _scheme(text)
+    checked = text[0] + text[-1] + text.replace(" ", "") if scheme in _LOCAL else text  # a path may have blanks
+    if " " in checked or not checked.isprintable():
         raise ValueError(f"target is {text!r}; expected no blanks and one of {ACCEPTED}")
-    if scheme == "dns":
-        return _dns(text)
+    if scheme == "consul":
+        return _consul(text)
+    if scheme == "static":
+        return _static(text)
     if scheme in ("ipv4", "ipv6"):
         return _address_list(text, scheme)
-    if scheme in _GRPCIO_SCHEMES:
-        if len(text) == len(scheme) + 1:
-            raise ValueError(f"target {text!r}: nothing after {scheme}:; expected a path or a name")
-        return GrpcTarget(text, scheme)
-    if "://" in text:
-        raise ValueError(f"target {text!r}: unknown scheme {scheme or text.split('://')[0]!r}; expected {ACCEPTED}")
-    # No scheme: `localhost:50051` only looks like one.
-    split_host_port(text, where=f"target {text!r}", default_port=GRPC_PORT)
-    return GrpcTarget(text, "")
+    if scheme in _HANDED_OVER:
+        return _handed_over(text, scheme)
+    if not scheme and "://" in text:
+        raise ValueError(f"target {text!r}: unknown scheme {text.split('://')[0]!r}; expected {ACCEPTED}")
+    return _dns(text, scheme)
+
+
+def _scheme(text: str) -> str:
+    """The scheme in lower case, if it is one that has a meaning. `localhost:50051` only looks as if it had one."""
+    match = _SCHEME.match(text)
+    scheme = match.group(1).lower() if match else ""
+    if scheme not in _SCHEMES or (scheme in ("consul", "static") and text[len(scheme) + 1 :].isdigit()):
+        return ""  # as in gRPC: a name to look up, such as that of the host "consul"
+    return scheme
+
+
+def _guesses(text: str) -> Iterable[str]:
+    """What may have been meant by a text that is no target; most of it is none either."""
+    bare = text.strip()
+    yield bare
+    scheme, colon, rest = bare.partition(":")
+    if not colon:
+        return
+    rest = rest.lstrip("/")
+    for known in get_close_matches(scheme.lower(), _SCHEMES, n=1, cutoff=0.7):
+        yield f"{known}:///{rest}"
+        yield f"{known}:{rest}"
+    if "://" in bare or scheme.lower() in ("dns", "ipv4", "ipv6"):
+        yield f"dns:///{rest.rstrip('/')}"
+    yield f"static:///{bare}"
+
+
+def _parses(text: str) -> bool:
+    try:
+        _parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def split_host_port(text: str, *, where: str, default_port: int | None = None) -> tuple[str, int]:
@@ -177,7 +212,7 @@ def split_host_port(text: str, *, where: str, default_port: int | None = None) -
         if default_port is None:
             raise ValueError(f"{where}: no port in {text!r}; {expected}")
         return host, default_port
-    if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65536):
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 9 and 0 < int(port_text) < 65536):
         raise ValueError(f"{where}: port is {port_text!r}; expected a number from 1 to 65535")
     return host, int(port_text)
 
@@ -196,14 +231,18 @@ def _parts(text: str, accepted: Iterable[str]) -> tuple[str, str, list[tuple[str
         url = urlsplit("x:" + rest)
     except ValueError as error:
         raise ValueError(f"target {text!r}: {error}; expected {scheme}:///...") from None
-    if url.fragment or "#" in text:
+    return url.netloc, url.path.removeprefix("/"), _parameters(text, url.query, accepted)
+
+
+def _parameters(text: str, query: str, accepted: Iterable[str]) -> list[tuple[str, str]]:
+    if "#" in text:
         raise ValueError(f"target {text!r}: a fragment (#) means nothing here")
-    parameters = parse_qsl(url.query, keep_blank_values=True)
+    parameters = parse_qsl(query, keep_blank_values=True)
     known = tuple(accepted)
     for name, _ in parameters:
         if name not in known:
             raise ValueError(f"target {text!r}: unknown parameter {name!r}; expected {', '.join(known)}")
-    return url.netloc, url.path.removeprefix("/"), parameters
+    return parameters
 
 
 def _single(text: str, parameters: list[tuple[str, str]], name: str) -> str:
@@ -279,14 +318,84 @@ def _endpoints(text: str, addresses: list[str], weights: list[int]) -> tuple[End
     return tuple(found)
 
 
-def _dns(text: str) -> DnsTarget | GrpcTarget:
-    rest = text.partition(":")[2]
-    if not rest.startswith("///"):
-        if not rest.strip("/"):
-            raise ValueError(f"target {text!r}: no name; expected dns:///host:port")
-        return GrpcTarget(text, "dns")
-    host, port = split_host_port(rest[3:], where=f"target {text!r}", default_port=GRPC_PORT)
-    return DnsTarget("dns:" + rest, host, port)
+def _dns(text: str, scheme: str) -> DnsTarget | StaticTarget:
+    name, _, query = (text[len(scheme) + 1 :] if scheme else text).partition("?")
+    parameters = _parameters(text, query, ("interval",))
+    interval_s = _interval(text, parameters)
+    if scheme and name.startswith("//"):
+        server, _, name = name[2:].partition("/")
+        if not name:
+            raise ValueError(f"target {text!r}: no name to look up; expected dns:///host:port")
+        if server:
+            return _asked_of(text, server, name, parameters)
+    elif scheme:
+        name = name.removeprefix("/")
+    written = unquote(name) if scheme else name
+    host, port = _host_port(written, text)
+    authority = quote(written, safe=_PLAIN)
+    if _is_address(host):
+        return StaticTarget(text, (Endpoint(join_host_port(host, port)),), "dns", authority)
+    return DnsTarget(text, host, port, authority, interval_s)
+
+
+def _host_port(written: str, text: str) -> tuple[str, int]:
+    if written.count(":") > 1 and _is_address(written):
+        return written, GRPC_PORT
+    host, colon, port = written.rpartition(":")
+    if port in _NAMED_PORTS:
+        written = f"{host}{colon}{_NAMED_PORTS[port]}"
+    return split_host_port(written, where=f"target {text!r}", default_port=GRPC_PORT)
+
+
+def _asked_of(text: str, server: str, name: str, parameters: list[tuple[str, str]]) -> StaticTarget:
+    """``dns://server/host:port``: grpcio asks that name server, which it takes as ``address:port`` only."""
+    host, port = split_host_port(server, where=f"target {text!r}", default_port=_DNS_PORT)
+    if not _is_address(host):
+        raise ValueError(
+            f"target {text!r}: the name server is {host!r}; expected its address as in dns://10.0.0.53/host:port, "
+            "or dns:///host:port"
+        )
+    if parameters:
+        raise ValueError(f"target {text!r}: grpcio does these lookups; expected no parameters")
+    _host_port(unquote(name), text)
+    address = f"dns://{join_host_port(host, port)}/{name}"
+    doubt = "grpcio asks that name server: one endpoint, whatever it finds, which is not balanced"
+    return StaticTarget(text, (Endpoint(address),), "dns", doubt=doubt)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _interval(text: str, parameters: list[tuple[str, str]]) -> float:
+    given = _single(text, parameters, "interval")
+    if not given:
+        return REFRESH_S
+    try:
+        interval_s = float(given)
+    except ValueError:
+        interval_s = 0.0
+    if not _LEAST_INTERVAL_S <= interval_s <= _MOST_INTERVAL_S:
+        raise ValueError(
+            f"target {text!r}: interval is {given!r}; expected seconds from {_LEAST_INTERVAL_S:g} "
+            f"to {_MOST_INTERVAL_S:g}, such as interval=10"
+        )
+    return interval_s
+
+
+def _handed_over(text: str, scheme: str) -> StaticTarget:
+    rest = text[len(scheme) + 1 :]
+    if not rest.strip("/"):
+        raise ValueError(f"target {text!r}: nothing after {scheme}:; expected a path or a name")
+    if scheme in _LOCAL and rest.startswith("//") and not (scheme == "unix" and rest.startswith("///")):
+        raise ValueError(f"target {text!r}: expected {scheme}:name{' or unix:///path' if scheme == 'unix' else ''}")
+    if scheme == "vsock" and not re.fullmatch(r"\d+:\d+", rest):
+        raise ValueError(f"target {text!r}: {rest!r} stands after vsock:; expected two numbers, vsock:cid:port")
+    return StaticTarget(text, (Endpoint(text),), scheme)
 
 
 def _address_list(text: str, scheme: str) -> StaticTarget:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lb.core.endpoint import Endpoint
 from lb.core.target import (
     ConsulTarget,
     DnsTarget,
-    GrpcTarget,
     StaticTarget,
     join_host_port,
     parse_target,
@@ -63,33 +64,90 @@ def test_static_without_weights() -> None:
     assert [e.weight for e in target.endpoints] == [1, 1]
 
 
-def test_dns() -> None:
-    """Ours with three slashes; the authority is what was written, the port defaults to 443."""
-    assert parse_target("dns:///shop.example:50051") == DnsTarget("dns:///shop.example:50051", "shop.example", 50051)
-    target = parse_target("dns:///shop.example")
-    assert target == DnsTarget("dns:///shop.example", "shop.example", 443)
-    assert target.authority == "shop.example"
+@pytest.mark.parametrize(
+    ("text", "host", "port", "authority"),
+    [
+        ("shop.example:50051", "shop.example", 50051, "shop.example:50051"),
+        ("dns:shop.example:50051", "shop.example", 50051, "shop.example:50051"),
+        ("dns:/shop.example:50051", "shop.example", 50051, "shop.example:50051"),
+        ("dns:///shop.example:50051", "shop.example", 50051, "shop.example:50051"),
+        ("DNS:///shop.example:50051", "shop.example", 50051, "shop.example:50051"),
+        ("localhost:50051", "localhost", 50051, "localhost:50051"),
+        ("catalog", "catalog", 443, "catalog"),
+        ("dns:///shop.example", "shop.example", 443, "shop.example"),
+        ("catalog:http", "catalog", 80, "catalog:http"),
+        ("catalog:https", "catalog", 443, "catalog:https"),
+        ("consul:8502", "consul", 8502, "consul:8502"),
+        ("static:1", "static", 1, "static:1"),
+        ("dns:unix:443", "unix", 443, "unix:443"),
+        ("dns:///sh%6fp:1", "shop", 1, "shop:1"),
+        ("b\u00fccher.example:1", "b\u00fccher.example", 1, "b%C3%BCcher.example:1"),
+    ],
+)
+def test_dns(text: str, host: str, port: int, authority: str) -> None:
+    """With and without a scheme it is the same name; the authority is what was written, the port defaults to 443."""
+    assert parse_target(text) == DnsTarget(text, host, port, authority)
+
+
+@pytest.mark.parametrize("text", ["shop:1?interval=10", "dns:shop:1?interval=10", "dns:///shop:1?interval=10"])
+def test_dns_interval(text: str) -> None:
+    """How often it is looked up is a parameter, which is no part of the name; an empty one counts as left out."""
+    target = parse_target(text)
+    assert isinstance(target, DnsTarget)
+    assert (target.interval_s, target.authority) == (10.0, "shop:1")
+    target = parse_target(text[:-2])
+    assert isinstance(target, DnsTarget)
+    assert target.interval_s == 30.0
 
 
 @pytest.mark.parametrize(
-    ("text", "scheme"),
+    ("text", "address", "authority"),
     [
-        ("localhost:50051", ""),
-        ("catalog", ""),
-        ("[::1]:50051", ""),
-        ("dns:host:1", "dns"),
-        ("dns://8.8.8.8/host:1", "dns"),
-        ("unix:/run/x.sock", "unix"),
-        ("unix:///run/x.sock", "unix"),
-        ("unix-abstract:name", "unix-abstract"),
+        ("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"),
+        ("dns:///127.0.0.1", "127.0.0.1:443", "127.0.0.1"),
+        ("[::1]:1", "[::1]:1", "[::1]:1"),
+        ("dns:[::1]:1", "[::1]:1", "[::1]:1"),
+        ("::1", "[::1]:443", "::1"),
+        ("[fe80::1%eth0]:1", "[fe80::1%eth0]:1", "[fe80::1%25eth0]:1"),
+        ("dns:///[fe80::1%25eth0]:1", "[fe80::1%eth0]:1", "[fe80::1%25eth0]:1"),
     ],
 )
-def test_grpcio_keeps_its_meaning(text: str, scheme: str) -> None:
-    """What grpcio resolves is handed over unchanged, as one endpoint."""
+def test_a_literal_address_is_one_endpoint(text: str, address: str, authority: str) -> None:
+    """There is nothing to look up."""
+    assert parse_target(text) == StaticTarget(text, (Endpoint(address),), "dns", authority)
+
+
+def test_a_name_for_a_proxy() -> None:
+    """What a proxy resolves is one endpoint under its name, in a form that grpcio can only take for a name."""
+    target = parse_target("unix.example:1")
+    assert isinstance(target, DnsTarget)
+    found = target.unresolved()
+    assert found == StaticTarget(
+        "unix.example:1", (Endpoint("dns:///unix.example:1"),), "dns", "unix.example:1", found.doubt
+    )
+    assert "goes through a proxy" in found.doubt
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "address"),
+    [
+        ("dns://8.8.8.8:53/host:1", "dns", "dns://8.8.8.8:53/host:1"),
+        ("dns://8.8.8.8/host:1", "dns", "dns://8.8.8.8:53/host:1"),
+        ("dns://[::1]/host", "dns", "dns://[::1]:53/host"),
+        ("unix:/run/x.sock", "unix", "unix:/run/x.sock"),
+        ("unix:x y.sock", "unix", "unix:x y.sock"),
+        ("unix:///run/x.sock", "unix", "unix:///run/x.sock"),
+        ("unix-abstract:name", "unix-abstract", "unix-abstract:name"),
+        ("vsock:1:2", "vsock", "vsock:1:2"),
+        ("xds:///name", "xds", "xds:///name"),
+    ],
+)
+def test_what_grpcio_resolves_itself(text: str, scheme: str, address: str) -> None:
+    """It is one endpoint, whose address is the target; grpcio takes a name server as address and port only."""
     target = parse_target(text)
-    assert target == GrpcTarget(text, scheme)
-    assert target.endpoints == (Endpoint(text),)
-    assert target.authority == ""
+    assert isinstance(target, StaticTarget)
+    assert target == StaticTarget(text, (Endpoint(address),), scheme, doubt=target.doubt)
+    assert bool(target.doubt) == (scheme == "dns")
 
 
 @pytest.mark.parametrize(
@@ -156,26 +214,69 @@ def test_split_and_join(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "expected no blanks and one of consul:///service"),
-        ("consull:///catalog", "unknown scheme 'consull'; expected consul:///service"),
-        ("http://host:1", "unknown scheme 'http'"),
-        ("dns:///", "host is ''"),
+        ("", "target is ''; expected one of consul:///service"),
+        (" ", "expected no blanks"),
+        ("dns:///", "no name to look up"),
         ("dns:///a:99999", "port is '99999'"),
-        ("dns:", "no name"),
-        ("ipv4:host:1", "'host' is not an ipv4 address"),
-        ("ipv4:[::1]:1", "'::1' is not an ipv4 address"),
-        ("ipv6:127.0.0.1:1", "'127.0.0.1' is not an ipv6 address"),
+        ("dns:", "host is ''"),
+        ("dns://ns.example/host:1", "the name server is 'ns.example'; expected its address"),
+        ("dns://8.8.8.8/host:1?interval=3", "grpcio does these lookups; expected no parameters"),
+        ("host:1?intervall=3", "unknown parameter 'intervall'; expected interval"),
+        ("host:1?interval=0", "interval is '0'; expected seconds from 0.1 to 86400"),
+        ("host:1?interval=soon", "interval is 'soon'"),
+        ("host:1?interval=nan", "interval is 'nan'"),
+        ("127.0.0.1:1?interval=-1", "interval is '-1'"),
+        ("host:1#part", "fragment"),
         ("unix:", "nothing after unix:"),
+        ("unix-abstract:", "nothing after unix-abstract:"),
+        ("vsock:x", "'x' stands after vsock:; expected two numbers"),
         ("localhost:http2", "port is 'http2'"),
         (":50051", "host is ''"),
         ("foo/bar", "host is 'foo/bar'"),
         ("[::]:0", "port is '0'"),
-        (" host:1", "expected no blanks"),
+        ("a\0b:1", "expected no blanks"),
+        ("unix:/a\nb", "expected no blanks"),
     ],
 )
-def test_what_grpcio_would_try_is_left_to_it(text: str, says: str) -> None:
-    """Any text outside our own schemes is a target, as in grpcio; the doubt names the part and what is accepted."""
-    target = parse_target(text)
-    assert isinstance(target, GrpcTarget)
-    assert says in target.doubt
-    assert len(target.endpoints) == 1
+def test_what_cannot_be_right_is_an_error(text: str, says: str) -> None:
+    """Also in grpcio's forms; the words name the part and what is accepted."""
+    with pytest.raises(ValueError, match=re.escape(says)) as raised:
+        parse_target(text)
+    assert "Did you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (" host:1", "host:1"),
+        ("host:1\n", "host:1"),
+        (" consul:///catalog", "consul:///catalog"),
+        ("unix:/run/x.sock ", "unix:/run/x.sock"),
+        ("consull:///catalog?dc=a", "consul:///catalog?dc=a"),
+        ("consul:catalog", "consul:///catalog"),
+        ("consul:/catalog", "consul:///catalog"),
+        ("consul://catalog", "consul:///catalog"),
+        ("statics:///a:1,b:2", "static:///a:1,b:2"),
+        ("static:a:1,b:2", "static:///a:1,b:2"),
+        ("static://a:1", "static:///a:1"),
+        ("a:1,b:2", "static:///a:1,b:2"),
+        ("dns://host:1", "dns:///host:1"),
+        ("dns://host", "dns:///host"),
+        ("dns:///host:1/", "dns:///host:1"),
+        ("dsn:///host:1", "dns:///host:1"),
+        ("http://host:1", "dns:///host:1"),
+        ("https://host/", "dns:///host"),
+        ("grpc://host:1", "dns:///host:1"),
+        ("tcp://10.0.0.1:1", "dns:///10.0.0.1:1"),
+        ("ipv4:host:1", "dns:///host:1"),
+        ("ipv4:[::1]:1", "dns:///[::1]:1"),
+        ("ipv6:127.0.0.1:1", "dns:///127.0.0.1:1"),
+        ("ipv4://10.0.0.1:1", "ipv4:///10.0.0.1:1"),
+        ("unix://run/x.sock", "unix:///run/x.sock"),
+    ],
+)
+def test_did_you_mean(text: str, meant: str) -> None:
+    """Where one mistake explains it, the error names the target that was meant, which is one."""
+    with pytest.raises(ValueError, match=re.escape(f". Did you mean {meant!r}?") + "$"):
+        parse_target(text)
+    parse_target(meant)

@@ -6,12 +6,17 @@ import asyncio
 import logging
 import random
 import socket
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from lb.aio.resolvers import ConsulResolver, DnsResolver, StaticResolver, make_resolver
-from lb.core.endpoint import Endpoint
+from lb.aio.resolvers.dns import Lookup
+from lb.core.endpoint import Endpoint, Resolution
 from lb.core.target import parse_target
 from tests.discovery.conftest import Recorder
 
@@ -22,7 +27,7 @@ TRY_AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolut
 class Names:
     """A name service: each lookup gets the next answer, the last one for ever."""
 
-    def __init__(self, *answers: list[str] | OSError) -> None:
+    def __init__(self, *answers: list[str] | Exception) -> None:
         self.answers = list(answers)
         self.asked = 0
 
@@ -30,7 +35,7 @@ class Names:
         """Looks up."""
         self.asked += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -41,13 +46,21 @@ class Opened:
     def __init__(self) -> None:
         self.resolvers: list[DnsResolver] = []
 
-    def __call__(self, *answers: list[str] | OSError) -> Recorder:
+    def __call__(self, *answers: list[str] | Exception) -> Recorder:
         """A recorder of what the resolver says."""
+        return self.on(Names(*answers), refresh_s=0.01)
+
+    def on(self, lookup: Lookup | None = None, host: str = "shop", **times: float) -> Recorder:
+        """The same, on a name service that the test made, or on the system's."""
         recorder = Recorder()
-        resolver = DnsResolver("shop", 1, refresh_s=0.01, lookup=Names(*answers), rng=random.Random(1))
+        resolver = DnsResolver(host, 1, lookup=lookup, rng=random.Random(1), **times)
         self.resolvers.append(resolver)
         resolver.start(recorder)
         return recorder
+
+    def again(self) -> None:
+        """Ask the last one to look up again."""
+        self.resolvers[-1].resolve_now()
 
 
 @pytest.fixture
@@ -118,6 +131,129 @@ async def test_the_systems_resolver(listener: Recorder) -> None:
     await resolver.close()
 
 
+async def test_resolve_now(resolve: Opened) -> None:
+    """A lookup that is asked for comes at once, also in the pause after a failure; nothing is due for an hour."""
+    names = Names(["10.0.0.1:1"], ["10.0.0.2:1"], TRY_AGAIN, ["10.0.0.3:1"])
+    seen = resolve.on(names, refresh_s=3600, floor_s=0)
+    await seen.ids("10.0.0.1:1")
+    resolve.again()
+    await seen.ids("10.0.0.2:1")
+    resolve.again()
+    await seen.until(lambda r: r.errors)
+    resolve.again()
+    await seen.ids("10.0.0.3:1")
+    assert names.asked == 4
+
+
+async def test_asking_often_looks_up_seldom(resolve: Opened) -> None:
+    """However often it is asked, and while a lookup runs: the next one waits until the last is ``floor_s`` old."""
+    loop = asyncio.get_running_loop()
+    at: list[float] = []
+
+    async def ask_while_looking_up(host: str, port: int) -> list[str]:
+        at.append(loop.time())
+        for _ in range(10):
+            resolve.again()
+            await asyncio.sleep(0)
+        return [f"10.0.0.{len(at)}:1"]
+
+    seen = resolve.on(ask_while_looking_up, refresh_s=3600, floor_s=0.2)
+    await seen.ids("10.0.0.3:1")
+    assert [later - earlier >= 0.19 for earlier, later in pairwise(at)] == [True, True]
+
+
+async def test_a_lookup_that_takes_long(resolve: Opened) -> None:
+    """It is said, so that calls do not wait for it for ever; the answer counts all the same when it comes."""
+    answered = asyncio.Event()
+
+    async def slow(host: str, port: int) -> list[str]:
+        await answered.wait()
+        return ["10.0.0.1:1"]
+
+    seen = resolve.on(slow, slow_s=0.01)
+    await seen.until(lambda r: r.errors)
+    assert seen.errors == ["dns shop: no answer in 0.01 s"]
+    answered.set()
+    await seen.ids("10.0.0.1:1")
+
+
+async def test_a_lookup_that_never_ends(resolve: Opened) -> None:
+    """It is given up for another one."""
+    asked = 0
+
+    async def hang_once(host: str, port: int) -> list[str]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await asyncio.Event().wait()
+        return ["10.0.0.1:1"]
+
+    seen = resolve.on(hang_once, refresh_s=0.01, slow_s=0.01, give_up_s=0.02)
+    await seen.ids("10.0.0.1:1")
+    assert len(seen.errors) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), MemoryError(), KeyError("x"), TimeoutError()]
+)
+async def test_whatever_a_lookup_raises(resolve: Opened, error: Exception) -> None:
+    """The next one comes, and has the answer."""
+    seen = resolve(error, ["10.0.0.1:1"])
+    await seen.ids("10.0.0.1:1")
+    assert [message.startswith("dns shop: ") for message in seen.errors] == [True]
+
+
+async def test_a_listener_that_raises() -> None:
+    """Is in the log; the lookups go on."""
+    resolver = DnsResolver("shop", 1, refresh_s=0.01, lookup=Names(["10.0.0.1:1"], ["10.0.0.2:1"]))
+    recorder = Recorder()
+    update = recorder.update
+
+    def raise_once(resolution: Resolution) -> None:
+        recorder.update = update  # type: ignore[method-assign]
+        raise KeyError("no")
+
+    recorder.update = raise_once  # type: ignore[method-assign]
+    resolver.start(recorder)
+    await recorder.ids("10.0.0.2:1")
+    await resolver.close()
+
+
+async def test_a_busy_executor_delays_no_lookup(resolve: Opened) -> None:
+    """The loop's default executor is the program's: all its threads may be taken."""
+    loop = asyncio.get_running_loop()
+    free = threading.Event()
+    executor = ThreadPoolExecutor(1)
+    loop.set_default_executor(executor)
+    try:
+        taken = loop.run_in_executor(None, free.wait, 60)
+        await resolve.on(host="localhost").until(lambda r: r.resolutions)
+        assert not taken.done()
+    finally:
+        free.set()
+        executor.shutdown()
+
+
+async def test_the_systems_resolver_hangs(resolve: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few threads wait for it and no more; when it answers again, so does the resolver, and they end."""
+    hangs = threading.Event()
+    asked: list[str] = []
+
+    def hang(host: str, port: int, **_: object) -> list[Any]:
+        asked.append(host)
+        hangs.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    seen = resolve.on(refresh_s=0.01, slow_s=0.001, give_up_s=0.002)
+    try:
+        await seen.until(lambda r: "dns shop: 4 lookups hang in the system's resolver" in r.errors)
+        assert asked == ["shop"] * 4
+    finally:
+        hangs.set()
+    await seen.ids("10.0.0.1:1")
+
+
 async def test_close_without_start_and_while_looking_up() -> None:
     """Closing never hangs."""
     never = DnsResolver("shop", 1)
@@ -149,7 +285,11 @@ def test_static() -> None:
         ("dns:///a:1", DnsResolver),
         ("static:///a:1", StaticResolver),
         ("ipv4:127.0.0.1:1", StaticResolver),
-        ("localhost:1", StaticResolver),
+        ("localhost:1", DnsResolver),
+        ("dns:a:1", DnsResolver),
+        ("127.0.0.1:1", StaticResolver),
+        ("dns:///[::1]:1", StaticResolver),
+        ("dns://127.0.0.1/a:1", StaticResolver),
         ("unix:/x", StaticResolver),
     ],
 )

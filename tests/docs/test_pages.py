@@ -14,9 +14,9 @@ from tenacity import stop_after_attempt
 
 import lb
 from lb.aio.outbox import REPLAY_LIMIT
-from lb.aio.resolvers import dns
 from lb.core.balancer import RESOLVER_GRACE_S
 from lb.core.quantile import LEAST_SAMPLES
+from lb.core.target import REFRESH_S
 from lb.core.watch import HOLD_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,8 +104,8 @@ def test_arguments_that_are_shown_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "words", "value", "told"),
     [
-        ("moving.md", "Names are looked up every 30 s", dns.REFRESH_S, 30),
-        ("operating.md", "New pods are found within 30 s", dns.REFRESH_S, 30),
+        ("moving.md", "Names are looked up every 30 s", REFRESH_S, 30),
+        ("operating.md", "New pods are found within 30 s", REFRESH_S, 30),
         ("guarantees.md", "takes nothing away for 30 s", HOLD_S, 30),
         ("guarantees.md", "waits a second for one", RESOLVER_GRACE_S, 1),
         ("guarantees.md", "replayed only while all of it is at hand: 1 MiB", REPLAY_LIMIT, 1 << 20),

@@ -19,5 +19,5 @@ def make_resolver(target: Target) -> Resolver:
     if isinstance(target, ConsulTarget):
         return ConsulResolver(target)
     if isinstance(target, DnsTarget):
-        return DnsResolver(target.host, target.port)
+        return DnsResolver(target.host, target.port, refresh_s=target.interval_s)
     return StaticResolver(target.endpoints, note=target.text)
