@@ -525,7 +525,7 @@ class LogicalChannel:
         self._wake()
 
     def look_up_again(self, then_s: float) -> None:
-        """Ask the resolver to look again; and once more after ``then_s``, while an endpoint can not be reached.
+        """Ask the resolver to look again; and once more after ``then_s``, while an endpoint cannot be reached.
 
         The source may know of a replacement a moment later. Pauses double, for an address may be dead for ever.
         """

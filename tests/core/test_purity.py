@@ -20,6 +20,7 @@ ALLOWED = {
     "bisect",
     "collections",
     "dataclasses",
+    "difflib",
     "enum",
     "functools",
     "heapq",
