@@ -34,11 +34,12 @@ docs: $(DEV) ## write docs/api.md from the docstrings, and the pictures of docs/
 stubs: $(DEV) ## generate stubs/mesh from protos/
 	@$(PY) tools/stubs.py
 
-servers: ## the real servers for the tests: Consul, Jaeger and a gRPC server in Go built into .cache/bin (needs Go), PostgreSQL found
+servers: ## the real servers for the tests: Consul, Jaeger and a gRPC server in Go built into .cache/bin (needs Go), PostgreSQL and libfaketime found
 	@tools/servers/build.sh consul github.com/hashicorp/consul
 	@tools/servers/build.sh jaeger github.com/jaegertracing/jaeger/cmd/jaeger
 	@tools/servers/build.sh gopeer .
 	@tools/servers/postgres.sh
+	@tools/servers/faketime.sh
 
 lock: $(DEV) ## write the locks again from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@tools/lock.sh $(if $(UPGRADE),--upgrade)

@@ -72,10 +72,10 @@ class Scope:
         self._calls: set[weakref.ref[Outgoing]] | None = None
 
     def bound(self, deadline: float | None) -> float | None:
-        """The earlier of a call's own deadline and the scope's. In and out: an instant on the wall clock, or None."""
-        if self.deadline is None:
+        """The earlier of a call's own deadline and the scope's. In and out: a monotonic instant, or None."""
+        inherited = self.deadline
+        if inherited is None:
             return deadline
-        inherited = self.deadline - time.monotonic() + time.time()
         return inherited if deadline is None or inherited < deadline else deadline
 
     def add(self, call: Outgoing) -> None:

@@ -98,6 +98,16 @@ _NEVER_CONNECTED = (
 )
 
 
+def on_monotonic_clock(deadline: float | None) -> float | None:
+    """A deadline of grpcio's, to be kept for later: grpcio names instants of the wall clock, which may be set."""
+    return None if deadline is None else deadline - time.time() + time.monotonic()
+
+
+def on_wall_clock(deadline: float | None) -> float | None:
+    """A deadline for core, which turns it at once into an instant of its own monotonic clock."""
+    return None if deadline is None else deadline - time.monotonic() + time.time()
+
+
 def _begins(call: Any, words: str | tuple[str, ...]) -> bool:
     """Whether a call's status has such words of core, and nothing that only a server can have sent."""
     status = call._status

@@ -161,19 +161,18 @@ class LogicalCall:
         self._outbox: Outbox | None = None
         self._race: Race | None = None
         self._deferred = False
+        now = time.monotonic()
+        deadline = _grpcio.on_monotonic_clock(deadline)
         scope = incoming.current() if channel.propagate else None
         if scope is not None:
             deadline = scope.bound(deadline)
         settings = channel.methods.get(method) or channel.method(method)
         if settings.timeout_s is not None:
-            latest = time.time() + settings.timeout_s
+            latest = now + settings.timeout_s
             deadline = latest if deadline is None else min(latest, deadline)
-        self._deadline = deadline
         self._credentials = credentials
         self._registered = registered
-        now = time.monotonic()
-        until = None if deadline is None else now + deadline - time.time()
-        self.call = self.call_type(settings, until, wait_for_ready, now)
+        self.call = self.call_type(settings, deadline, wait_for_ready, now)
         # The first attempt's endpoint is chosen and its lower call made here, in the caller's own step,
         # as grpcio makes its own. Made in the task that follows, calls that start together would be
         # written to their connections one by one: that costs a tenth of a call.
@@ -215,7 +214,8 @@ class LogicalCall:
 
     def time_remaining(self) -> float | None:
         """Seconds until the deadline, at least 0; None without one."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.time())
+        deadline = self.call.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def done(self) -> bool:
         """Whether the call has its final status."""
@@ -516,8 +516,9 @@ class LogicalCall:
 
     def lower_call(self, attempt: Attempt) -> Any:
         """A new call of grpcio's lower layer for this attempt."""
+        deadline = _grpcio.on_wall_clock(self.call.deadline)
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
-        return attempt.candidate.handle.call(self._method, self._deadline, self._credentials, False, self._registered)
+        return attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
 
     @property
     def _timed(self) -> bool:

@@ -648,7 +648,7 @@ class LogicalChannel:
         """Wait until the state is another than ``last_observed``; False at the deadline (wall clock)."""
         if self._closing:
             raise _grpcio.UsageError(self._refusal)
-        until = None if deadline is None else time.monotonic() + deadline - time.time()
+        until = _grpcio.on_monotonic_clock(deadline)
         while self.check_connectivity_state(False) == last_observed:
             if not await self._change(until):
                 return False

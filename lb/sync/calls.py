@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from lb import incoming
-from lb.aio._grpcio import EOF, AioRpcStatus, InternalError
+from lb.aio._grpcio import EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
 from lb.aio.calls import CANCELLED, LogicalCall, Told
 from lb.core.balancer import Attempt
 from lb.core.headers import legal
@@ -234,7 +234,7 @@ class BlockingCall(Locked):
             flags,
             method,
             host,
-            self._deadline,
+            on_wall_clock(self.call.deadline),
             metadata,
             self._core_credentials,
             ((operations, None),),
@@ -361,7 +361,7 @@ class LoopCall:
     ) -> None:
         self._channel = channel
         _, self._method, _, _, self._context = arguments
-        self._deadline = deadline
+        self._deadline = on_monotonic_clock(deadline)
         self._credentials = _grpcio.raised(credentials)
         self._registered = registered
         self._events = events
@@ -448,7 +448,7 @@ class LoopCall:
         return self._channel.inner.call_type(
             self._channel.inner,
             self._method,
-            self._deadline,
+            on_wall_clock(self._deadline),
             self._credentials,
             self._wait_for_ready,
             self._registered,

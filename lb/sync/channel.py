@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from lb.aio import fork
-from lb.aio._grpcio import UsageError
+from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
 from lb.aio.channel import attempts as aio_attempts
 from lb.core.balancer import Attempt
@@ -367,7 +367,7 @@ class LogicalChannel:
         """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
         if self.closed_reason:
             raise ValueError(f"Cannot monitor channel state: {self.closed_reason}")
-        changed = self._used().run(self._changed(last_observed, deadline))
+        changed = self._used().run(self._changed(last_observed, on_monotonic_clock(deadline)))
         try:
             return _Watched(changed.result())
         except concurrent.futures.CancelledError:
@@ -376,7 +376,7 @@ class LogicalChannel:
     async def _changed(self, last_observed: int, deadline: float | None) -> bool:
         # Not before the first use of the set, which no watch is.
         try:
-            return await self.inner.watch_connectivity_state(last_observed, deadline)
+            return await self.inner.watch_connectivity_state(last_observed, on_wall_clock(deadline))
         except UsageError:  # closed
             return False
 
