@@ -28,7 +28,6 @@ from typing import Self
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 import lb.aio
 from mesh.runtime.v1 import ServingState, add_RuntimeServicer_to_server
@@ -39,6 +38,7 @@ from services.runtime.connections import SERVER_OPTIONS
 from services.runtime.describe import Description, Runtime, version
 from services.runtime.host import Build, Check, Host
 from services.runtime.interceptors import INSTANCE_KEY, Boundary, Gate, Meter
+from services.runtime.introspection import Health, add_reflection
 from services.runtime.settings import Settings, SettingsError, join_address, load, split_address
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ class Instance:
         self._about = Description(name, self.instance_id, settings.weight, settings.zone, self.meter)
         trailers = ((INSTANCE_KEY, self.instance_id),)
         self._gate = Gate(self.meter, trailers)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._healthy = asyncio.Event()
         self._health_names: tuple[str, ...] = ("",)
         self._watcher: asyncio.Task[None] | None = None
@@ -117,10 +117,9 @@ class Instance:
         service = await self._build(self._host)
         service.add(self._server)
         add_RuntimeServicer_to_server(Runtime(self._about), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*service.names, _RUNTIME_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
         self._health_names = ("", *service.names)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        add_reflection(self._server, (*service.names, _RUNTIME_NAME, health.SERVICE_NAME))
         await self._say(_NOT_SERVING)
         host, _ = split_address(settings.listen)
         try:

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import httpx2
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -53,12 +54,46 @@ async def test_every_server_tells_about_itself(shop: Shop, name: str) -> None:
     (answer,) = [answer async for answer in reflecting.ServerReflectionInfo(iter([request]))]
     listed = {service.name for service in answer.list_services_response.service}
     assert {full, "mesh.runtime.v1.Runtime", "grpc.health.v1.Health"} <= listed
+    everything: Any = health_pb2_grpc.HealthStub(channel)
+    every: Any = health_pb2
+    statuses = (await everything.List(every.HealthListRequest())).statuses
+    assert {known: answer.status for known, answer in statuses.items()} == {"": SERVING, full: SERVING}
     about = await RuntimeStub(channel).Describe(DescribeRequest())
     assert (about.service, about.instance_id, about.pid) == (name, f"{name}-1", os.getpid())
     assert (about.weight, about.state) == (1, ServingState.SERVING_STATE_SERVING)
     assert about.address == shop.instances[name].address
     assert [(dependency.name, dependency.healthy) for dependency in about.dependencies] == [("database", True)]
     assert (about.calls_total, about.in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_as_tools_use_it(shop: Shop, version: str) -> None:
+    """Both versions of reflection list the services; a service, a method, a message and reflection itself are found."""
+    channel = await shop.channel(await shop.start("catalog"))
+    ask = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    symbols = [
+        "mesh.catalog.v1.Catalog",
+        "mesh.catalog.v1.Catalog.GetProduct",
+        "mesh.catalog.v1.Product",
+        "mesh.catalog.v1.Product.sku",
+        f"grpc.reflection.{version}.ServerReflection.ServerReflectionInfo",
+        "mesh.catalog.v1.Catalog.NoSuchMethod",
+        "no.such.Thing",
+    ]
+    request = reflection_pb2.ServerReflectionRequest
+    asked = [request(list_services=""), *(request(file_containing_symbol=symbol) for symbol in symbols)]
+    listed, *found = [answer async for answer in ask(iter(asked))]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {"mesh.catalog.v1.Catalog", "grpc.reflection.v1.ServerReflection"} <= names
+    files = [answer.file_descriptor_response.file_descriptor_proto[0] for answer in found[:5]]
+    names_of = [FileDescriptorProto.FromString(file).name for file in files]
+    assert names_of[:4] == ["mesh/catalog/v1/catalog.proto"] * 4
+    assert names_of[4].endswith("reflection.proto")
+    assert [answer.error_response.error_code for answer in found[5:]] == [grpc.StatusCode.NOT_FOUND.value[0]] * 2
 
 
 async def test_calls_are_counted(shop: Shop) -> None:

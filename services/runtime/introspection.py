@@ -1,0 +1,95 @@
+"""What tools ask any gRPC server: its health, all of it, and its contracts.
+
+grpcio's own servicers lack three things, which grpcurl and ghz want: methods as symbols (``describe pkg.Svc.Method``),
+reflection's version ``v1`` beside ``v1alpha`` (the messages are the same), and ``Health/List``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import Default, DescriptorPool
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+_ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
+_V1_NAME = f"{_V1}.ServerReflection"
+
+
+class Health(health.aio.HealthServicer):
+    """grpcio's health service, which answers ``List`` as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names = {""}
+
+    async def set(self, service: str, status: int) -> None:
+        """Sets the status of a service; the empty name is the whole server."""
+        self._names.add(service)
+        await super().set(service, status)
+
+    async def List(self, request: Any, context: Any) -> Any:
+        """The status of each service by name, as far as one was ever set."""
+        one = health_pb2.HealthCheckRequest
+        statuses = {name: await self.Check(one(service=name), context) for name in self._names}
+        listed: Any = health_pb2.HealthListResponse  # type: ignore[attr-defined]  # newer than its types
+        return listed(statuses=statuses)
+
+
+class _Pool:
+    """The default pool of descriptors, with methods as symbols, and reflection's own ``v1`` file."""
+
+    def __init__(self) -> None:
+        self._own = DescriptorPool()
+        proto = FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(proto)
+        proto.name = proto.name.replace("v1alpha", "v1")
+        proto.package = _V1
+        for message in proto.message_type:
+            for field in message.field:
+                if field.type_name:
+                    field.type_name = field.type_name.replace(_ALPHA, _V1)
+        for service in proto.service:
+            for method in service.method:
+                method.input_type = method.input_type.replace(_ALPHA, _V1)
+                method.output_type = method.output_type.replace(_ALPHA, _V1)
+        self._own.Add(proto)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:
+        """The file of a message, enum, field, service or method. Raises ``KeyError``."""
+        try:
+            return self._either("FindFileContainingSymbol", symbol)  # type: ignore[no-any-return]
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._either("FindServiceByName", service)
+            return found.methods_by_name[method].containing_service.file  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is looked up in one pool, then in the other."""
+        return lambda *key: self._either(name, *key)
+
+    def _either(self, find: str, *key: Any) -> Any:
+        try:
+            return getattr(Default(), find)(*key)
+        except KeyError:
+            return getattr(self._own, find)(*key)
+
+
+def add_reflection(server: grpc.aio.Server, names: Iterable[str]) -> None:
+    """Let tools read the contracts of the services ``names``, by both versions of reflection."""
+    servicer = reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME, _V1_NAME), pool=_Pool())
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
+            for name in (reflection.SERVICE_NAME, _V1_NAME)
+        ]
+    )
