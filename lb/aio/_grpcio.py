@@ -87,16 +87,6 @@ CREDENTIALS_ON_INSECURE = "Call credentials are only valid on secure channels"
 
 STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
-# How core words a call for which it found no connection; such a call was never sent.
-_NEVER_CONNECTED = (
-    "failed to connect to all addresses",
-    "connections to all backends failing",
-    "empty address list",
-    "DNS resolution failed",
-    "errors resolving ",
-    "Failed to create channel to ",  # a target that grpcio cannot parse
-)
-
 
 def on_monotonic_clock(deadline: float | None) -> float | None:
     """A deadline of grpcio's, to be kept for later: grpcio names instants of the wall clock, which may be set."""
@@ -108,46 +98,9 @@ def on_wall_clock(deadline: float | None) -> float | None:
     return None if deadline is None else deadline - time.monotonic() + time.time()
 
 
-def _begins(call: Any, words: str | tuple[str, ...]) -> bool:
-    """Whether a call's status has such words of core, and nothing that only a server can have sent."""
-    status = call._status
-    return (status.details() or "").startswith(words) and not status.trailing_metadata() and not call._initial_metadata
-
-
-def never_connected(call: Any) -> bool:
-    """Whether a lower call that ended UNAVAILABLE looks as if core had found no connection for it."""
-    return _begins(call, _NEVER_CONNECTED)
-
-
-# How core words a call that met a closing connection and was never started there: its id is above
-# the GOAWAY's last one, or the connection was gone already. (With core's own retries on, core repeats
-# such calls itself; that costs 7 % of every call, and takes grpc-previous-rpc-attempts away.)
-_NEVER_PROCESSED = (
-    "Stream removed (GOAWAY received;",
-    "Stream removed (Transport closed (",
-    "Stream removed (Stream IDs exhausted",
-    # Before 1.81, whose core shows the innermost error alone.
-    "GOAWAY received;",
-    "Transport closed",
-    "Stream IDs exhausted",
-)
-
-
-def never_processed(call: Any) -> bool:
-    """Whether a lower call that ended UNAVAILABLE looks as if no server had begun to process it."""
-    return _begins(call, _NEVER_PROCESSED)
-
-
-# How core words a call whose credentials it could not get from the caller's own plugin.
-_NO_CREDENTIALS = ("Getting metadata from plugin failed", "Illegal metadata")
-
-
-def no_credentials(call: Any) -> bool:
-    """Whether a lower call that ended UNAVAILABLE looks as if the caller's call credentials had failed.
-
-    A server may pass on such words of a client of its own; then that failure counts for nothing.
-    """
-    return _begins(call, _NO_CREDENTIALS)
+def of_server(call: Any) -> bool:
+    """Whether a lower call that ended has metadata, which only a server can have sent."""
+    return bool(call._status.trailing_metadata() or call._initial_metadata)
 
 
 _REMOVED = "Stream removed ("

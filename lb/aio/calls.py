@@ -36,6 +36,7 @@ from lb.aio import _grpcio
 from lb.aio._grpcio import EOF, AioRpcStatus
 from lb.aio.hedge import Race
 from lb.aio.outbox import Outbox
+from lb.core import words
 from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
 from lb.core.headers import legal
@@ -609,6 +610,11 @@ class LogicalCall:
         """What the caller sends, as far as it matters: without a stream, core's refusal is an error of its own."""
         return self._arguments[1] if self._arguments else ()
 
+    def stands(self, attempt: Attempt, real: Any) -> bool:
+        """Whether the connection that an attempt was sent on stands at this moment."""
+        connected: bool = attempt.candidate.handle.connected()
+        return connected
+
     def outcome(self, attempt: Attempt | None, real: Any, status: Any, now: float) -> Outcome:
         """What came of an attempt that did not end OK."""
         code = _grpcio.STATUS_CODES[status.code()]
@@ -621,15 +627,15 @@ class LogicalCall:
             elif remaining is not None and not _DEADLINE_SLACK_S < remaining < _BEYOND_CORE_S:
                 origin = Origin.CALLER
         elif code is grpc.StatusCode.UNAVAILABLE and attempt is not None:
-            # A server may pass on such words of its own client: believe them of a dead connection only.
-            handle = attempt.candidate.handle
-            if _grpcio.never_connected(real):
-                if not handle.connected():
-                    origin = Origin.UNSENT
-            elif _grpcio.never_processed(real):
-                origin = Origin.CLOSING if handle.connected() else Origin.UNPROCESSED
-            elif _grpcio.no_credentials(real):
-                origin = Origin.CALLER  # nothing was sent, and no endpoint is to blame
+            if not _grpcio.of_server(real):
+                origin = words.origin(
+                    details,
+                    real._status.debug_error_string() or "",
+                    attempt.candidate,
+                    started_at=attempt.started_at,
+                    ended_at=now,
+                    stands=self.stands(attempt, real),
+                )
         elif code is grpc.StatusCode.INTERNAL and not legal(self._metadata()):
             origin = Origin.CALLER  # core refused to send it
         pushback = None

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from lb.aio import _grpcio
+from lb.core import words
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.settings import SERVICE_CONFIG_OPTION, Settings
 
@@ -19,7 +20,7 @@ Report = Callable[[Candidate, Connectivity, str], None]
 
 # DNS must not bring a retryPolicy of its own.
 # Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
-# (GOAWAY races) is told from the status, see `_grpcio.never_processed`.
+# (GOAWAY races) is told from the status, see `lb.core.words`.
 _DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retries", 0))
 
 _WHY_S = 0.5
@@ -175,7 +176,7 @@ class Subchannel:
             if not call.done():
                 call.cancel("not needed")
         details: str = call._status.details() or ""
-        if not _grpcio.never_connected(call):
+        if words.meaning(details) is not words.Meaning.NEVER_CONNECTED:
             return ""
         # "...; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect...": who reads it knows the address.
         return _ADDRESS.sub("", details.rpartition("last error: ")[2])

@@ -34,7 +34,7 @@ from grpc import StatusCode
 
 from lb.core.breaker import REFUSED, Breaker, State
 from lb.core.candidate import Candidate, Connectivity
-from lb.core.concurrency import ConcurrencyLimit
+from lb.core.concurrency import ConcurrencyLimit, StreamLimit
 from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import Origin, Outcome, Verdict
@@ -54,7 +54,8 @@ RESOLVER_GRACE_S = 1.0
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE, _IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
-_LATE = Origin.LATE
+_LATE, _CLOSING = Origin.LATE, Origin.CLOSING
+_REFUSED = (Origin.REFUSED, Origin.SAYS_REFUSED)
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
 """A policy's optional hook: candidate, outcome, duration in seconds, now."""
@@ -291,6 +292,8 @@ class Balancer:
         look_up = candidate.connectivity is READY and state is not READY
         if look_up:
             candidate.lost_at = now
+            if isinstance(candidate.limit, StreamLimit):  # it was that connection's
+                candidate.limit = candidate.limit.own
         candidate.connectivity = state
         if state is READY:
             if candidate.ready_since is None:
@@ -379,7 +382,7 @@ class Balancer:
         if tried and candidate in tried:
             candidate = self._elsewhere(call, now, tried) or candidate
         limit = candidate.limit
-        if limit is not None and candidate.in_flight >= limit.limit:
+        if limit is not None and candidate.in_flight >= limit.limit and not limit.grows(candidate.in_flight, now):
             roomy = self._with_room(tried)
             if roomy is None:
                 return Unpicked(f"{self.target}: {FULL}", wait=True, full=True)
@@ -458,6 +461,10 @@ class Balancer:
                 candidate.last_error = outcome.reason()
             if limit is not None and (outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT):
                 limit.overloaded()
+            if outcome.origin in _REFUSED and attempt.started_at > candidate.lost_at:
+                if not isinstance(limit, StreamLimit):
+                    limit = candidate.limit = StreamLimit(limit)
+                limit.refused(candidate.in_flight, now)
             if (
                 outcome.origin is Origin.CALLER
                 and outcome.code is StatusCode.DEADLINE_EXCEEDED
@@ -475,9 +482,15 @@ class Balancer:
         if verdict is _IGNORED and outcome.origin is _LATE:
             candidate.last_error = "answers came from elsewhere, much sooner"
             move = breaker.late(generation, now, self.rng)
-        elif outcome.pushback_s is not None and verdict is not _FAILURE and self._refuses_all(candidate, now):
+        elif (
+            verdict is not _FAILURE
+            and (outcome.pushback_s is not None or outcome.origin in _REFUSED)
+            and self._refuses_all(candidate, now)
+        ):
             candidate.last_error = outcome.reason()
             move = breaker.refused(generation, now, self.rng)
+        elif outcome.origin is _CLOSING:
+            move = None  # the permit is given back when that is `judged`
         else:
             move = breaker.release(generation, verdict, now, self.rng)
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
@@ -489,6 +502,16 @@ class Balancer:
         if self._ended is not None:
             self._ended(candidate, outcome, took_s, now)
         return candidate if closable else None
+
+    def judged(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """What an attempt that ended with a doubtful outcome (``CLOSING``) has been found to be."""
+        attempt.outcome = outcome
+        candidate, breaker = attempt.candidate, attempt.candidate.breaker
+        if outcome.verdict is _FAILURE:
+            candidate.last_error = outcome.reason()
+        move = breaker.release(attempt.generation, outcome.verdict, now, self.rng)
+        if move is not None or (attempt.generation and breaker.state is not _CLOSED):
+            self._dirty = True
 
     def _refuses_all(self, candidate: Candidate, now: float) -> bool:
         """It has refused one more call: whether it did nothing else for so long (a refused probe is enough).

@@ -19,24 +19,30 @@ an attempt runs, a driver asks for a `hedge` each time `hedge_delay_s` has passe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from math import inf
+from typing import Any, overload
 
 from grpc import StatusCode
 
 from lb.core.balancer import FULL, Attempt, Balancer, Unpicked
 from lb.core.budget import BudgetState
-from lb.core.candidate import Connectivity
 from lb.core.hedging import Hedging
 from lb.core.outcome import Origin, Outcome, Retryable, classify
 from lb.core.quantile import Quantile
 from lb.core.retry import Again, GiveUp, Retry, decide
 from lb.core.throttle import ThrottleState
+from lb.core.words import lost_in_time
 
 _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
-_MOST_UNPROCESSED = 3
-"""Transparent retries of one call; after these a retry is as any other."""
-_TRANSPARENT = (Origin.UNPROCESSED, Origin.CLOSING)
+_MOST_UNSEEN = {Origin.UNPROCESSED: 20, Origin.REFUSED: 10, Origin.SAYS_REFUSED: 1}
+"""Transparent retries of one call, by what led to the last one; after these a retry is as any other.
+
+Words alone may be passed on from behind a server: so only one follows them.
+"""
+_UNSEEN_AT_ONCE = 3
+_UNSEEN_PAUSE_S = 0.005
+_UNSEEN_PAUSE_MOST_S = 0.25
 _DOUBT_S = 0.005
 _DOUBT_MOST_S = 0.03
 """So long the news of a lost connection may stay behind the status of a call that was on it."""
@@ -129,7 +135,7 @@ class Call:
     _why = ""
     slept_s = 0.0
     """How long it has waited between attempts."""
-    _unprocessed = 0
+    _unseen = 0
     _unsent = 0
     _in_line = False
     _doubt: Outcome | None = None
@@ -181,7 +187,8 @@ class Call:
         if self.deadline is not None and now >= self.deadline:
             return self.expired(now)
         if self._doubt is not None:
-            return self._judge(self._doubt, now)
+            doubt, self._doubt = self._doubt, None
+            return self._follow(doubt, now)
         attempts = self.attempts
         if attempts:
             picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
@@ -212,16 +219,17 @@ class Call:
         return Failed(StatusCode.UNAVAILABLE, picked.message)
 
     def _line(self, message: str) -> Action:
-        limit = self._balancer.limit
-        assert limit is not None
+        limit = (
+            self._balancer.limit
+        )  # None: the server's own, which it was found to have; core has no bound there, either
         if not self._in_line:
             waiting = self._balancer.waiting
-            if waiting >= limit.queue:
+            if limit is not None and waiting >= limit.queue:
                 return self._refuse(f"{message} and {waiting} calls wait already")
             self._in_line = True
             self._balancer.waiting = waiting + 1
         self._queued = True
-        return Queued(message, limit.queue_s)
+        return Queued(message, inf if limit is None else limit.queue_s)
 
     def leave_line(self) -> None:
         """It no longer waits for a place. Drivers say so of a call that ends, whatever it did before."""
@@ -333,8 +341,9 @@ class Call:
         ``running``: how many other attempts of this call have not ended.
         """
         if running:
-            return self._beside(outcome)
+            return self._beside(self._judged(outcome, now))
         if committed or not replayable:
+            outcome = self._judged(outcome, now)
             self._count(outcome, now)
             why = "the response had begun" if committed else "the request stream can not be sent again"
             return self._exhausted(outcome, why)
@@ -342,14 +351,27 @@ class Call:
             # It asked to wait for a connection, and this one was gone before anything was sent.
             self._unsent += 1
             self._why = f"wait for ready: {outcome.reason()}"
-            pause_s = min(_UNSENT_PAUSE_S * len(self.attempts), _UNSENT_PAUSE_MOST_S)
-            return Pause(pause_s if self.deadline is None else max(0.0, min(pause_s, self.deadline - now)))
-        if self.settings.retry.enabled and self._unprocessed < _MOST_UNPROCESSED:
-            if outcome.origin is Origin.UNPROCESSED:
-                return self._transparent(outcome, now)
+            return self._pause(min(_UNSENT_PAUSE_S * len(self.attempts), _UNSENT_PAUSE_MOST_S), now)
+        return self._follow(outcome, now)
+
+    def _pause(self, pause_s: float, now: float) -> Pause:
+        """So long, but not beyond the deadline."""
+        return Pause(pause_s if self.deadline is None else max(0.0, min(pause_s, self.deadline - now)))
+
+    def _follow(self, outcome: Outcome, now: float) -> Action:
+        """What follows the last attempt, of which nothing was shown."""
+        if self.settings.retry.enabled:
             if outcome.origin is Origin.CLOSING:
-                return self._judge(outcome, now)
-        return self._again(outcome, now)
+                judged = self._judged(outcome, now, may_wait=True)
+                if judged is None:
+                    self._doubt = outcome
+                    return Pause(_DOUBT_S)
+                outcome = judged
+            if self._unseen < _MOST_UNSEEN.get(outcome.origin, 0) and (
+                self.settings.idempotent or outcome.retryable is Retryable.ALWAYS
+            ):
+                return self._transparent(outcome, now)
+        return self._again(self._judged(outcome, now), now)
 
     def _beside(self, outcome: Outcome) -> Action:
         """What follows a failure while other attempts run: gRFC A6's rules for hedges."""
@@ -363,21 +385,38 @@ class Call:
 
     def _transparent(self, outcome: Outcome, now: float) -> Action:
         """No server has looked at it: gRFC A6's transparent retry, outside of count and budget."""
-        self._unprocessed += 1
         self._why = f"transparent: {outcome.reason()}"
-        return self.resume(now)
+        self._unseen += 1
+        late = self._unseen - _UNSEEN_AT_ONCE
+        if late <= 0:
+            return self.resume(now)
+        return self._pause(min(_UNSEEN_PAUSE_S * 2 ** (late - 1), _UNSEEN_PAUSE_MOST_S), now)
 
-    def _judge(self, outcome: Outcome, now: float) -> Action:
-        """Whether the connection was lost as the status says; the news of it may come a little later."""
-        attempt = self.attempts[-1]
-        candidate = attempt.candidate
-        self._doubt = None
-        if candidate.lost_at >= attempt.started_at or candidate.connectivity is not Connectivity.READY:
-            return self._transparent(outcome, now)
-        if attempt.ended_at is None or now >= attempt.ended_at + _DOUBT_MOST_S:
-            return self._again(outcome, now)
-        self._doubt = outcome
-        return Pause(_DOUBT_S)
+    def _attempt_of(self, outcome: Outcome) -> Attempt:
+        return next((a for a in reversed(self.attempts) if a.outcome is outcome), self.attempts[-1])
+
+    @overload
+    def _judged(self, outcome: Outcome, now: float) -> Outcome: ...
+
+    @overload
+    def _judged(self, outcome: Outcome, now: float, *, may_wait: bool) -> Outcome | None: ...
+
+    def _judged(self, outcome: Outcome, now: float, *, may_wait: bool = False) -> Outcome | None:
+        """The outcome, without doubt: whether a connection was lost as a status says. None: not known yet.
+
+        The news of a loss may come a little later than the status.
+        """
+        if outcome.origin is not Origin.CLOSING:
+            return outcome
+        attempt = self._attempt_of(outcome)
+        ended_at = now if attempt.ended_at is None else attempt.ended_at
+        lost = lost_in_time(attempt.candidate, attempt.started_at, ended_at)
+        if not lost and may_wait and now < ended_at + _DOUBT_MOST_S:
+            return None
+        origin = Origin.UNPROCESSED if lost else Origin.PEER
+        judged = classify(outcome.code, origin=origin, details=outcome.details)
+        self._balancer.judged(attempt, judged, now)
+        return judged
 
     def _again(self, outcome: Outcome, now: float) -> Action:
         """Another attempt by the rules of hedging and retrying, or the end."""
@@ -412,15 +451,20 @@ class Call:
         return Pause(delay)
 
     @property
+    def _uncounted(self) -> int:
+        """How many attempts no server has looked at."""
+        return self._unseen + self._unsent
+
+    @property
     def _counted_attempts(self) -> int:
-        return len(self.attempts) - self._unprocessed - self._unsent
+        return len(self.attempts) - self._uncounted
 
     def previous(self, attempt: Attempt) -> int:
         """How many attempts a server is told of as made before this one, which begins (gRFC A6).
 
         Transparent retries, and attempts that a call which waits for ready could not send, are none.
         """
-        return attempt.number - 1 - self._unprocessed - self._unsent
+        return attempt.number - 1 - self._uncounted
 
     def _decide(self, outcome: Outcome, now: float) -> Again | GiveUp:
         attempts = self._counted_attempts
@@ -443,7 +487,7 @@ class Call:
 
     def _count(self, outcome: Outcome, now: float) -> None:
         """Let the throttle know of a failure that could be retried, had the call not been committed (as core does)."""
-        if self._balancer.throttle is None or outcome.origin in _TRANSPARENT:
+        if self._balancer.throttle is None or outcome.origin in _MOST_UNSEEN:
             return
         choice = self._decide(outcome, now)
         if isinstance(choice, Again) or choice.counts or (self.hedged and self._may_lose(outcome)):

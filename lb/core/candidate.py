@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from lb.core.breaker import BreakerState
-from lb.core.concurrency import LimitState
+from lb.core.concurrency import LimitState, StreamLimit
 from lb.core.endpoint import Endpoint
 from lb.core.load import Load
 
@@ -50,7 +50,7 @@ class Candidate:
     def __init__(self, endpoint: Endpoint, breaker: BreakerState, limit: LimitState | None = None) -> None:
         self.endpoint = endpoint
         self.breaker = breaker
-        self.limit = limit
+        self.limit: LimitState | StreamLimit | None = limit
         """How many attempts may run on it at once; None: any number."""
         self.stats: Any = None
         """The policy's own record of this endpoint."""
@@ -77,6 +77,12 @@ class Candidate:
         """No longer in the set; its connection closes when the last attempt on it ended."""
         self.handle: Any = None
         """The driver's subchannel."""
+
+    def lost_between(self, since: float, until: float, *, stands: bool) -> bool:
+        """Whether its connection was lost in that time. ``stands``: whether it is seen to stand at this moment."""
+        if self.connectivity is Connectivity.READY and not stands:
+            return True  # a moment ago: that is not told yet
+        return since <= self.lost_at <= until
 
     @property
     def closable(self) -> bool:

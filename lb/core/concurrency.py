@@ -2,7 +2,8 @@
 
 A limit turns a queue that grows without bound, somewhere behind the endpoint, into a short one
 here. Per endpoint of a channel it keeps the calls in flight below what the server takes
-(``MAX_CONCURRENT_STREAMS``: core queues silently above it); a server may use the same limit.
+(``MAX_CONCURRENT_STREAMS``: above it core queues silently, and grpcio's servers refuse streams, from
+which `StreamLimit` learns); a server may use the same limit.
 
 The adaptive limit is Netflix's *Gradient2* (concurrency-limits, ``Gradient2Limit.java``): the
 ratio of the long-term latency to that of the newest call says whether a queue is building up.
@@ -25,6 +26,10 @@ _LONG_WINDOW = 600
 _BACKOFF = 0.9
 _FIRST = 10
 _WHILE_FULL = 0.02
+_PROBE_S = 1.0
+_PROBE_MOST_S = 60.0
+_PROBE_SHARE = 20
+_LEAST_STREAMS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +109,70 @@ class LimitState:
         if self.settings.adaptive:
             self._set(self._exact * _BACKOFF)
 
+    def grows(self, in_flight: int, now: float) -> bool:
+        """Whether there is room for one more by now, though it is full. Never: only answers make it grow."""
+        return False
+
     def _set(self, exact: float) -> None:
         self._exact = min(float(self.settings.max_limit), max(float(self.settings.min_limit), exact))
         self.limit = int(self._exact)
 
     def __repr__(self) -> str:
         return f"<LimitState {self.limit}{' adaptive' if self.settings.adaptive else ''}>"
+
+
+class StreamLimit:
+    """How many streams a server takes on a connection, as far as its refusals tell (REFUSED_STREAM).
+
+    HTTP/2 tells a client that number, but some servers (grpcio's) refuse streams below it: they count those that
+    have ended and are not cleaned up yet. So it is learnt: a refusal lowers it to what was in flight then. While it
+    is what bounds the calls it grows by a twentieth, after a pause that every refusal doubles: after 1 s first and
+    after a minute at most, since each time may cost a call that may not be sent again. It is forgotten with its
+    connection.
+
+    ``own`` is the endpoint's limit by settings, or None; the smaller one counts.
+    """
+
+    __slots__ = ("_exact", "_grow_at", "_grown", "_pause_s", "own")
+
+    def __init__(self, own: LimitState | None) -> None:
+        self.own = own
+        self._exact: float = math.inf
+        self._pause_s = _PROBE_S / 2
+        self._grow_at = math.inf
+        self._grown = True
+
+    @property
+    def limit(self) -> float:
+        """How many may run at once now."""
+        return self._exact if self.own is None else min(self._exact, self.own.limit)
+
+    def refused(self, in_flight: int, now: float) -> None:
+        """A stream was refused while so many others ran."""
+        if self._grown:  # else it comes with others, which said the same
+            self._grown = False
+            self._pause_s = min(2 * self._pause_s, _PROBE_MOST_S)
+        self._exact = max(_LEAST_STREAMS, min(self._exact, in_flight))
+        self._grow_at = now + self._pause_s
+
+    def observe(self, duration_s: float, in_flight: int) -> None:
+        """See `LimitState`."""
+        if self.own is not None:
+            self.own.observe(duration_s, in_flight)
+
+    def overloaded(self) -> None:
+        """See `LimitState`."""
+        if self.own is not None:
+            self.own.overloaded()
+
+    def grows(self, in_flight: int, now: float) -> bool:
+        """Whether there is room for one more by now, though it is full."""
+        if now < self._grow_at or (self.own is not None and in_flight >= self.own.limit):
+            return False
+        self._exact += max(1, self._exact // _PROBE_SHARE)
+        self._grow_at = now + self._pause_s
+        self._grown = True
+        return True
+
+    def __repr__(self) -> str:
+        return f"<StreamLimit {self.limit:g}>"

@@ -54,6 +54,7 @@ CLOSED = "Cannot invoke RPC on closed channel!"
 CHANNEL_CLOSED = "Channel closed!"
 CANCELLED: int = cygrpc.StatusCode.cancelled
 INTERNAL: int = cygrpc.StatusCode.internal
+READY: int = cygrpc.ConnectivityState.ready
 
 SEND_INITIAL_METADATA: int = cygrpc.OperationType.send_initial_metadata
 SEND_MESSAGE: int = cygrpc.OperationType.send_message

@@ -198,6 +198,11 @@ class BlockingCall(Locked):
     def _metadata(self) -> tuple[Any, ...]:
         return _grpcio.metadata_of(self._operations[0])
 
+    def stands(self, attempt: Attempt, real: Any) -> bool:
+        """See `LogicalCall`."""
+        stands: bool = attempt.candidate.handle.connected(blocking=isinstance(real, Sent))
+        return stands
+
     def next_event(self) -> Any:
         """The event of the call's only batch, which holds everything."""
         if self._deferred:

@@ -51,6 +51,13 @@ class Subchannel(AioSubchannel):
                     channel = self._blocking = _grpcio.blocking_channel(*self._arguments)
         return channel
 
+    def connected(self, *, blocking: bool = False) -> bool:
+        """Whether the connection stands at this moment; with TLS `blocking` has one of its own."""
+        channel = self._blocking
+        if blocking and self._arguments[2] is not None and channel is not None:
+            return bool(channel.check_connectivity_state(False) == _grpcio.READY)
+        return super().connected()
+
     def registered(self, method: bytes) -> int:
         """The handle of a registered method on `blocking`."""
         handle = self._registered.get(method)

@@ -1,8 +1,8 @@
 """How a connection between two services is kept: both of its sides, in one place, since they must agree.
 
-A client that pings more often than its server allows is sent away with GOAWAY; calls above a
-server's stream limit wait in grpcio without a word. So what clients do stands beside what servers
-let them do.
+A client that pings more often than its server allows is sent away with GOAWAY; streams above a
+server's limit are refused, and a call that may not run twice fails then. So what clients do stands
+beside what servers let them do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CONNECTION = lb.Connection(keepalive_s=2.0, keepalive_timeout_s=2.0, keepalive_w
 """A client notices within about 4 seconds that an instance is gone without a word, also between calls."""
 
 STREAMS = 1000
-"""Calls that a server takes on one connection at once."""
+"""Calls that a server takes on one connection at once; those that ended count until they are cleaned up."""
 
 LIMIT = lb.ConcurrencyLimit(limit=800, queue=200)
 """Calls of one channel that run at once on one instance: below ``STREAMS``, since health is watched there, too."""

@@ -446,7 +446,7 @@ NOTHING_LEFT = Retry(stop=stop_after_attempt(1), budget=Budget(0, 0))
 
 
 def test_what_no_server_has_processed_is_repeated_for_nothing() -> None:
-    """Elsewhere, at once, outside of stop and budget, whatever the method is; three times, then as any other."""
+    """Elsewhere, at once, outside of stop and budget, whatever the method is; after three times it pauses."""
     rig = Rig("abcde", retry=NOTHING_LEFT)
     call = rig.call(idempotent=False)
     call.begin(rig.now)
@@ -456,7 +456,15 @@ def test_what_no_server_has_processed_is_repeated_for_nothing() -> None:
         assert attempt.why == "transparent: UNAVAILABLE (unprocessed): GOAWAY"
         assert call.previous(attempt) == 0
     assert len({attempt.endpoint_id for attempt in call.attempts}) == 4
-    assert rig.fail(call, UNPROCESSED) is DONE
+    pauses = []
+    while isinstance(action := rig.fail(call, UNPROCESSED), Pause):
+        pauses.append(action.delay_s)
+        rig.clock.advance(action.delay_s)
+        attempt = call.resume(rig.now)
+        assert isinstance(attempt, Attempt)
+        assert call.previous(attempt) == 0
+    assert pauses == [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, *[0.25] * 11]
+    assert action is DONE
     assert call.gave_up == "stopped after 1 attempt"
 
 
@@ -512,7 +520,116 @@ def test_the_news_of_a_loss_may_come_a_little_later() -> None:
     rig.connect(call.attempts[0].endpoint_id, CONNECTING)
     attempt = call.resume(rig.now)
     assert isinstance(attempt, Attempt)
-    assert attempt.why == "transparent: UNAVAILABLE (closing): GOAWAY"
+    assert attempt.why == "transparent: UNAVAILABLE (unprocessed): GOAWAY"
+
+
+def test_a_doubtful_end_says_nothing_of_the_endpoint_until_it_is_judged() -> None:
+    """Five calls that a closing connection gave back open no breaker, however late the news; five failures do."""
+    for lost in (True, False):
+        rig = Rig("a", retry=NOTHING_LEFT)
+        calls = [rig.call(idempotent=False) for _ in range(5)]
+        for call in calls:
+            call.begin(rig.now)
+        assert all(rig.fail(call, CLOSING) == Pause(0.005) for call in calls)
+        assert rig.candidate("a").breaker.state is State.CLOSED
+        if lost:
+            rig.connect("a", IDLE)
+            rig.connect("a", READY)
+        rig.clock.advance(0.03)
+        ended = [call.resume(rig.now) for call in calls]
+        assert all(isinstance(action, Attempt) if lost else action is DONE for action in ended)
+        assert rig.candidate("a").breaker.state is (State.CLOSED if lost else State.OPEN)
+        judged = calls[0].attempts[0].outcome
+        assert judged is not None
+        assert judged.origin is (Origin.UNPROCESSED if lost else Origin.PEER)
+
+
+@pytest.mark.parametrize("end", [{"committed": True}, {"replayable": False}])
+def test_a_doubtful_end_that_nothing_may_follow_is_judged_at_once(end: dict[str, Any]) -> None:
+    """Its permit is given back: a probe's place is free again."""
+    rig = Rig("a", retry=Retry(), breaker=Breaker(consecutive_failures=1, jitter=0.0))
+    opening = rig.call(idempotent=False)
+    opening.begin(rig.now)
+    rig.fail(opening, UNAVAILABLE)
+    rig.clock.advance(1.0)
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    assert rig.candidate("a").breaker.state is State.HALF_OPEN
+    rig.connect("a", IDLE)
+    rig.connect("a", READY)
+    rig.fail(call, CLOSING, **end)
+    assert rig.candidate("a").breaker.admits(rig.now)
+    judged = call.attempts[0].outcome
+    assert judged is not None
+    assert judged.origin is Origin.UNPROCESSED
+
+
+# ---- refused for want of streams ----
+
+REFUSED_STREAM = classify(StatusCode.UNAVAILABLE, origin=Origin.REFUSED, details="error code 7")
+SAYS_REFUSED = classify(StatusCode.UNAVAILABLE, origin=Origin.SAYS_REFUSED, details="error code 7")
+
+
+def test_what_was_refused_is_repeated_for_nothing() -> None:
+    """Whatever the method is: elsewhere, at once; after three times it pauses, after ten it is as any other."""
+    rig = Rig("ab", retry=NOTHING_LEFT)
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    pauses = []
+    for _ in range(10):
+        action = rig.fail(call, REFUSED_STREAM)
+        if isinstance(action, Pause):
+            pauses.append(action.delay_s)
+            rig.clock.advance(action.delay_s)
+            action = call.resume(rig.now)
+        assert isinstance(action, Attempt)
+        assert action.why == "transparent: UNAVAILABLE (refused): error code 7"
+        assert call.previous(action) == 0
+    assert call.attempts[0].endpoint_id != call.attempts[1].endpoint_id
+    assert pauses == [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.25]
+    assert rig.fail(call, REFUSED_STREAM) is DONE
+
+
+def test_a_pause_after_a_refusal_ends_at_the_deadline() -> None:
+    """Then the call says so."""
+    rig = Rig("ab", retry=NOTHING_LEFT)
+    call = rig.call(idempotent=False, timeout=0.004)
+    call.begin(rig.now)
+    for _ in range(3):
+        assert isinstance(rig.fail(call, REFUSED_STREAM), Attempt)
+    action = rig.fail(call, REFUSED_STREAM)
+    assert isinstance(action, Pause)
+    assert action.delay_s == pytest.approx(0.004)
+    rig.clock.advance(0.005)
+    ended = call.resume(rig.now)
+    assert isinstance(ended, Failed)
+    assert ended.code is StatusCode.DEADLINE_EXCEEDED
+
+
+def test_words_of_a_refusal_alone_repeat_idempotent_methods_only() -> None:
+    """Once for nothing, then by the rules of retries: a server may pass on such words, and is not to be stormed."""
+    rig = Rig("ab", retry=NOTHING_LEFT)
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    assert rig.fail(call, SAYS_REFUSED) is DONE
+    assert call.gave_up == "the method is not declared idempotent"
+    call = rig.call()
+    call.begin(rig.now)
+    assert isinstance(rig.fail(call, SAYS_REFUSED), Attempt)
+    assert rig.fail(call, SAYS_REFUSED) is DONE
+    assert call.gave_up == "stopped after 1 attempt"
+
+
+@pytest.mark.parametrize("outcome", [REFUSED_STREAM, SAYS_REFUSED])
+def test_a_few_refusals_open_no_breaker_but_nothing_else_for_long_does(outcome: Outcome) -> None:
+    """Who is full answers what it has taken. Who does nothing but refuse for half a second is left out."""
+    rig = Rig("a")
+    for _ in range(20):
+        rig.end(rig.pick(), outcome)
+    assert rig.candidate("a").breaker.state is State.CLOSED
+    rig.clock.advance(0.6)
+    rig.end(rig.pick(), outcome)
+    assert rig.candidate("a").breaker.state is State.OPEN
 
 
 def test_words_of_a_connection_that_stands_are_not_believed() -> None:

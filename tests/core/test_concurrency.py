@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ from lb.core.balancer import Attempt, Unpicked
 from lb.core.budget import Budget
 from lb.core.call import DONE, Call, Failed, Pause, Queued
 from lb.core.concurrency import ConcurrencyLimit
-from lb.core.outcome import OK
+from lb.core.outcome import OK, Origin, classify
 from lb.core.policies import P2C, Policy, Random, RoundRobin
 from lb.core.retry import Retry
-from tests.core.rig import CANCELLED, CONNECTING, FAILING, INTERNAL, READY, REFUSED, TIMED_OUT, UNAVAILABLE, Rig
+from tests.core.rig import CANCELLED, CONNECTING, FAILING, IDLE, INTERNAL, READY, REFUSED, TIMED_OUT, UNAVAILABLE, Rig
 
 
 @pytest.mark.parametrize(
@@ -398,3 +399,125 @@ def test_a_server_that_is_always_full_does_not_drive_it_up(slower: float) -> Non
         seen.append(limit.limit)
     assert max(seen[1000:]) <= 60
     assert min(seen[1000:]) >= 4
+
+
+# ---- what a server's refusals tell of its stream limit ----
+
+REFUSED_STREAM = classify(StatusCode.UNAVAILABLE, origin=Origin.REFUSED, details="error code 7")
+
+
+def flood(rig: Rig, count: int) -> list[Attempt]:
+    """So many attempts at once."""
+    return [rig.pick() for _ in range(count)]
+
+
+def test_a_stream_limit_is_learnt_from_refusals() -> None:
+    """Of eight attempts three are refused: from then on five run, and the sixth waits, though no limit was set."""
+    rig = Rig("a")
+    attempts = flood(rig, 8)
+    for attempt in attempts[5:]:
+        rig.end(attempt, REFUSED_STREAM)
+    assert rig.unpicked().full
+    rig.end(attempts[0])
+    rig.pick()
+    assert rig.unpicked().full
+
+
+def test_calls_wait_for_a_stream_without_bound() -> None:
+    """As they do in core where a server says its limit: until their deadline, in order, any number of them."""
+    rig = Rig("a")
+    attempts = flood(rig, 2)
+    rig.end(attempts[1], REFUSED_STREAM)
+    calls = [rig.call() for _ in range(500)]
+    for call in calls:
+        waits = call.begin(rig.now)
+        assert isinstance(waits, Queued)
+        assert waits.line_s == math.inf
+    rig.end(attempts[0])
+    assert isinstance(calls[0].resume(rig.now), Attempt)
+    assert isinstance(calls[1].resume(rig.now), Queued)
+
+
+def test_a_full_endpoint_is_passed_over_for_another() -> None:
+    """Its limit is its own."""
+    rig = Rig("ab")
+    attempts = flood(rig, 4)
+    refused = [attempt for attempt in attempts if attempt.endpoint_id == "a"]
+    rig.end(refused[1], REFUSED_STREAM)
+    assert {rig.pick().endpoint_id for _ in range(6)} == {"b"}
+
+
+def test_a_learnt_limit_goes_with_its_connection() -> None:
+    """And what a call of the connection before says is not learnt."""
+    rig = Rig("a")
+    attempts = flood(rig, 4)
+    rig.end(attempts[3], REFUSED_STREAM)
+    assert rig.unpicked().full
+    rig.connect("a", IDLE)
+    rig.clock.advance(0.1)
+    rig.connect("a")
+    rig.pick()
+    rig.end(attempts[2], REFUSED_STREAM)
+    rig.pick()
+
+
+def test_a_learnt_limit_probes_upward_ever_more_slowly() -> None:
+    """One more after a second; each probe that is refused doubles the pause, up to a minute."""
+    rig = Rig("a")
+    attempts = flood(rig, 11)
+    rig.end(attempts.pop(), REFUSED_STREAM)
+    pauses = []
+    for _ in range(9):
+        waited = 0.0
+        while not isinstance(picked := rig.balancer.pick(None, rig.now), Attempt):
+            rig.clock.advance(0.5)
+            waited += 0.5
+        pauses.append(waited)
+        assert rig.unpicked().full
+        rig.end(picked, REFUSED_STREAM)
+        assert rig.candidate("a").in_flight == 10
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+def test_a_limit_that_was_raised_is_found_again() -> None:
+    """While nothing is refused a full endpoint takes a twentieth more each second: ten times as many in a minute."""
+    rig = Rig("a")
+    attempts = flood(rig, 101)
+    rig.end(attempts.pop(), REFUSED_STREAM)
+    for _ in range(60):
+        rig.clock.advance(1.0)
+        while isinstance(rig.balancer.pick(None, rig.now), Attempt):
+            pass
+    assert rig.candidate("a").in_flight > 1000
+
+
+def test_refusals_at_once_count_as_one() -> None:
+    """The pause before the next probe does not grow with the size of a burst."""
+    rig = Rig("a")
+    attempts = flood(rig, 50)
+    for attempt in attempts[10:]:
+        rig.end(attempt, REFUSED_STREAM)
+    rig.clock.advance(1.0)
+    rig.pick()
+    assert rig.unpicked().full
+
+
+def test_the_smaller_of_both_limits_counts() -> None:
+    """A limit that was set stands, with its line and its adaptation; what is learnt may be below it."""
+    rig = Rig("a", limit=ConcurrencyLimit(limit=6, queue=2, queue_s=3.0))
+    attempts = flood(rig, 6)
+    assert rig.unpicked().full
+    for attempt in attempts[4:]:
+        rig.end(attempt, REFUSED_STREAM)
+    assert rig.unpicked().full
+    assert rig.candidate("a").in_flight == 4
+    calls = [rig.call() for _ in range(3)]
+    assert [type(call.begin(rig.now)) for call in calls] == [Queued, Queued, Failed]
+    waits = calls[0].resume(rig.now)
+    assert isinstance(waits, Queued)
+    assert waits.line_s == 3.0
+    rig.clock.advance(100.0)
+    for _ in range(2):
+        rig.pick()
+        rig.clock.advance(100.0)
+    assert rig.unpicked().full

@@ -17,7 +17,6 @@ import pytest
 import lb
 from lb.aio.subchannel import Subchannel
 from lb.core.candidate import Candidate, Connectivity
-from lb.core.outcome import Origin
 from lb.testing import Backend
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
@@ -26,7 +25,6 @@ from tests.transport.kit import (
     Kind,
     channel_to,
     eventually,
-    failure,
     in_flight,
     ready,
 )
@@ -94,43 +92,6 @@ async def test_a_connection_that_comes_and_goes_unseen_is_opened_again(backend: 
         await candidate.handle._left(grpc.ChannelConnectivity.IDLE)
         assert len(watched) == 3
         candidate.handle._lower = lower
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "Stream removed (GOAWAY received; Error code: 0)",
-        "Stream removed (Transport closed (x))",
-        "GOAWAY received; Error code: 0; Debug Text: bye",
-    ],
-)
-async def test_a_server_that_only_says_so_is_not_believed(kind: Kind, words: str) -> None:
-    """It passes on what its own client met. The connection stands, so the call may have run: no other attempt."""
-    calls = 0
-
-    async def refuse(_: Any, context: Any) -> bytes:
-        nonlocal calls
-        calls += 1
-        await context.abort(grpc.StatusCode.UNAVAILABLE, words)
-        return b""
-
-    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    service, _, method = kind.method[1:].partition("/")
-    make = getattr(grpc, f"{kind.name}_rpc_method_handler")
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: make(refuse)}),))
-    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(2)]
-    await server.start()
-    try:
-        async with lb.aio.channel(f"static:///127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}") as channel:
-            await ready(channel, 2)
-            call = kind.start(channel)
-            assert (await failure(call)).code() is grpc.StatusCode.UNAVAILABLE
-            (attempt,) = lb.attempts(call)
-            assert attempt.outcome is not None
-            assert attempt.outcome.origin is Origin.CLOSING
-    finally:
-        await server.stop(None)
-    assert calls == 1
 
 
 async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:

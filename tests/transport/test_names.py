@@ -17,6 +17,7 @@ from grpc.aio import _channel as grpcio_channel
 
 import lb
 from lb.aio import _grpcio
+from lb.core import words
 from lb.testing import Backend
 from lb.testing.backend import STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, fail
 
@@ -191,18 +192,20 @@ async def test_the_lower_call_of_a_stream_of_requests(backend: Backend) -> None:
 
 
 async def test_how_core_words_a_call_without_a_connection(backend: Backend) -> None:
-    """`never_connected` knows it, and takes no other failure for it."""
+    """The table knows it, and takes no other failure for it."""
     async with grpc.aio.insecure_channel(backend.address) as channel:
         lower = _grpcio.lower(channel)
         backend.script(fail())
         failed = lower.call(UNARY_UNARY.encode(), None, None, False, 0)
         await failed.unary_unary(b"", ())
-        assert not _grpcio.never_connected(failed)
+        assert words.meaning(failed._status.details()) is None
         await backend.stop()
         unsent = lower.call(UNARY_UNARY.encode(), None, None, False, 0)
         while not unsent.done():
             await unsent.unary_unary(b"", ())
-        assert _grpcio.never_connected(unsent), unsent._status.details()
+        details = unsent._status.details()
+        assert words.meaning(details) is words.Meaning.NEVER_CONNECTED, details
+        assert words.names(details, backend.address)
 
 
 def test_one_file_in_each_shell_knows_private_modules() -> None:

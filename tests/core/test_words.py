@@ -1,0 +1,110 @@
+"""Core's words for what no server has seen: each needs a second proof, and is believed with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lb.core.breaker import Breaker
+from lb.core.candidate import Candidate, Connectivity
+from lb.core.endpoint import Endpoint
+from lb.core.outcome import Origin
+from lb.core.words import NEWS_S, TABLE, Meaning, Words, find, names, origin
+
+ADDRESS = "10.0.0.7:50051"
+BEGAN, ENDED = 100.0, 110.0
+NEW, OF_CORE, OF_PEER = (
+    "UNAVAILABLE:x",
+    'UNKNOWN:Error received from peer  {grpc_message:"x", grpc_status:14}',
+    'UNKNOWN:Error received from peer ipv4:10.0.0.7:50051 {grpc_message:"x", grpc_status:14}',
+)
+PROVEN = {
+    Meaning.NEVER_CONNECTED: Origin.UNSENT,
+    Meaning.GIVEN_BACK: Origin.UNPROCESSED,
+    Meaning.REFUSED: Origin.REFUSED,
+    Meaning.NO_CREDENTIALS: Origin.CALLER,
+}
+EACH = pytest.mark.parametrize("words", TABLE, ids=lambda words: words.begins or words.ends)
+
+
+def example(words: Words, address: str = ADDRESS) -> str:
+    """A status in these words."""
+    return f"{words.begins} (x: ipv4:{address}){words.ends}" if words.addressed else words.begins + words.ends
+
+
+def candidate(lost_at: float | None = None, *, address: str = ADDRESS) -> Candidate:
+    """An endpoint whose connection stands, and was lost before at that time."""
+    made = Candidate(Endpoint(address), Breaker().new_state())
+    made.connectivity = Connectivity.READY
+    if lost_at is not None:
+        made.lost_at = lost_at
+    return made
+
+
+def judged(details: str, of: Candidate, debug: str = NEW, *, stands: bool = True) -> Origin:
+    """Who is taken to have made that status, of an attempt from `BEGAN` to `ENDED`."""
+    return origin(details, debug, of, started_at=BEGAN, ended_at=ENDED, stands=stands)
+
+
+@EACH
+def test_words_alone_are_no_evidence(words: Words) -> None:
+    """The connection has stood all the time: whatever the words, nothing is said to be unsent or unprocessed."""
+    expected = {Meaning.GIVEN_BACK: Origin.CLOSING, Meaning.REFUSED: Origin.SAYS_REFUSED}
+    for debug in (NEW, OF_PEER):
+        for lost_at in (None, BEGAN - 0.01):
+            found = judged(example(words), candidate(lost_at), debug)
+            assert found is (
+                Origin.CALLER if words.meaning is Meaning.NO_CREDENTIALS else expected.get(words.meaning, Origin.PEER)
+            )
+
+
+@EACH
+def test_with_the_second_proof_they_are_believed(words: Words) -> None:
+    """A loss at the attempt's beginning or at its end, or a debug string without a peer, by what the words mean."""
+    details = example(words)
+    lost_at = BEGAN + 0.01 if words.meaning is Meaning.NEVER_CONNECTED else ENDED - 0.01
+    debug = OF_CORE if words.meaning is Meaning.REFUSED else NEW
+    assert judged(details, candidate(lost_at), debug) is PROVEN[words.meaning]
+    assert judged(details, candidate(), debug, stands=False) is PROVEN[words.meaning]
+    if words.meaning is Meaning.GIVEN_BACK:
+        assert judged(details, candidate(), OF_CORE) is Origin.UNPROCESSED
+
+
+@EACH
+def test_a_loss_at_another_time_is_no_proof(words: Words) -> None:
+    """A server in its grace still answers, in the words of what its own clients meet."""
+    if words.meaning is Meaning.NEVER_CONNECTED:
+        assert judged(example(words), candidate(BEGAN + NEWS_S + 0.01)) is Origin.PEER
+    elif words.meaning is Meaning.GIVEN_BACK:
+        assert judged(example(words), candidate(ENDED - NEWS_S - 0.01)) is Origin.CLOSING
+
+
+@EACH
+def test_words_that_name_another_address_are_somebody_elses(words: Words) -> None:
+    """A server passes on what its own client met elsewhere, while its own connection is lost, too."""
+    if words.addressed:
+        details = example(words, "10.0.0.9:50052")
+        assert judged(details, candidate(BEGAN + 0.01), stands=False) is Origin.PEER
+
+
+def test_other_words_mean_nothing() -> None:
+    """What may have been sent, and what a handler says in its own words."""
+    for details in ("Stream removed (Socket closed)", "recvmsg:Connection reset by peer", "no", ""):
+        assert find(details) is None
+        assert judged(details, candidate(ENDED), stands=False) is Origin.PEER
+    assert find("Stream removed (RST_STREAM (Received RST_STREAM with error code 8))") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "details"),
+    [
+        ("10.0.0.7:50051", "ipv4:10.0.0.7:50051: subchannel lost all connections"),
+        ("catalog.shop:50051", "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.7:50051: Failed"),
+        ("[::1]:50051", "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:50051: Failed"),
+        ("unix:/run/a.sock", "failed to connect to all addresses; last error: UNKNOWN: unix:/run/a.sock: connect"),
+        ("catalog", "errors resolving catalog"),
+    ],
+)
+def test_words_name_their_endpoint(address: str, details: str) -> None:
+    """By its port or path; a port is more than the beginning of another."""
+    assert names(details, address)
+    assert address == "catalog" or not names(details.replace("50051", "500511").replace("a.sock", "b.sock"), address)
