@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import grpc
 
-from lb.aio import _grpcio, fork
+from lb.aio import _grpcio, fork, pulse
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.overdue import Overdue
 from lb.aio.resolvers import make_resolver
@@ -254,6 +254,8 @@ class LogicalChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
+        self.pulse = self.balancer.pulse
+        """For how long the loop was held, once there is one."""
         self.unbegun: set[LogicalCall] = set()
         """Calls that no task has begun to carry out."""
         self._overdue: set[LogicalCall] = set()
@@ -373,6 +375,12 @@ class LogicalChannel:
         else:
             _log.info("%s: breaker closed: %s", where, move.reason)
 
+    def keep_pulse(self) -> None:
+        """Watch for what holds the loop, from now on for a while; from any thread."""
+        if self._loop is not None:
+            self.pulse.expect(time.monotonic())
+            self.in_loop(_keep_pulse, None)
+
     def next_in_line(self) -> None:
         """A place below the concurrency limit may be free: wake the first call that waits for one."""
         for _, waiter in self._line:
@@ -380,8 +388,8 @@ class LogicalChannel:
                 waiter.set_result(True)
                 return
 
-    async def place(self, until: float, ticket: int | None) -> int | None:
-        """Wait in line for a place; None when ``until`` (monotonic) came first.
+    async def place(self, since: float, line_s: float, deadline: float | None, ticket: int | None) -> int | None:
+        """Wait in line for a place; None when the loop had run for ``line_s`` since ``since``, or at the deadline.
 
         ``ticket``: what it returned before, when the place was gone by then; it keeps its place in line.
         """
@@ -391,13 +399,16 @@ class LogicalChannel:
                 return ticket  # a place may have become free while the call was on its way here
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(max(0.0, until - time.monotonic()), _resolve, waiter, False)
+        timers: list[pulse.Timer | asyncio.TimerHandle] = [pulse.Timer(line_s, lambda: _resolve(waiter, False), since)]
+        if deadline is not None:
+            timers.append(loop.call_later(max(0.0, deadline - time.monotonic()), _resolve, waiter, False))
         bisect.insort(self._line, (ticket, waiter))
         free = False
         try:
             free = await waiter
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             self._line.remove((ticket, waiter))
             if not free and waiter.done() and not waiter.cancelled() and waiter.result():
                 self.next_in_line()  # woken, and cancelled before it could go on
@@ -561,6 +572,9 @@ class LogicalChannel:
             )
         self._check_fork()
         self._loop = loop
+        beat = pulse.current()
+        self.pulse = self.balancer.pulse = beat.pulse
+        beat.keep()
         fork.remember(self)
         start: Callable[[LogicalChannel], object] = self._resolver.start
         try:
@@ -667,6 +681,10 @@ class LogicalChannel:
         """See `Channel.snapshot`."""
         now = time.monotonic()
         return snapshot(self.balancer, self._budget.balance(now), now)
+
+
+def _keep_pulse(_: None) -> None:
+    pulse.current().keep()
 
 
 def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None:

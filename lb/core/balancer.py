@@ -39,6 +39,7 @@ from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import Origin, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
+from lb.core.pulse import BEAT_S, Pulse
 from lb.core.throttle import ThrottleState
 
 READY = Connectivity.READY
@@ -223,6 +224,8 @@ class Balancer:
         self._endpoints: list[Endpoint] = []
         self._dirty = True
         self._recheck_at = inf
+        self.pulse = Pulse()
+        """For how long the driver was held; it puts its own here."""
         self._take_policy(policy)
 
     # ---- what the resolver and the connections say ----
@@ -415,7 +418,7 @@ class Balancer:
         """
         attempt.answered_at = now
         if attempt.breaker_state is not _CLOSED:
-            late = now - attempt.started_at >= self._slow_s
+            late = self.pulse.ran_s(attempt.started_at, now) >= self._slow_s
             verdict = _FAILURE if late else _SUCCESS
             if attempt.candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
                 self._dirty = True
@@ -448,7 +451,10 @@ class Balancer:
         candidate.in_flight -= 1
         verdict = outcome.verdict
         answered_at = attempt.answered_at
-        took_s = (now if answered_at is None else answered_at) - attempt.started_at
+        end = now if answered_at is None else answered_at
+        took_s = end - attempt.started_at
+        if took_s >= BEAT_S:  # what held the driver says nothing of the endpoint
+            took_s = self.pulse.ran_s(attempt.started_at, end)
         limit = candidate.limit
         if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
             candidate.load.observe(took_s, now)
