@@ -640,7 +640,6 @@ class LogicalCall:
             if not _grpcio.of_server(real):
                 origin = words.origin(
                     details,
-                    real._status.debug_error_string() or "",
                     attempt.candidate,
                     started_at=attempt.started_at,
                     ended_at=now,

@@ -56,7 +56,7 @@ RESOLVER_GRACE_S = 1.0
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE, _IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
 _LATE, _CLOSING = Origin.LATE, Origin.CLOSING
-_REFUSED = (Origin.REFUSED, Origin.SAYS_REFUSED)
+_REFUSED = Origin.REFUSED
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
 """A policy's optional hook: candidate, outcome, duration in seconds, now."""
@@ -467,7 +467,7 @@ class Balancer:
                 candidate.last_error = outcome.reason()
             if limit is not None and (outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT):
                 limit.overloaded()
-            if outcome.origin in _REFUSED and attempt.started_at > candidate.lost_at:
+            if outcome.origin is _REFUSED and attempt.started_at > candidate.lost_at:
                 if not isinstance(limit, StreamLimit):
                     limit = candidate.limit = StreamLimit(limit)
                 limit.refused(candidate.in_flight, now)
@@ -490,7 +490,7 @@ class Balancer:
             move = breaker.late(generation, now, self.rng)
         elif (
             verdict is not _FAILURE
-            and (outcome.pushback_s is not None or outcome.origin in _REFUSED)
+            and (outcome.pushback_s is not None or outcome.origin is _REFUSED)
             and self._refuses_all(candidate, now)
         ):
             candidate.last_error = outcome.reason()
