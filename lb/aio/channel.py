@@ -31,7 +31,7 @@ from lb.core.breaker import Breaker, State
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
-from lb.core.connection import Connection
+from lb.core.connection import Connection, Pace
 from lb.core.ejection import Ejection
 from lb.core.endpoint import MOST_WEIGHT, Endpoint, Resolution, Resolver
 from lb.core.hedging import Hedging
@@ -479,7 +479,12 @@ class LogicalChannel:
     def _connect(self, candidate: Candidate) -> None:
         try:
             candidate.handle = self.subchannel_type(
-                candidate, self._options, self._credentials, self._compression, self._connectivity
+                candidate,
+                self._options,
+                self._credentials,
+                self._compression,
+                self._connectivity,
+                Pace(self.settings.connection, self.balancer.rng),
             )
         except (ValueError, TypeError, _grpcio.UsageError) as error:
             self.balancer.set_connectivity(
@@ -525,12 +530,14 @@ class LogicalChannel:
         self.balancer.resolver_failed(message, time.monotonic())
         self._wake()  # what waits takes the message along
 
-    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:
-        before = candidate.connectivity
+    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str, again: bool) -> None:
+        before, known = candidate.connectivity, candidate.trouble
+        if state is before and trouble in ("", known):
+            return
         if self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble):
             self.look_up_again(_LOOK_UP_S)
-        if trouble:
-            _log.info("%s: %s (%s): %s", self.target, candidate.endpoint.id, candidate.endpoint.address, trouble)
+        if trouble and trouble != known and not again:
+            _log.info("%s: %s: %s", self.target, candidate.endpoint, trouble)
         elif state is not before:
             _log.debug("%s: %s is %s", self.target, candidate.endpoint.id, state.value)
         self._wake()
