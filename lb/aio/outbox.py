@@ -1,9 +1,10 @@
 """The requests of a stream: what was written, and how much of it the current attempt has.
 
 Writers append and then help to send what the attempt lacks, one at a time and in order, so
-flow control reaches them. Between two attempts they wait. When an attempt fails, the next one
-starts from the first message; that needs all of them, so they are kept until the call is
-committed, or until they are more than `REPLAY_LIMIT` bytes (gRFC A6).
+flow control reaches them. A write is done once an attempt took its message, whatever becomes of
+that attempt. Between two attempts writers wait. When an attempt fails, the next one starts from
+the first message; that needs all of them, so they are kept until the call is committed, or until
+they are more than `REPLAY_LIMIT` bytes (gRFC A6).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Outbox:
         "_bytes",
         "_close_sent",
         "_closed",
+        "_dropped",
         "_flushing",
         "_kept",
         "_lock",
@@ -41,6 +43,8 @@ class Outbox:
         "_on_close",
         "_over",
         "_real",
+        "_taken",
+        "_written",
         "replayable",
     )
 
@@ -48,6 +52,12 @@ class Outbox:
         self._kept: list[bytes] = []
         self._bytes = 0
         self._at = 0
+        """How many of the kept messages the attempt has."""
+        self._dropped = 0
+        """How many came before the kept ones."""
+        self._written = 0
+        self._taken = 0
+        """How many of the written messages any attempt took."""
         self._closed = False
         self._close_sent = False
         self._next: Any = None
@@ -107,20 +117,23 @@ class Outbox:
     def forget(self) -> None:
         """What was sent need not be kept any longer: the call is committed, or it is too much."""
         self.replayable = False
+        self._dropped += self._at
         del self._kept[: self._at]
         self._at = 0
 
     async def send(self, message: bytes) -> None:
         """Write one message; returns when flow control lets the next one in.
 
-        Raises ``InternalError`` when the call is over; the upper layer raises its status then.
+        Raises ``InternalError`` when the call ended before an attempt took the message; the upper layer
+        raises the call's status then.
         """
         message = message or b""  # None: the serializer raised; grpcio logs that and sends an empty message
         real, lock = self._real, self._lock
         if real is None or self.replayable or self._kept or lock.locked():
             self._kept.append(message)
             self._bytes += len(message)
-            await self._deliver()
+            self._written += 1
+            await self._deliver(self._written)
             return
         # Nothing is kept any longer, and nobody is before it: most messages of a long stream go this way.
         await lock.acquire()
@@ -128,36 +141,38 @@ class Outbox:
             await real.send_serialized_message(message)
         except _grpcio.InternalError as error:
             await self._ended(real, error)
+            await self._attached.wait()  # there is no other attempt: the call is about to end
+            raise
         finally:
             lock.release()
-        if real is not self._real:
-            await self._outlived()
 
     async def half_close(self) -> None:
-        """Say that no message follows."""
+        """Say that no message follows. A call that has ended, or ends meanwhile, need not hear it."""
         self._closed = True
-        await self._deliver()
+        with contextlib.suppress(_grpcio.InternalError):
+            while not self._close_sent and not self._over:
+                await self._attached.wait()
+                await self._flush()
 
-    async def _deliver(self) -> None:
+    async def _deliver(self, written: int) -> None:
+        """Return once so many of the written messages were taken."""
         attached = self._attached
-        if not attached.is_set():
-            await attached.wait()
-        await self._flush()
-        await self._outlived()
-
-    async def _outlived(self) -> None:
-        """Wait for another attempt, should the one that was written to have failed under the write."""
-        if not self._attached.is_set():
-            await self._attached.wait()
-        if self._over:
-            raise _grpcio.InternalError("the call is over")
+        while self._taken < written:
+            if not attached.is_set():
+                await attached.wait()
+            if self._over:
+                raise _grpcio.InternalError("the call is over")
+            await self._flush()
 
     async def _flush(self) -> None:
         async with self._lock:
             real = self._real
             try:
                 while real is not None and real is self._real and self._at < len(self._kept):
+                    number = self._dropped + self._at + 1
                     await real.send_serialized_message(self._kept[self._at])
+                    if number > self._taken:
+                        self._taken = number
                     if real is not self._real:
                         return
                     self._at += 1

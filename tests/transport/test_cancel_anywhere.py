@@ -89,7 +89,7 @@ async def _cancelled_at(step: int, kind: Kind, channel: Any) -> bool:
     elif not kind.streams_responses:  # grpcio's reader forgets to cancel when the headers have just arrived
         assert await call.code() is CANCELLED, f"step {step}"
     if not kind.streams_responses:  # who asks again learns no other end
-        (again,) = await asyncio.gather(_result(call), return_exceptions=True)
+        again: Any = (await asyncio.gather(_result(call), return_exceptions=True))[0]
         assert [again] == kind.echo() or isinstance(again, asyncio.CancelledError), f"step {step}: {again!r}"
     call.cancel()
     return True
