@@ -258,8 +258,8 @@ class LogicalCall:
         """The response headers, once an attempt's were shown to the caller."""
         while self._initial_metadata is None:
             real = self._real
-            if real is None or real.done():
-                # Another attempt, or the final status, is about to come.
+            if real is None or real.done() or self in self._channel.unbegun:
+                # An attempt, or the final status, is about to come.
                 if self._initial_metadata_waiters is None:
                     self._initial_metadata_waiters = []
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -355,6 +355,7 @@ class LogicalCall:
             if type(action) is Attempt:
                 try:
                     real = self._open_real(action)
+                    self._begun()
                     outbox.attach(real)
                     response: bytes | None = await real.stream_unary(
                         self._headers(action, metadata), outbox.metadata_sent, *context
@@ -399,9 +400,9 @@ class LogicalCall:
                 return
             action = await self._pass_time(action)
         try:
-            real = self._open_real(action)
+            self._real = real = self.stream_of(self._open_real(action))
+            self._begun()
             headers = self._headers(action, metadata)
-            real.add_done_callback(_StatusArrived(self, real))
             if self._outbox is None and self._timed:
                 self._await_response(real)
             if self._outbox is None:
@@ -521,9 +522,16 @@ class LogicalCall:
         self._attempt = attempt
         self._real = None  # should the next line raise
         self._real = real = self.lower_call(attempt)
+        return real
+
+    def stream_of(self, real: Any) -> Any:
+        """The same lower call, for a stream of responses."""
+        return _grpcio.ResponseStream(real, self._status_arrived)
+
+    def _begun(self) -> None:
+        """Another attempt begins: whoever waits for headers waits for its headers from now on."""
         if self._initial_metadata_waiters is not None:
             _wake(self._initial_metadata_waiters)
-        return real
 
     def lower_call(self, attempt: Attempt) -> Any:
         """A new call of grpcio's lower layer for this attempt."""
@@ -840,22 +848,6 @@ class _Failure:
         told = Told(words)
         told.attempts = self._attempts
         return told
-
-
-class _StatusArrived:
-    """The done callback of a streaming attempt. Lets go of both sides once called: no cycle stays."""
-
-    __slots__ = ("_call", "_real")
-
-    def __init__(self, call: LogicalCall, real: Any) -> None:
-        self._call: LogicalCall | None = call
-        self._real = real
-
-    def __call__(self) -> None:
-        call, real = self._call, self._real
-        self._call = self._real = None
-        if call is not None:
-            call._status_arrived(real)
 
 
 def _wake(waiters: list[asyncio.Future[None]] | None) -> None:

@@ -7,9 +7,10 @@ undone: grpcio tells Python neither the compressed size nor whether a message wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from lb.aio._grpcio import ResponseStream
 from lb.aio.calls import LogicalCall
 from lb.core.balancer import Attempt
 from lb.core.outcome import Outcome
@@ -55,10 +56,6 @@ class _Counted:
         response: bytes | None = self._received(await self._call.stream_unary(*arguments))
         return response
 
-    async def initiate_unary_stream(self, request: bytes, *arguments: Any) -> None:
-        self._sizes.sent += size(request)
-        await self._call.initiate_unary_stream(request, *arguments)
-
     async def send_serialized_message(self, message: bytes) -> None:
         self._sizes.sent += size(message)
         await self._call.send_serialized_message(message)
@@ -78,6 +75,20 @@ class _Counted:
         return message
 
 
+class _CountedStream(ResponseStream):
+    __slots__ = ("_sizes",)
+
+    def __init__(self, counted: _Counted, ended: Callable[[ResponseStream], None]) -> None:
+        super().__init__(counted._call, ended)
+        self._sizes = counted._sizes
+        self.receive_serialized_message = counted.receive_serialized_message
+        self.send_serialized_message = counted.send_serialized_message
+
+    def initiate_unary_stream(self, request: bytes, *arguments: Any) -> Coroutine[Any, Any, None]:
+        self._sizes.sent += size(request)
+        return super().initiate_unary_stream(request, *arguments)
+
+
 class SizedCall(LogicalCall):
     """A `LogicalCall` that measures its attempts' messages. (`lb.sync` puts it over its own kinds.)"""
 
@@ -89,6 +100,10 @@ class SizedCall(LogicalCall):
         """See `LogicalCall`."""
         sizes = self.sizes[attempt] = Sizes()
         return _Counted(super().lower_call(attempt), sizes)
+
+    def stream_of(self, real: _Counted) -> Any:
+        """See `LogicalCall`."""
+        return _CountedStream(real, self._status_arrived)
 
     def hand_back(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """See `LogicalCall`."""

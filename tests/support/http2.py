@@ -70,11 +70,15 @@ class Connection:
             end=True,
         )
 
+    def end(self, stream: int, status: int, words: str = "") -> None:
+        """The trailers that follow headers."""
+        self._headers(stream, ("grpc-status", str(status)), ("grpc-message", words), end=True)
+
     def answer(self, stream: int, message: bytes) -> None:
         """A whole response of one message."""
         self.headers(stream)
         self.send(DataFrame(stream, b"\x00" + len(message).to_bytes(4, "big") + message))
-        self._headers(stream, ("grpc-status", "0"), end=True)
+        self.end(stream, 0)
 
     def close(self) -> None:
         """End it, after what was sent."""

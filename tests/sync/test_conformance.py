@@ -12,6 +12,7 @@ import pytest
 import lb.sync
 from tests.sync.kit import (
     HANGS_S,
+    KINDS,
     NAME_KEY,
     SS,
     SU,
@@ -405,6 +406,21 @@ def test_early_initial_metadata(where: Where, channel: Any, kind: Kind, pairs: A
     assert call.is_active()
     gate.set()
     assert kind.finish(call) == kind.echo()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_initial_metadata_of_a_call_that_ends_at_once(where: Where, channel: Any, kind: Kind) -> None:
+    """Headers and the end in one go: the headers are told, whichever of the two is seen first."""
+
+    def begin_and_fail(context: Any) -> None:
+        context.send_initial_metadata((("x-head", "1"),))
+        context.abort(Code.UNAVAILABLE, "gone")
+
+    where.script(begin_and_fail)
+    for _ in range(40):
+        call = kind.start(channel)
+        assert dict(call.initial_metadata()) == {"x-head": "1"}
+        assert call.code() is Code.UNAVAILABLE
 
 
 def test_initial_metadata_of_a_failed_call(where: Where, channel: Any, kind: Kind) -> None:

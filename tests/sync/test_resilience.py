@@ -183,6 +183,23 @@ def test_a_retry_of_a_future(fleet: Fleet, kind: Kind) -> None:
         drained(channel)
 
 
+def test_no_retry_after_headers(server: Server, kind: Kind) -> None:
+    """A response that had begun is the caller's (gRFC A6), also when its end comes with the headers."""
+
+    def begin_and_fail(context: Any) -> None:
+        context.send_initial_metadata((("x-head", "1"),))
+        context.abort(Code.UNAVAILABLE, "gone")
+
+    server.always = begin_and_fail
+    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), budget=lb.Budget(min_per_s=1e6))
+    with channel_to(server, retry=retry) as channel:
+        for _ in range(40):
+            call = kind.start(channel)
+            assert call.code() is Code.UNAVAILABLE
+            assert len(lb.attempts(call)) == 1
+        drained(channel)
+
+
 @pytest.mark.parametrize("kind", [UU, SU], ids=str)
 def test_attempts_of_a_blocking_call(fleet: Fleet, kind: Kind) -> None:
     """``with_call`` tells them for a call that went well, and the error for one that did not."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from lb.testing import Backend
+from tests.transport.ending import Ending
 from tests.transport.kit import KINDS, Kind
 from tests.transport.worlds import SIDES, Side, World
 
@@ -52,3 +53,11 @@ async def world(side: Side, fleet: Fleet) -> AsyncIterator[World]:
     backends = await fleet(side.backends)
     async with side.to(backends) as channel:
         yield World(side, channel, backends)
+
+
+@pytest.fixture
+def ending() -> Iterator[Ending]:
+    """A server whose streams end at a moment that the test chooses."""
+    ending = Ending()
+    yield ending
+    ending.stop()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import grpc
 import pytest
 
-from lb.aio import _grpcio
+import lb
 from lb.testing import Backend
 from lb.testing.backend import echo, fail
-from tests.transport.conftest import Fleet
-from tests.transport.kit import HANGS_S, IDEMPOTENT, SS, SU, US, First, Kind, channel_to, ready
+from tests.support.http2 import Connection, raw
+from tests.transport.kit import HANGS_S, IDEMPOTENT, NO_BREAKER, SS, SU, US, First, Kind, Told, channel_to, ready
 
 HEADERS = (("x-early", "1"),)
 
@@ -31,96 +29,27 @@ async def test_headers_arrive_before_anything_is_written(backend: Backend, kind:
         assert await (call.read() if kind.streams_responses else call) == b"1"
 
 
-class LateStatus:
-    """grpcio's lower call whose empty headers come some turns of the loop before its failure.
+@pytest.mark.parametrize("kind", [US, SS], ids=str)
+async def test_waiting_for_headers_costs_no_retry(backend: Backend, kind: Kind) -> None:
+    """An attempt whose headers are empty, and that fails a moment later, is followed by another.
 
-    Both stand in one frame, yet core tells them one after the other: under load other callbacks
-    come between.
+    Also when somebody waits for headers: to core, empty ones look like those of a failure, of which it tells the
+    headers first and the status some turns of the loop later.
     """
 
-    def __init__(self) -> None:
-        self._initial_metadata: tuple[Any, ...] | None = None
-        self._status: Any = None
-        self._callbacks: list[Callable[[], None]] = []
-        self._over = asyncio.Event()
+    def answer(connection: Connection, stream: int) -> None:
+        connection.headers(stream)
+        asyncio.get_running_loop().call_soon(connection.end, stream, grpc.StatusCode.UNAVAILABLE.value[0], "away")
 
-    async def initiate_unary_stream(self, request: bytes, metadata: Any, *context: Any) -> None:
-        """Return with the headers; the status follows."""
-        self._initial_metadata = ()
-        self._failing = asyncio.ensure_future(self._fail())
-
-    async def initiate_stream_stream(self, metadata: Any, metadata_sent: Callable[[], None], *context: Any) -> None:
-        """The same; messages may be sent."""
-        metadata_sent()
-        await self.initiate_unary_stream(b"", metadata)
-
-    async def _fail(self) -> None:
-        for _ in range(5):
-            await asyncio.sleep(0)
-        self._status = _grpcio.AioRpcStatus(grpc.StatusCode.UNAVAILABLE.value[0], "away", (), "")
-        self._over.set()
-        for callback in self._callbacks:
-            callback()
-
-    def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call back at the end."""
-        self._callbacks.append(callback)
-
-    def done(self) -> bool:
-        """Whether the status is there."""
-        return self._status is not None
-
-    async def initial_metadata(self) -> Any:
-        """Empty, and there from the beginning."""
-        return ()
-
-    async def status(self) -> Any:
-        """The status, once it is there."""
-        await self._over.wait()
-        return self._status
-
-    async def receive_serialized_message(self) -> Any:
-        """None came."""
-        await self._over.wait()
-        return _grpcio.EOF
-
-    async def send_serialized_message(self, message: bytes) -> None:
-        """Goes nowhere."""
-
-    async def send_receive_close(self) -> None:
-        """Goes nowhere."""
-
-    def cancel(self, details: str) -> None:
-        """It ends by itself."""
-
-
-class Handle:
-    """A subchannel whose calls are all `LateStatus`."""
-
-    def call(self, *arguments: Any) -> LateStatus:
-        """A new one."""
-        return LateStatus()
-
-    def connected(self) -> bool:
-        """It is."""
-        return True
-
-
-@pytest.mark.parametrize("kind", [US, SS], ids=str)
-async def test_waiting_for_headers_costs_no_retry(fleet: Fleet, kind: Kind) -> None:
-    """An attempt that fails without headers is followed by another, also when somebody waits for headers."""
-    away, good = await fleet(2)
-    async with channel_to(away, good, policy=First(), retry=IDEMPOTENT) as channel:
-        await ready(channel, 2)
-        candidate = next(c for c in channel._channel.balancer.candidates if c.endpoint.address == away.address)
-        real, candidate.handle = candidate.handle, Handle()
-        try:
+    async with raw(answer) as away:
+        first, second = lb.Endpoint(away.address), lb.Endpoint(backend.address)
+        async with lb.aio.channel(Told(first, second), policy=First(), retry=IDEMPOTENT, breaker=NO_BREAKER) as channel:
+            await ready(channel, 2)
             call = kind.start(channel, timeout=HANGS_S)
             waiting = asyncio.ensure_future(call.initial_metadata())
             assert await kind.responses(call) == kind.echo()
             await waiting
-        finally:
-            candidate.handle = real
+            assert len(lb.attempts(call)) == 2
 
 
 async def test_wait_for_connection_raises_when_every_attempt_failed(backend: Backend) -> None:

@@ -161,9 +161,10 @@ async def test_the_lower_call(backend: Backend) -> None:
         assert call._initial_metadata == ()
         registered = lower.get_registered_call_handle(UNARY_UNARY.encode())
         assert await lower.call(UNARY_UNARY.encode(), None, None, False, registered).unary_unary(b"y", ()) == b"y"
-        stream = lower.call(UNARY_STREAM.encode(), None, None, False, 0)
         ended: list[bool] = []
-        stream.add_done_callback(lambda: ended.append(stream.done()))
+        stream = _grpcio.ResponseStream(
+            lower.call(UNARY_STREAM.encode(), None, None, False, 0), lambda stream: ended.append(stream.done())
+        )
         await stream.initiate_unary_stream(b"z", ())
         assert await stream.receive_serialized_message() == b"z"
         stream.cancel("enough")
@@ -177,6 +178,8 @@ async def test_the_lower_call_of_a_stream_of_requests(backend: Backend) -> None:
         lower = _grpcio.lower(channel)
         for method in (STREAM_UNARY, STREAM_STREAM):
             call = lower.call(method.encode(), None, None, False, 0)
+            if method == STREAM_STREAM:
+                call = _grpcio.ResponseStream(call, lambda _: None)
             sent = asyncio.Event()
             begin = call.stream_unary if method == STREAM_UNARY else call.initiate_stream_stream
             running = asyncio.ensure_future(begin((), sent.set))
