@@ -14,6 +14,7 @@ generated stubs, interceptors, health and reflection clients work on it unchange
 from __future__ import annotations
 
 from lb import aio, sync
+from lb._version import __version__
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
@@ -39,9 +40,10 @@ from lb.core.policies import (
     ZoneAware,
 )
 from lb.core.retry import Retry
+from lb.core.settings import MethodSettings
 from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.core.token_bucket import TokenBucket
-from lb.incoming import detached
+from lb.incoming import deadline, detached
 from lb.sync.channel import attempts
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "LeastRequest",
     "Listener",
     "LoadReport",
+    "MethodSettings",
     "Orca",
     "P2C",
     "PickFirst",
@@ -74,8 +77,10 @@ __all__ = [
     "WeightedRandom",
     "WeightedRoundRobin",
     "ZoneAware",
+    "__version__",
     "aio",
     "attempts",
+    "deadline",
     "detached",
     "sync",
 ]

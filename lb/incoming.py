@@ -14,6 +14,7 @@ and puts it into a context variable; a channel of `lb` looks there when a call b
   that has ended normally left running goes on, though not beyond the deadline.
 
 ``channel(..., propagate=False)`` has no part in this, nor has what stands in a block of `detached`.
+A block of `deadline` is such a scope for code that handles no call.
 Tasks inherit the context variable; threads that a handler starts do not, unless it runs them in
 ``contextvars.copy_context()``.
 
@@ -37,6 +38,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
+
+from lb.core import checks
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic in the types alone
@@ -128,6 +131,48 @@ def detached() -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def deadline(timeout_s: float) -> Iterator[None]:
+    """A block whose calls end within ``timeout_s`` seconds of its beginning, whatever timeouts they have of their own.
+
+    For code that is no gRPC handler: a web request, a job::
+
+        with lb.deadline(2):
+            product = await catalog.GetProduct(request)
+            await orders.PlaceOrder(order)  # in what is left of the 2 s
+
+    Blocks may be nested, and stand in a handler: the earliest deadline holds, and calls are cancelled with the
+    incoming one. Tasks that begin in the block keep its deadline. It bounds calls and nothing else; those of channels
+    with ``propagate=False``, and those in `detached`, have no part in it.
+
+    Raises:
+        ValueError: ``timeout_s`` is no number of seconds >= 0.
+    """
+    checks.number("deadline()", timeout_s, "seconds >= 0")
+    token = _current.set(_Within(timeout_s, _current.get()))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class _Within(Scope):
+    """A scope with a deadline of its own, and the cancellation of the one around it."""
+
+    __slots__ = ("_around",)
+
+    def __init__(self, timeout_s: float, around: Scope | None) -> None:
+        super().__init__(timeout_s)
+        self._around = around
+        if around is not None:
+            self.deadline = around.bound(self.deadline)
+
+    def add(self, call: Outgoing) -> None:
+        """See `Scope.add`: nothing cancels the block itself."""
+        if self._around is not None:
+            self._around.add(call)
 
 
 # ---- for the interceptors ----

@@ -33,12 +33,13 @@ PACKAGES = ("lb", "lb.aio", "lb.sync", "lb.testing")
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "Channels": (
         "",
-        "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.attempts lb.Attempt lb.Snapshot"
-        " lb.EndpointSnapshot",
+        "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.deadline lb.attempts lb.Attempt"
+        " lb.Snapshot lb.EndpointSnapshot",
     ),
     "Settings": (
         "Frozen and checked when they are made. One object may serve many channels.",
-        "lb.Retry lb.core.outcome lb.Budget lb.Hedging lb.Breaker lb.Ejection lb.ConcurrencyLimit lb.Connection",
+        "lb.Retry lb.core.outcome lb.Budget lb.Hedging lb.Breaker lb.Ejection lb.ConcurrencyLimit lb.Connection"
+        " lb.MethodSettings",
     ),
     "Policies": (
         "Which to choose when, with pictures: [policies.md](policies.md).",
@@ -73,8 +74,8 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 }
 """Title, a line below it, and what stands there in which order."""
 
-ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.aio.attempts", "lb.sync.attempts"})
-"""Exported, and told under another name."""
+ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.aio.attempts", "lb.sync.attempts", "lb.__version__"})
+"""Exported, and told under another name, or without need of words."""
 
 WITHOUT_MEMBERS = frozenset({"Settings", "Policies"})
 """Sections whose classes are made, handed over, and asked by the library alone."""

@@ -14,12 +14,13 @@ import time
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import grpc
 
-from lb.aio import _grpcio, fork, pulse
+from lb.aio import _grpcio, fork
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.overdue import Overdue
 from lb.aio.resolvers import make_resolver
@@ -31,7 +32,7 @@ from lb.core.breaker import Breaker, State
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
-from lb.core.connection import Connection, Pace
+from lb.core.connection import Connection
 from lb.core.ejection import Ejection
 from lb.core.endpoint import MOST_WEIGHT, Endpoint, Resolution, Resolver
 from lb.core.hedging import Hedging
@@ -40,7 +41,7 @@ from lb.core.policies import Policy, resolve
 from lb.core.proxy import proxied, resolved
 from lb.core.quantile import Quantile
 from lb.core.retry import Retry
-from lb.core.settings import Settings, settings
+from lb.core.settings import MethodSettings, Settings, settings
 from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import DnsTarget, StaticTarget, parse_target
 from lb.core.throttle import ThrottleState
@@ -53,6 +54,11 @@ _log = logging.getLogger("lb.channel")
 _MOST_METHODS = 4096
 _SWEEP_EVERY_S = 0.1
 _LOOK_UP_S = 1.0
+_UNMATCHED_S = 60.0
+_MOST_SHOWN = 5
+_CLOSE = 0.8
+_told: set[str] = set()
+"""Names in settings that the log was told of."""
 
 # How core numbers the states.
 _LEVELS: dict[Connectivity, int] = {ours: theirs.value[0] for theirs, ours in STATES.items()}
@@ -62,14 +68,16 @@ def channel(
     target: str | Resolver,
     *,
     policy: Policy | str | None = None,
-    retry: Retry | None = None,
-    breaker: Breaker | None = None,
-    hedging: Hedging | None = None,
-    limit: ConcurrencyLimit | None = None,
+    retry: Retry | Literal[False] | None = None,
+    breaker: Breaker | Literal[False] | None = None,
+    hedging: Hedging | Literal[False] | None = None,
+    limit: ConcurrencyLimit | Literal[False] | None = None,
     ejection: Ejection | None = None,
     connection: Connection | None = None,
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    methods: Mapping[str, MethodSettings] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
@@ -91,19 +99,25 @@ def channel(
             resolver: an object with ``start(listener)`` and ``close()`` (see `lb.Resolver`).
         policy: how to choose, an object or a name (``round_robin``, ``weighted_round_robin``,
             ``least_request``, ``p2c``, ...; see docs/policies.md). Default: ``weighted_round_robin``.
-        retry: when failed attempts are tried again. Default: ``lb.Retry()``.
-        breaker: when an endpoint is left out for a while. Default: ``lb.Breaker()``.
+        retry: when failed attempts are tried again. False: never. Default: ``lb.Retry()``.
+        breaker: when an endpoint is left out for a while. False: never. Default: ``lb.Breaker()``.
         hedging: a second attempt while the first has not answered, for unary calls of methods that
-            are idempotent. Default: none.
-        limit: how many calls may run at once on each endpoint. Default: any number.
+            are idempotent. False: none, also where a service config has them. Default: none.
+        limit: how many calls may run at once on each endpoint. Default, and False: any number.
         ejection: how much of the pool breakers may take out. Default: ``lb.Ejection()``.
         connection: reconnecting, keepalive, idling. Default: ``lb.Connection()``.
         health: watch gRPC's health service of each endpoint under this service name (``""``: the whole
             server), and send nothing to those that are NOT_SERVING. Default: no watch.
         service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
             also accepted among the ``options``. See docs/service_config.md.
+        timeout: seconds for a call that gives none itself; streams too, from beginning to end. Default: none.
+        methods: what holds for single methods (``/package.Service/Method``, or ``/package.Service/*`` for all of a
+            service; the entry of the method stands alone), by an `lb.MethodSettings` with timeout, retry,
+            hedging. The call's own timeout wins over that of ``methods``, and that over ``timeout``; all are
+            bounded by the service config's, by an incoming call's deadline and `lb.deadline`. For retries and
+            hedging ``methods`` win over the service config, and that over ``retry`` and ``hedging``.
         propagate: whether a call made while an incoming call is handled inherits its deadline and
-            cancellation (see `lb.aio.incoming`).
+            cancellation (see `lb.aio.incoming`), and one in a block of `lb.deadline` that one's.
         measure_sizes: whether the metrics tell the sizes of messages, too (see docs/metrics.md).
         credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
             must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
@@ -130,6 +144,8 @@ def channel(
                 connection=connection,
                 health=health,
                 service_config=service_config,
+                timeout=timeout,
+                methods=methods,
                 propagate=propagate,
                 measure_sizes=measure_sizes,
                 options=given,
@@ -171,14 +187,30 @@ class Channel(_grpcio.UpperChannel):
         return f"<lb.aio.Channel {self._channel.target}>"
 
 
+_FROM_A_CALL = (grpc.RpcContext, grpc.aio.RpcContext, grpc.Future, BaseException)
+
+
 def attempts(call: Any) -> list[Attempt]:
     """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
 
-    ``call`` is what the stub returned (also under interceptors). Empty when nothing was sent
-    (yet), or when the call is not one of ours.
+    ``call`` is what the stub returned (also under interceptors), or the error that was raised. Empty when nothing
+    was sent (yet), or when the call is not one of ours.
+
+    Raises:
+        TypeError: it is no call, but maybe a response.
     """
     logical = logical_call(call)
-    return [] if logical is None else list(logical.call.attempts)
+    if logical is not None:
+        return list(logical.call.attempts)
+    if isinstance(call, grpc.aio.AioRpcError):
+        return list(getattr(call.debug_error_string(), "attempts", ()))
+    if not isinstance(call, _FROM_A_CALL):
+        raise TypeError(
+            f"attempts() was given {checks.shown(call)}; expected what a call gave: its call object (of asyncio: "
+            "call = stub.Method(request); of threads: _, call = stub.Method.with_call(request), or .future(request), "
+            "or a stream), or the grpc.RpcError that it raised"
+        )
+    return []
 
 
 class LogicalChannel:
@@ -244,6 +276,8 @@ class LogicalChannel:
         self.metrics = Metrics(self.target, self.balancer, self._budget.balance)
         self.tracer = Spans(self.target, self.balancer, self.metrics.look)
         self._registered: set[str] = set()
+        self._unmatched = settings.entries
+        """Names in the settings that no method which was called goes by."""
         self.methods: dict[bytes, Method] = {}
         """What all calls of a method share, of those methods that were called before."""
         self._credentials = credentials
@@ -254,8 +288,6 @@ class LogicalChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
-        self.pulse = self.balancer.pulse
-        """For how long the loop was held, once there is one."""
         self.unbegun: set[LogicalCall] = set()
         """Calls that no task has begun to carry out."""
         self._overdue: set[LogicalCall] = set()
@@ -319,6 +351,9 @@ class LogicalChannel:
                 self.methods.clear()
             name = method.decode()
             found = self.settings.method(name, declared_idempotent=is_idempotent(name))
+            self._unmatched.difference_update(found.entries)
+            if found.doubt:
+                _log.warning("%s: %s", self.target, found.doubt)
             measured = found.hedging is not None and found.hedging.delay_s is None
             known = self.methods[method] = Method(
                 name,
@@ -329,11 +364,37 @@ class LogicalChannel:
                 found.hedging,
                 Quantile() if measured else None,
                 found.timeout_s,
+                found.default_timeout_s,
                 found.wait_for_ready,
                 self.metrics.tally(name, self._registered),
                 None if found.retry.attempt_timeout is None else Overdue(found.retry.attempt_timeout),
             )
         return known
+
+    def tell_unmatched(self, names: set[str]) -> None:
+        """Tell the log of names in the settings that no called method goes by: each once in a process.
+
+        A list of methods may well have some that this program does not call. It is a warning when one is nearly the
+        name of a method that was called and goes by none, or when no name had any use.
+        """
+        names = names - _told
+        if not names:
+            return
+        _told.update(names)
+        called = {method.name for method in self.methods.values()}
+        alone = {name for name in called if not self.settings.entries.intersection(checks.entries(name))}
+        forms = [form for name in sorted(alone) for form in checks.entries(name)]
+        meant = sorted({form for name in names for form in get_close_matches(name, forms, n=1, cutoff=_CLOSE)})
+        hint = f". Did you mean {', '.join(meant)}?" if meant else ""
+        level = logging.WARNING if meant or self._unmatched == self.settings.entries else logging.INFO
+        shown, told = ", ".join(sorted(names)), ", ".join(sorted(called)[:_MOST_SHOWN])
+        words = "%s: Retry.idempotent or methods has %s, but no such method was called (called: %s)%s"
+        _log.log(level, words, self.target, shown, told, hint)
+
+    def look_for_unmatched(self) -> None:
+        """A while after the first call: those of services that were called."""
+        services = {checks.entries(method.name)[1] for method in self.methods.values()}
+        self.tell_unmatched({name for name in self._unmatched if checks.entries(name)[1] in services})
 
     def get_registered_call_handle(self, method: bytes) -> int:
         """Not a handle (those belong to one connection), only "it is registered"."""
@@ -375,12 +436,6 @@ class LogicalChannel:
         else:
             _log.info("%s: breaker closed: %s", where, move.reason)
 
-    def keep_pulse(self) -> None:
-        """Watch for what holds the loop, from now on for a while; from any thread."""
-        if self._loop is not None:
-            self.pulse.expect(time.monotonic())
-            self.in_loop(_keep_pulse, None)
-
     def next_in_line(self) -> None:
         """A place below the concurrency limit may be free: wake the first call that waits for one."""
         for _, waiter in self._line:
@@ -388,8 +443,8 @@ class LogicalChannel:
                 waiter.set_result(True)
                 return
 
-    async def place(self, since: float, line_s: float, deadline: float | None, ticket: int | None) -> int | None:
-        """Wait in line for a place; None when the loop had run for ``line_s`` since ``since``, or at the deadline.
+    async def place(self, until: float, ticket: int | None) -> int | None:
+        """Wait in line for a place; None when ``until`` (monotonic) came first.
 
         ``ticket``: what it returned before, when the place was gone by then; it keeps its place in line.
         """
@@ -399,16 +454,13 @@ class LogicalChannel:
                 return ticket  # a place may have become free while the call was on its way here
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        timers: list[pulse.Timer | asyncio.TimerHandle] = [pulse.Timer(line_s, lambda: _resolve(waiter, False), since)]
-        if deadline is not None:
-            timers.append(loop.call_later(max(0.0, deadline - time.monotonic()), _resolve, waiter, False))
+        timer = loop.call_later(max(0.0, until - time.monotonic()), _resolve, waiter, False)
         bisect.insort(self._line, (ticket, waiter))
         free = False
         try:
             free = await waiter
         finally:
-            for timer in timers:
-                timer.cancel()
+            timer.cancel()
             self._line.remove((ticket, waiter))
             if not free and waiter.done() and not waiter.cancelled() and waiter.result():
                 self.next_in_line()  # woken, and cancelled before it could go on
@@ -479,12 +531,7 @@ class LogicalChannel:
     def _connect(self, candidate: Candidate) -> None:
         try:
             candidate.handle = self.subchannel_type(
-                candidate,
-                self._options,
-                self._credentials,
-                self._compression,
-                self._connectivity,
-                Pace(self.settings.connection, self.balancer.rng),
+                candidate, self._options, self._credentials, self._compression, self._connectivity
             )
         except (ValueError, TypeError, _grpcio.UsageError) as error:
             self.balancer.set_connectivity(
@@ -530,14 +577,12 @@ class LogicalChannel:
         self.balancer.resolver_failed(message, time.monotonic())
         self._wake()  # what waits takes the message along
 
-    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str, again: bool) -> None:
-        before, known = candidate.connectivity, candidate.trouble
-        if state is before and trouble in ("", known):
-            return
+    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:
+        before = candidate.connectivity
         if self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble):
             self.look_up_again(_LOOK_UP_S)
-        if trouble and trouble != known and not again:
-            _log.info("%s: %s: %s", self.target, candidate.endpoint, trouble)
+        if trouble:
+            _log.info("%s: %s (%s): %s", self.target, candidate.endpoint.id, candidate.endpoint.address, trouble)
         elif state is not before:
             _log.debug("%s: %s is %s", self.target, candidate.endpoint.id, state.value)
         self._wake()
@@ -579,9 +624,6 @@ class LogicalChannel:
             )
         self._check_fork()
         self._loop = loop
-        beat = pulse.current()
-        self.pulse = self.balancer.pulse = beat.pulse
-        beat.keep()
         fork.remember(self)
         start: Callable[[LogicalChannel], object] = self._resolver.start
         try:
@@ -595,6 +637,8 @@ class LogicalChannel:
             self.update(Resolution((), f"the resolver did not start: {error!r}"))
         self._wake()
         self._watch_idling()
+        if self._unmatched:
+            loop.call_later(_UNMATCHED_S, _look_for_unmatched, weakref.ref(self))
 
     def _check_fork(self) -> None:
         if fork.lost():
@@ -632,6 +676,8 @@ class LogicalChannel:
         self._closing = self._closed = True
         if self._look_up_timer is not None:
             self._look_up_timer.cancel()
+        if self.methods:
+            self.tell_unmatched(self._unmatched)
         for candidate in self.balancer.candidates:
             self._close_subchannel(candidate)
         try:
@@ -690,10 +736,6 @@ class LogicalChannel:
         return snapshot(self.balancer, self._budget.balance(now), now)
 
 
-def _keep_pulse(_: None) -> None:
-    pulse.current().keep()
-
-
 def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None:
     alive = channel()
     if alive is not None:
@@ -704,6 +746,12 @@ def _look_up_again(reference: weakref.ref[LogicalChannel], passed_s: float) -> N
     channel = reference()
     if channel is not None and any(c.failing_since is not None for c in channel.balancer.candidates):
         channel.look_up_again(2 * passed_s)
+
+
+def _look_for_unmatched(reference: weakref.ref[LogicalChannel]) -> None:
+    channel = reference()
+    if channel is not None:
+        channel.look_for_unmatched()
 
 
 def _sweep(reference: weakref.ref[LogicalChannel]) -> None:

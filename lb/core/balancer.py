@@ -39,7 +39,6 @@ from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import Origin, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
-from lb.core.pulse import BEAT_S, Pulse
 from lb.core.throttle import ThrottleState
 
 READY = Connectivity.READY
@@ -56,7 +55,7 @@ RESOLVER_GRACE_S = 1.0
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE, _IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
 _LATE, _CLOSING = Origin.LATE, Origin.CLOSING
-_REFUSED = Origin.REFUSED
+_REFUSED = (Origin.REFUSED, Origin.SAYS_REFUSED)
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
 """A policy's optional hook: candidate, outcome, duration in seconds, now."""
@@ -224,8 +223,6 @@ class Balancer:
         self._endpoints: list[Endpoint] = []
         self._dirty = True
         self._recheck_at = inf
-        self.pulse = Pulse()
-        """For how long the driver was held; it puts its own here."""
         self._take_policy(policy)
 
     # ---- what the resolver and the connections say ----
@@ -418,7 +415,7 @@ class Balancer:
         """
         attempt.answered_at = now
         if attempt.breaker_state is not _CLOSED:
-            late = self.pulse.ran_s(attempt.started_at, now) >= self._slow_s
+            late = now - attempt.started_at >= self._slow_s
             verdict = _FAILURE if late else _SUCCESS
             if attempt.candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
                 self._dirty = True
@@ -451,10 +448,7 @@ class Balancer:
         candidate.in_flight -= 1
         verdict = outcome.verdict
         answered_at = attempt.answered_at
-        end = now if answered_at is None else answered_at
-        took_s = end - attempt.started_at
-        if took_s >= BEAT_S:  # what held the driver says nothing of the endpoint
-            took_s = self.pulse.ran_s(attempt.started_at, end)
+        took_s = (now if answered_at is None else answered_at) - attempt.started_at
         limit = candidate.limit
         if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
             candidate.load.observe(took_s, now)
@@ -467,7 +461,7 @@ class Balancer:
                 candidate.last_error = outcome.reason()
             if limit is not None and (outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT):
                 limit.overloaded()
-            if outcome.origin is _REFUSED and attempt.started_at > candidate.lost_at:
+            if outcome.origin in _REFUSED and attempt.started_at > candidate.lost_at:
                 if not isinstance(limit, StreamLimit):
                     limit = candidate.limit = StreamLimit(limit)
                 limit.refused(candidate.in_flight, now)
@@ -490,7 +484,7 @@ class Balancer:
             move = breaker.late(generation, now, self.rng)
         elif (
             verdict is not _FAILURE
-            and (outcome.pushback_s is not None or outcome.origin is _REFUSED)
+            and (outcome.pushback_s is not None or outcome.origin in _REFUSED)
             and self._refuses_all(candidate, now)
         ):
             candidate.last_error = outcome.reason()

@@ -35,7 +35,7 @@ from lb.core.words import lost_in_time
 
 _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
-_MOST_UNSEEN = {Origin.UNPROCESSED: 20, Origin.REFUSED: 1}
+_MOST_UNSEEN = {Origin.UNPROCESSED: 20, Origin.REFUSED: 10, Origin.SAYS_REFUSED: 1}
 """Transparent retries of one call, by what led to the last one; after these a retry is as any other.
 
 Words alone may be passed on from behind a server: so only one follows them.
@@ -107,7 +107,8 @@ class Method:
     """What all calls of one method share.
 
     ``name`` is ``/package.Service/Method``; ``idempotent`` says that it may run twice without harm.
-    ``timeout_s`` bounds each call besides the caller's own timeout. ``hedging`` needs ``idempotent``,
+    ``timeout_s`` bounds each call besides the caller's own timeout, ``default_timeout_s`` is that of a call that
+    gives none. ``hedging`` needs ``idempotent``,
     and a ``latency`` unless it has a fixed delay. ``overdue`` belongs to the driver: its watch over the attempts
     of a method that has an ``attempt_timeout``; else None.
     """
@@ -120,6 +121,7 @@ class Method:
     hedging: Hedging | None = None
     latency: Quantile | None = None
     timeout_s: float | None = None
+    default_timeout_s: float | None = None
     wait_for_ready: bool | None = None
     tally: Tally = field(default_factory=lambda: Tally(""))
     overdue: Any = None

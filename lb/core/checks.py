@@ -7,10 +7,13 @@ clocks their count. A bound that a message's own words do not name is told when 
 
 from __future__ import annotations
 
+import re
+
 MOST = 1e9
 LEAST = 1e-9
 """What counts as above 0: divided by less, numbers are infinite."""
 _WIDEST = 80
+_METHOD = re.compile(r"/[^/*]+/([^/*]+|\*)")
 
 
 def number(
@@ -47,6 +50,17 @@ def flag(what: str, value: object) -> None:
     """True or False. Raises ``TypeError``."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} is {shown(value)}; expected True or False")
+
+
+def method(what: str, name: object) -> None:
+    """``/package.Service/Method`` or ``/package.Service/*``. Raises ``ValueError`` that begins with ``what``."""
+    if not isinstance(name, str) or not _METHOD.fullmatch(name):
+        raise ValueError(f"{what}; expected /package.Service/Method, or /package.Service/* for all of a service")
+
+
+def entries(name: str) -> tuple[str, str]:
+    """What `method` may be for a method to go by it, the more specific one first."""
+    return name, f"{name[: name.rfind('/') + 1]}*"
 
 
 def shown(value: object) -> str:

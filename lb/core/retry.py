@@ -63,13 +63,13 @@ class Retry:
             none may follow, the attempt goes on until the call's own timeout, which is separate and always
             holds; a call without one ends UNAVAILABLE.
         budget: what retries may cost, per channel.
-        idempotent: full method names (``/package.Service/Method``) that may run twice without
-            harm, besides those whose proto declares an ``idempotency_level``.
+        idempotent: full method names (``/package.Service/Method``, or ``/package.Service/*`` for all of a
+            service) that may run twice without harm, besides those whose proto declares an ``idempotency_level``.
         enabled: False turns retries off; transparent ones too.
 
     Raises:
         TypeError: ``stop``, ``wait`` or ``retry`` is not callable, or a field has another wrong type.
-        ValueError: ``jitter`` or ``attempt_timeout`` is out of range, or a method has no ``/``.
+        ValueError: ``jitter`` or ``attempt_timeout`` is out of range, or a method is not named as said.
     """
 
     stop: Strategy = field(default_factory=lambda: stop_after_attempt(4))
@@ -94,8 +94,11 @@ class Retry:
         if isinstance(self.idempotent, (str, bytes)) or not isinstance(self.idempotent, Collection):
             raise TypeError(f"Retry.idempotent is {shown(self.idempotent)}; expected a collection of method names")
         for method in self.idempotent:
-            if not isinstance(method, str) or not method.startswith("/") or method.count("/") != 2:
-                raise ValueError(f"Retry.idempotent has {shown(method)}; expected /package.Service/Method")
+            checks.method(f"Retry.idempotent has {shown(method)}", method)
+
+    def declared_by(self, name: str) -> list[str]:
+        """The entries of ``idempotent`` that ``/package.Service/Method`` goes by."""
+        return [entry for entry in checks.entries(name) if entry in self.idempotent]
 
 
 def _number(value: object) -> bool:

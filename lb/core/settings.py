@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from tenacity import stop_after_attempt
 
+from lb.core import checks
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
 from lb.core.checks import shown
@@ -22,20 +24,74 @@ from lb.core.service_config import MethodConfig, ServiceConfig, parse
 from lb.core.throttle import Throttle
 
 T = TypeVar("T")
+Off = TypeVar("Off")
 
 SERVICE_CONFIG_OPTION = "grpc.service_config"
 _ENABLE_RETRIES = "grpc.enable_retries"
 
 
-@dataclass(frozen=True, slots=True)
+def _optional(name: str, value: T | Literal[False] | None, kind: type[T], *, off: Off = None) -> T | Off | None:  # type: ignore[assignment]
+    """``off`` for False."""
+    if value is False:
+        return off
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is {shown(value)}; expected an lb.{kind.__name__}, False (off) or None (the default)")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSettings:
-    """What holds for one method. ``hedging`` is None unless the method may run twice."""
+    """What a channel's ``methods=`` says of one method, or of all of a service. Immutable.
+
+    Args:
+        timeout: seconds for a call that gives none, > 0; False: none at all; None: the channel's ``timeout``.
+            It bounds streams, too, from their beginning to their end.
+        retry: in place of the channel's; its ``budget`` means nothing, for there is one per channel. False: no
+            retries; None: the service config's, else the channel's.
+        hedging: in place of the channel's; False: no hedges; None: the service config's, else the channel's.
+            Only of methods that may run twice.
+        idempotent: True says that it may run twice without harm, as ``Retry.idempotent`` does.
+
+    Raises:
+        ValueError: ``timeout`` is out of range; the message names it.
+        TypeError: another field is of a wrong kind.
+    """
+
+    timeout: float | Literal[False] | None = None
+    retry: Retry | Literal[False] | None = None
+    hedging: Hedging | Literal[False] | None = None
+    idempotent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and self.timeout is not False:
+            checks.number("MethodSettings.timeout", self.timeout, "seconds > 0, False (off) or None", above=True)
+        _optional("MethodSettings.retry", self.retry, Retry)
+        _optional("MethodSettings.hedging", self.hedging, Hedging)
+        checks.flag("MethodSettings.idempotent", self.idempotent)
+
+
+_NO_ENTRY = MethodSettings()
+_NOT_HEDGED = "methods[{!r}] has hedging, which is not used: the method is not declared idempotent"
+_NO_RETRY = Retry(enabled=False)
+_NO_BREAKER = Breaker(consecutive_failures=None, failure_ratio=None, refused_s=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ForMethod:
+    """What holds for one method. ``hedging`` is None unless the method may run twice.
+
+    ``timeout_s`` bounds each call, ``default_timeout_s`` those that give no timeout. ``entries`` are those of
+    ``Retry.idempotent`` and ``methods`` that the method goes by. ``doubt`` says what was given and is not used.
+    """
 
     retry: Retry
     hedging: Hedging | None
     idempotent: bool
     timeout_s: float | None
+    default_timeout_s: float | None
     wait_for_ready: bool | None
+    entries: Sequence[str]
+    doubt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +101,7 @@ class Settings:
     policy: Policy
     retry: Retry
     breaker: Breaker
-    hedging: Hedging | None
+    hedging: Hedging | Literal[False] | None
     limit: ConcurrencyLimit | None
     ejection: Ejection
     connection: Connection
@@ -54,23 +110,49 @@ class Settings:
     config: ServiceConfig
     propagate: bool
     measure_sizes: bool
+    timeout: float | None
+    methods: Mapping[str, MethodSettings]
 
-    def method(self, name: str, *, declared_idempotent: bool) -> MethodSettings:
-        """What holds for ``/package.Service/Method``; ``declared_idempotent`` is what its proto says."""
+    @property
+    def entries(self) -> set[str]:
+        """The names in ``Retry.idempotent`` and ``methods``: a method that is called should go by each."""
+        return {*self.retry.idempotent, *self.methods}
+
+    def method(self, name: str, *, declared_idempotent: bool) -> ForMethod:
+        """What holds for ``/package.Service/Method``; ``declared_idempotent`` is what its proto says.
+
+        The more specific one stands first: the entry in ``methods`` (of the method, else of its service), then the
+        service config's, then what was given for all methods.
+        """
         config = self.config.method(name)
-        retry = self._retry(config)
-        idempotent = declared_idempotent or config.idempotent or name in self.retry.idempotent
-        hedging = config.hedging or self.hedging
-        return MethodSettings(
-            retry, hedging if idempotent else None, idempotent, config.timeout_s, config.wait_for_ready
+        keys = [key for key in checks.entries(name) if key in self.methods]
+        entry = self.methods[keys[0]] if keys else _NO_ENTRY
+        hedging = (self._hedging(config) if entry.hedging is None else entry.hedging) or None
+        retry = _NO_RETRY if entry.retry is False else entry.retry or self._retry(config, hedging)
+        declared_by = [*self.retry.declared_by(name), *retry.declared_by(name)]
+        idempotent = declared_idempotent or config.idempotent or entry.idempotent or bool(declared_by)
+        timeout_s = self.timeout if entry.timeout is None else entry.timeout or None
+        return ForMethod(
+            retry,
+            hedging if idempotent else None,
+            idempotent,
+            config.timeout_s,
+            timeout_s,
+            config.wait_for_ready,
+            [*keys, *declared_by],
+            _NOT_HEDGED.format(name) if entry.hedging and keys[0] == name and not idempotent else "",
         )
 
-    def _retry(self, config: MethodConfig) -> Retry:
+    def _hedging(self, config: MethodConfig) -> Hedging | Literal[False] | None:
+        """What the document or the channel says; the channel may turn off the document's, as with retries."""
+        return self.hedging if self.hedging is False else config.hedging or self.hedging
+
+    def _retry(self, config: MethodConfig, hedging: Hedging | None) -> Retry:
         """The channel's retries, as far as the document says nothing else of the method."""
         ours, theirs = self.retry, config.retry
-        if config.hedging is not None:
+        if hedging is not None and hedging is config.hedging:
             # When all hedges have failed there is no further attempt (gRFC A6).
-            most = stop_after_attempt(config.hedging.max_attempts)
+            most = stop_after_attempt(hedging.max_attempts)
             return replace(ours, stop=lambda state: most(state) or ours.stop(state))
         if theirs is None:
             return ours
@@ -108,16 +190,18 @@ def _sizes(method: MethodConfig) -> dict[str, int]:
 def settings(
     *,
     policy: Policy | str | None = None,
-    retry: Retry | None = None,
-    breaker: Breaker | None = None,
-    hedging: Hedging | None = None,
-    limit: ConcurrencyLimit | None = None,
+    retry: Retry | Literal[False] | None = None,
+    breaker: Breaker | Literal[False] | None = None,
+    hedging: Hedging | Literal[False] | None = None,
+    limit: ConcurrencyLimit | Literal[False] | None = None,
     ejection: Ejection | None = None,
     connection: Connection | None = None,
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
+    timeout: float | None = None,
+    methods: Mapping[str, MethodSettings] | None = None,
     options: tuple[tuple[str, Any], ...] = (),
 ) -> Settings:
     """Check and complete what a user gave.
@@ -125,9 +209,10 @@ def settings(
     A service config may also stand among the ``options`` (``grpc.service_config``), as for grpcio.
     What it says of a *method* wins over ``retry`` and ``hedging``, which are for all methods; but
     ``enabled=False`` turns its retries off, too (gRFC A6, *Disabling retries*), and an
-    ``attempt_timeout`` holds where its ``retryPolicy`` names none. A ``policy`` or ``health`` given
-    here wins over the document's. The option ``grpc.enable_retries`` with 0 means
-    ``Retry(enabled=False)``, unless a ``retry`` is given.
+    ``attempt_timeout`` holds where its ``retryPolicy`` names none; ``hedging=False`` turns its hedging off. What
+    ``methods`` says of a method wins over both. A ``policy`` or ``health`` given
+    here wins over the document's. False for ``retry``, ``breaker``, ``hedging`` or ``limit`` is "off", None the
+    default. The option ``grpc.enable_retries`` with 0 means ``retry=False``, unless a ``retry`` is given.
 
     Raises:
         ValueError: a bad value; the message names it.
@@ -146,15 +231,17 @@ def settings(
     for name, value in (("propagate", propagate), ("measure_sizes", measure_sizes)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {shown(value)}; expected True or False")
+    if timeout is not None:
+        checks.number("timeout", timeout, "seconds > 0, or None", above=True)
     if retry is None and _option(options, _ENABLE_RETRIES) == 0:
-        retry = Retry(enabled=False)
-    retry = _instance("retry", retry, Retry)
+        retry = False
+    retry = _optional("retry", retry, Retry, off=_NO_RETRY) or Retry()
     return Settings(
         policy=resolve(policy) if policy is not None or config.policy is None else config.policy,
         retry=retry,
-        breaker=_instance("breaker", breaker, Breaker),
-        hedging=None if hedging is None else _instance("hedging", hedging, Hedging),
-        limit=None if limit is None else _instance("limit", limit, ConcurrencyLimit),
+        breaker=_optional("breaker", breaker, Breaker, off=_NO_BREAKER) or Breaker(),
+        hedging=_optional("hedging", hedging, Hedging, off=False),
+        limit=_optional("limit", limit, ConcurrencyLimit, off=None),
         ejection=_instance("ejection", ejection, Ejection),
         connection=_instance("connection", connection, Connection),
         health=config.health if health is None else health,
@@ -162,7 +249,21 @@ def settings(
         config=config,
         propagate=propagate,
         measure_sizes=measure_sizes,
+        timeout=timeout,
+        methods=_methods(methods),
     )
+
+
+def _methods(methods: object) -> Mapping[str, MethodSettings]:
+    if methods is None:
+        return {}
+    if not isinstance(methods, Mapping):
+        raise TypeError(f"methods is {shown(methods)}; expected lb.MethodSettings by method, or None")
+    for name, entry in methods.items():
+        checks.method(f"methods has {shown(name)}", name)
+        if not isinstance(entry, MethodSettings):
+            raise TypeError(f"methods[{shown(name)}] is {shown(entry)}; expected an lb.MethodSettings")
+    return MappingProxyType(dict(methods))
 
 
 def _option(options: tuple[tuple[str, Any], ...], name: str) -> Any:

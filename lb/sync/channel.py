@@ -7,7 +7,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 
@@ -25,7 +25,7 @@ from lb.core.hedging import Hedging
 from lb.core.outcome import Outcome
 from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
-from lb.core.settings import settings
+from lb.core.settings import MethodSettings, settings
 from lb.core.snapshot import Snapshot
 from lb.sync import _grpcio, loop
 from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall
@@ -38,14 +38,16 @@ def channel(
     target: str | Resolver,
     *,
     policy: Policy | str | None = None,
-    retry: Retry | None = None,
-    breaker: Breaker | None = None,
-    hedging: Hedging | None = None,
-    limit: ConcurrencyLimit | None = None,
+    retry: Retry | Literal[False] | None = None,
+    breaker: Breaker | Literal[False] | None = None,
+    hedging: Hedging | Literal[False] | None = None,
+    limit: ConcurrencyLimit | Literal[False] | None = None,
     ejection: Ejection | None = None,
     connection: Connection | None = None,
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    methods: Mapping[str, MethodSettings] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
@@ -68,6 +70,8 @@ def channel(
         connection: see there.
         health: see there.
         service_config: see there.
+        timeout: see there.
+        methods: see there.
         propagate: see there.
         measure_sizes: see there.
         credentials: as of ``grpc.secure_channel``; None for plain text.
@@ -95,6 +99,8 @@ def channel(
             connection=connection,
             health=health,
             service_config=service_config,
+            timeout=timeout,
+            methods=methods,
             propagate=propagate,
             measure_sizes=measure_sizes,
             options=tuple(core_options),
@@ -179,15 +185,20 @@ def attempts(call: Any) -> list[Attempt]:
     """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
 
     ``call`` is what the stub returned, of either kind of channel and also under interceptors: a
-    call object, a future, the call that ``with_call`` gives; or the ``grpc.RpcError`` that was
+    call object, a future, what ``with_call`` gives; or the ``grpc.RpcError`` that was
     raised. Empty when nothing was sent (yet), or when the call is not one of ours.
+
+    Raises:
+        TypeError: it is no call, but maybe a response.
     """
+    if isinstance(call, tuple) and len(call) == 2:  # (response, call)
+        call = call[1]
     lower = _grpcio.lower_call(call)
     if isinstance(lower, Handle):
         lower = lower.held
     if isinstance(lower, (BlockingCall, LoopCall)):
         return [] if lower.call is None else list(lower.call.attempts)
-    if isinstance(call, (_grpcio.InactiveRpcError, grpc.aio.AioRpcError)):
+    if isinstance(call, _grpcio.InactiveRpcError):
         return list(getattr(call.debug_error_string(), "attempts", ()))
     return aio_attempts(call)
 

@@ -10,7 +10,6 @@ import aiohttp
 import grpc
 import grpc.aio
 
-from lb.aio import pulse
 from lb.testing._registry import Probe
 
 Report = Callable[[str, str], None]
@@ -85,7 +84,7 @@ class Runner:
 
     async def _bounded(self, probe: Awaitable[tuple[str, str]]) -> tuple[str, str]:
         try:
-            async with pulse.timeout(self.probe.timeout_s):
+            async with asyncio.timeout(self.probe.timeout_s):
                 return await probe
         except TimeoutError:
             return (

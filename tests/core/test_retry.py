@@ -390,8 +390,15 @@ def test_settings_are_values() -> None:
         ("attempt_timeout", 0, "Retry.attempt_timeout is 0; expected seconds above 0, or None"),
         ("attempt_timeout", -1, "Retry.attempt_timeout is -1; expected seconds above 0, or None"),
         ("attempt_timeout", float("nan"), "Retry.attempt_timeout is nan; expected seconds above 0, or None"),
-        ("idempotent", ["Get"], "Retry.idempotent has 'Get'; expected /package.Service/Method"),
-        ("idempotent", ["/shop.Shop"], "Retry.idempotent has '/shop.Shop'; expected /package.Service/Method"),
+        *(
+            (
+                "idempotent",
+                [name],
+                f"Retry.idempotent has {name!r}; expected /package.Service/Method, or /package.Service/* for all of a "
+                "service",
+            )
+            for name in ("Get", "/shop.Shop", "/shop.Shop/", "/shop.Shop/Get*", "/*/Get", "/*/*", "/shop.*/Get", 7)
+        ),
     ],
 )
 def test_a_bad_value_is_named(field: str, value: object, message: str) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 import pytest
 from tenacity import RetryCallState, stop_after_attempt
 
-from lb.core.breaker import Breaker
+from lb.core.breaker import Breaker, State
 from lb.core.budget import Budget
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.connection import Connection
 from lb.core.ejection import Ejection
 from lb.core.hedging import Hedging
+from lb.core.outcome import Verdict
 from lb.core.policies import RoundRobin, WeightedRoundRobin
 from lb.core.retry import Retry
-from lb.core.settings import SERVICE_CONFIG_OPTION, settings
+from lb.core.settings import SERVICE_CONFIG_OPTION, MethodSettings, settings
 from lb.core.throttle import Throttle
 
 GET = "/shop.Shop/Get"
@@ -207,3 +209,135 @@ def test_a_health_service_has_a_name_that_can_be_sent(name: str) -> None:
     """Core would refuse the document that tells it of it, and every call with it."""
     with pytest.raises(ValueError, match="health is "):
         settings(health=name)
+
+
+def test_false_is_off_and_none_the_default() -> None:
+    """Everywhere alike."""
+    off = settings(retry=False, breaker=False, hedging=False, limit=False)
+    assert not off.retry.enabled
+    assert off.limit is None
+    breaker, rng = off.breaker.new_state(), Random(1)
+    for step in range(200):
+        breaker.release(breaker.generation, Verdict.FAILURE, float(step), rng)
+    assert breaker.state is State.CLOSED
+    assert off.method(GET, declared_idempotent=True).hedging is None
+    default = settings(retry=None, breaker=None, hedging=None, limit=None)
+    assert (default.retry.enabled, default.breaker, default.limit) == (True, Breaker(), None)
+
+
+@pytest.mark.parametrize("name", ["retry", "breaker", "hedging", "limit"])
+@pytest.mark.parametrize("value", [True, 0, "off"])
+def test_only_false_is_off(name: str, value: Any) -> None:
+    """What else is accepted is in the error's words."""
+    with pytest.raises(TypeError, match=rf"{name} is .*; expected an lb\.\w+, False \(off\) or None"):
+        settings(**{name: value})
+
+
+def test_hedging_off_holds_against_the_document() -> None:
+    """A client may turn hedges off altogether; what is left are the channel's retries."""
+    retry = Retry()
+    found = settings(hedging=False, retry=retry, service_config=config(hedgingPolicy=HEDGE))
+    assert found.method(GET, declared_idempotent=False).hedging is None
+    assert found.method(GET, declared_idempotent=False).retry is retry
+
+
+def test_a_whole_service_may_be_declared_idempotent() -> None:
+    """Its methods and no other's."""
+    found = settings(retry=Retry(idempotent=["/shop.Shop/*"]))
+    assert found.method(GET, declared_idempotent=False).idempotent
+    assert found.method(PUT, declared_idempotent=False).idempotent
+    assert not found.method("/shop.Shopping/Get", declared_idempotent=False).idempotent
+    assert not found.method("/a.shop.Shop/Get", declared_idempotent=False).idempotent
+
+
+def test_what_is_said_of_a_method_wins() -> None:
+    """``methods`` over the document, that over the channel's own; the method's entry over its service's, alone."""
+    ours, theirs, service = Retry(jitter=0.1), Retry(jitter=0.2), Retry(jitter=0.3)
+    hedging = Hedging(delay_s=1)
+    found = settings(
+        retry=ours,
+        hedging=Hedging(delay_s=2),
+        timeout=9,
+        methods={
+            GET: MethodSettings(timeout=1, retry=theirs, hedging=hedging),
+            "/shop.Shop/*": MethodSettings(retry=service, hedging=False, idempotent=True),
+            "/shop.Other/*": MethodSettings(timeout=False, retry=False),
+        },
+        service_config=config(names=[{}], retryPolicy=RETRY, timeout="5s"),
+    )
+    get = found.method(GET, declared_idempotent=True)
+    assert (get.retry, get.hedging, get.default_timeout_s, get.timeout_s) == (theirs, hedging, 1, 5.0)
+    put = found.method(PUT, declared_idempotent=False)
+    assert (put.retry, put.hedging, put.default_timeout_s, put.idempotent) == (service, None, 9, True)
+    other = found.method("/shop.Other/Get", declared_idempotent=False)
+    assert (other.retry.enabled, other.hedging, other.default_timeout_s, other.timeout_s) == (False, None, None, 5.0)
+    third = found.method("/shop.Third/Get", declared_idempotent=True)
+    assert third.retry not in (ours, theirs, service)
+    assert (third.hedging, third.default_timeout_s) == (Hedging(delay_s=2), 9)
+
+
+def test_one_method_may_be_retried_where_others_are_not() -> None:
+    """``retry=False`` is the channel's, and the entry more specific."""
+    found = settings(retry=False, methods={GET: MethodSettings(retry=Retry())})
+    assert found.method(GET, declared_idempotent=False).retry.enabled
+    assert not found.method(PUT, declared_idempotent=False).retry.enabled
+
+
+def test_hedging_of_a_method_that_may_not_run_twice_is_told() -> None:
+    """It is not used, and that would be hard to see; for a whole service it means those that may."""
+    hedging = MethodSettings(hedging=Hedging())
+    found = settings(methods={GET: hedging, "/shop.Shop/*": hedging})
+    assert found.method(GET, declared_idempotent=False).doubt == (
+        "methods['/shop.Shop/Get'] has hedging, which is not used: the method is not declared idempotent"
+    )
+    assert found.method(GET, declared_idempotent=True).doubt == ""
+    assert found.method(PUT, declared_idempotent=False).doubt == ""
+
+
+def test_which_entries_a_method_goes_by() -> None:
+    """All of them, so that the ones that are left over are those that nothing went by."""
+    found = settings(
+        retry=Retry(idempotent=[GET, "/shop.Shop/*"]), methods={"/shop.Shop/*": MethodSettings(), PUT: MethodSettings()}
+    )
+    assert found.entries == {GET, PUT, "/shop.Shop/*"}
+    assert set(found.method(GET, declared_idempotent=False).entries) == {GET, "/shop.Shop/*"}
+    assert set(found.method("/shop.Other/Get", declared_idempotent=False).entries) == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"methods": []}, "methods is []; expected lb.MethodSettings by method, or None"),
+        ({"methods": {"Get": MethodSettings()}}, "methods has 'Get'; expected /package.Service/Method"),
+        (
+            {"methods": {GET: {"timeout": 1}}},
+            "methods['/shop.Shop/Get'] is {'timeout': 1}; expected an lb.MethodSettings",
+        ),
+        ({"timeout": 0}, "timeout is 0; expected seconds > 0, or None"),
+        ({"timeout": False}, "timeout is False; expected seconds > 0, or None"),
+    ],
+    ids=str,
+)
+def test_what_is_no_setting_of_methods(given: dict[str, Any], says: str) -> None:
+    """The error names the field, the value and what is accepted."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        settings(**given)
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"timeout": 0}, "MethodSettings.timeout is 0; expected seconds > 0, False (off) or None"),
+        ({"timeout": "1s"}, "MethodSettings.timeout is '1s'"),
+        ({"retry": True}, "MethodSettings.retry is True; expected an lb.Retry, False (off) or None"),
+        ({"hedging": 1}, "MethodSettings.hedging is 1; expected an lb.Hedging, False (off) or None"),
+        ({"idempotent": 1}, "MethodSettings.idempotent is 1; expected True or False"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_of_method_settings_is_named(given: dict[str, Any], says: str) -> None:
+    """When it is made."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        MethodSettings(**given)
+    assert says in str(raised.value)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import pytest
 
-from lb.core.words import TABLE, Words
-
-EACH_WORDING = pytest.mark.parametrize("words", TABLE, ids=lambda words: words.begins or words.ends)
+from lb.core.words import Words
 
 
 @dataclass

@@ -206,14 +206,16 @@ def test_attempts_of_a_blocking_call(fleet: Fleet, kind: Kind) -> None:
     servers = fleet(2)
     with channel_to(*servers, retry=IDEMPOTENT, policy="round_robin") as channel:
         ready(channel, 2)
-        _, call = kind.stub(channel).with_call(kind.argument())
-        assert [attempt.number for attempt in lb.attempts(call)] == [1]
+        both = kind.stub(channel).with_call(kind.argument())
+        assert [attempt.number for attempt in lb.attempts(both[1])] == [1]
+        assert lb.attempts(both) == lb.attempts(both[1])
         servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "no")
         error = failure(lambda: kind.run(channel))
         assert error.details() == "no"
         assert [attempt.number for attempt in lb.attempts(error)] == [1, 2, 3, 4]
         assert {attempt.address for attempt in lb.attempts(error)} == {server.address for server in servers}
-        assert lb.attempts(object()) == []
+        with pytest.raises(TypeError, match="expected what a call gave"):
+            lb.attempts(both[0])
         words = error.debug_error_string()  # the attempts in it harm no one who copies or pickles it
         assert pickle.loads(pickle.dumps(words)) == copy.deepcopy(words) == copy.copy(words) == words
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 from typing import Any
 
 import grpc
+import pytest
 from tenacity import stop_after_attempt, wait_none
 
 import lb
@@ -73,3 +75,20 @@ async def test_attempts_of_the_error_that_was_raised(backend: Backend, kind: Kin
         assert again.debug_error_string() == error.debug_error_string() == copy.deepcopy(error).debug_error_string()
         assert lb.attempts(again) == []
     assert lb.attempts(ValueError()) == []
+
+
+async def test_attempts_of_what_is_no_call(backend: Backend) -> None:
+    """A response, most likely: the error says what to give instead. What is a call, but not of ours, has none."""
+    async with channel_to(backend) as channel, grpc.aio.insecure_channel(backend.address) as theirs:
+        response = await UU.stub(channel)(b"x")
+        for what in (response, None, channel):
+            for attempts in (lb.attempts, lb.aio.attempts):
+                with pytest.raises(TypeError, match=r"attempts\(\) was given .*; expected what a call gave"):
+                    attempts(what)
+        call = UU.start(theirs)
+        await call
+        assert lb.attempts(call) == []
+        backend.script(fail())
+        error = await failure(UU.start(channel))
+        assert len(lb.attempts(error)) == len(lb.aio.attempts(error)) == 1
+        assert lb.attempts(asyncio.CancelledError()) == []

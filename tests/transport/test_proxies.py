@@ -13,7 +13,8 @@ from lb.testing import Backend
 from tests.support.connect import ConnectProxy
 from tests.support.names import Names, names
 from tests.transport.kit import HANGS_S, UU
-from tests.transport.test_targets import Shell, connected, port_of, shell, shop
+from tests.transport.shells import Shell, shell
+from tests.transport.test_targets import connected, port_of, shop
 from tests.transport.test_tls import self_signed
 
 __all__ = ["names", "shell", "shop"]

@@ -19,50 +19,13 @@ from lb.testing import Backend
 from tests.support.names import Names, names
 from tests.support.wait import until
 from tests.sync import kit as sync_kit
-from tests.transport.kit import HANGS_S, IDEMPOTENT, NO_BREAKER, UU, Told, endpoints
+from tests.transport.kit import HANGS_S, IDEMPOTENT, Told, endpoints
+from tests.transport.shells import Shell, shell
 from tests.transport.test_tls import self_signed
 
-__all__ = ["names"]
+__all__ = ["names", "shell"]
 
 FORMS = ("{}", "dns:{}", "dns:///{}")
-
-
-class Shell:
-    """One of the two kinds of channel."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @contextlib.asynccontextmanager
-    async def open(self, target: Any, **settings: Any) -> AsyncIterator[Any]:
-        """A channel; a breaker only where the test gives one."""
-        settings.setdefault("breaker", NO_BREAKER)
-        if self.name == "aio":
-            async with lb.aio.channel(target, **settings) as channel:
-                yield channel
-        else:
-            with lb.sync.channel(target, **settings) as channel:
-                yield channel
-
-    async def call(self, channel: Any, times: int = 1, **options: Any) -> None:
-        """So many calls, one after the other."""
-        options = {"timeout": HANGS_S, **options}
-        for _ in range(times):
-            if self.name == "aio":
-                assert await UU.run(channel, **options) == UU.echo()
-            else:
-                kind = sync_kit.UU
-                assert await asyncio.to_thread(kind.run, channel, **options) == kind.echo()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@pytest.fixture(params=[Shell("aio"), Shell("sync")], ids=str)
-def shell(request: pytest.FixtureRequest) -> Shell:
-    """Channels of asyncio, and of threads."""
-    found: Shell = request.param
-    return found
 
 
 @pytest.fixture
