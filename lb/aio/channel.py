@@ -23,7 +23,7 @@ import grpc
 from lb.aio import _grpcio, fork
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.overdue import Overdue
-from lb.aio.resolvers import make_resolver
+from lb.aio.resolvers import StaticResolver, make_resolver
 from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.core import checks
@@ -80,6 +80,7 @@ def channel(
     methods: Mapping[str, MethodSettings] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
+    measure_endpoints: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] | None = None,
     compression: grpc.Compression | None = None,
@@ -119,6 +120,7 @@ def channel(
         propagate: whether a call made while an incoming call is handled inherits its deadline and
             cancellation (see `lb.aio.incoming`), and one in a block of `lb.deadline` that one's.
         measure_sizes: whether the metrics tell the sizes of messages, too (see docs/metrics.md).
+        measure_endpoints: whether the metrics of attempts tell the endpoint of each (see docs/metrics.md).
         credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
             must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
             option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
@@ -148,6 +150,7 @@ def channel(
                 methods=methods,
                 propagate=propagate,
                 measure_sizes=measure_sizes,
+                measure_endpoints=measure_endpoints,
                 options=given,
             ),
             credentials=credentials,
@@ -273,7 +276,7 @@ class LogicalChannel:
             limit=settings.limit,
             throttle=self._budget if isinstance(self._budget, ThrottleState) else None,
         )
-        self.metrics = Metrics(self.target, self.balancer, self._budget.balance)
+        self.metrics = Metrics(self.target, self.balancer, self._budget.balance, by_endpoint=settings.measure_endpoints)
         self.tracer = Spans(self.target, self.balancer, self.metrics.look)
         self._registered: set[str] = set()
         self._unmatched = settings.entries
@@ -430,6 +433,7 @@ class LogicalChannel:
         move = candidate.breaker.last
         if move is None or move.at != now or move.after is State.HALF_OPEN:
             return
+        self.metrics.breaker_moved(move)
         where = f"{self.target}: {candidate.endpoint}"
         if move.after is State.OPEN:
             _log.info("%s: breaker open for %.1f s: %s; %s", where, move.open_s, move.reason, candidate.last_error)
@@ -502,6 +506,10 @@ class LogicalChannel:
         """The resolver can not read its source."""
         self.in_loop(self._resolver_failed, message)
 
+    def confirm(self) -> None:
+        """The resolver has read its source, and nothing is new."""
+        self.metrics.answered_at = time.monotonic()
+
     def in_loop(self, function: Callable[[Any], object], argument: Any) -> None:
         """Call a function in the channel's event loop, if it has one; from any thread."""
         loop = self._loop
@@ -521,6 +529,8 @@ class LogicalChannel:
         if self._closed:
             return
         changes = self.balancer.update(resolution)
+        if not isinstance(self._resolver, StaticResolver):  # that one's answer does not age
+            self.confirm()
         if not self._asleep:
             for candidate in changes.added:
                 self._connect(candidate)
@@ -674,6 +684,7 @@ class LogicalChannel:
         if self._closed:
             return
         self._closing = self._closed = True
+        self.metrics.close()
         if self._look_up_timer is not None:
             self._look_up_timer.cancel()
         if self.methods:

@@ -184,6 +184,16 @@ def _more(count: int) -> str:
     return f" and {count - _SHOWN} more" if count > _SHOWN else ""
 
 
+@dataclass(slots=True)
+class Counts:
+    """What a channel has met since it was made. An object of its own: metrics keep it when the channel is gone."""
+
+    refused: int = 0
+    """Calls that found no place below the concurrency limits, in line or in time; they count themselves."""
+    resolver_errors: int = 0
+    """How often the resolver could not read its source."""
+
+
 class Balancer:
     """Owns the candidates and the picker. Not thread-safe: the driver calls it from one place."""
 
@@ -202,6 +212,7 @@ class Balancer:
         self.rng = rng
         self.waiting = 0
         """How many calls wait in line for a place below the concurrency limit; they count themselves."""
+        self.counts = Counts()
         self.limit = limit
         self.throttle = throttle
         self._ejection = ejection or Ejection()
@@ -278,6 +289,7 @@ class Balancer:
     def resolver_failed(self, message: str, now: float) -> None:
         """The resolver can not read its source. What it said last stands; without that, calls wait a moment only."""
         self.resolver_error = message
+        self.counts.resolver_errors += 1
         if self._resolver_failing_since is None:
             self._resolver_failing_since = now
 

@@ -245,6 +245,7 @@ class Call:
         return self._refuse(f"{self._balancer.target}: no endpoint fell below its concurrency limit in time")
 
     def _refuse(self, message: str) -> Action:
+        self._balancer.counts.refused += 1
         if self.attempts:
             self.gave_up = message
             return DONE

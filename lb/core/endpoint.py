@@ -95,13 +95,16 @@ class Resolution:
 
 
 class Listener(Protocol):
-    """What a resolver reports to. Both methods may be called from any thread."""
+    """What a resolver reports to. All methods may be called from any thread."""
 
     def update(self, resolution: Resolution) -> None:
         """The set is now this one. An empty set is an answer, too: calls fail fast."""
 
     def error(self, message: str) -> None:
         """The source could not be read. The last good set stays; ``message`` is shown in errors."""
+
+    def confirm(self) -> None:
+        """The source was read, and the set is still the one told last. For the metric of its age."""
 
 
 class Resolver(Protocol):

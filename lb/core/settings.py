@@ -110,6 +110,7 @@ class Settings:
     config: ServiceConfig
     propagate: bool
     measure_sizes: bool
+    measure_endpoints: bool
     timeout: float | None
     methods: Mapping[str, MethodSettings]
 
@@ -200,6 +201,7 @@ def settings(
     service_config: str | Mapping[str, Any] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
+    measure_endpoints: bool = False,
     timeout: float | None = None,
     methods: Mapping[str, MethodSettings] | None = None,
     options: tuple[tuple[str, Any], ...] = (),
@@ -228,7 +230,8 @@ def settings(
         raise TypeError(f"health is {shown(health)}; expected a service name ('' for the whole server), or None")
     if health is not None and not health.isprintable():
         raise ValueError(f"health is {shown(health)}; expected a service name ('' for the whole server), or None")
-    for name, value in (("propagate", propagate), ("measure_sizes", measure_sizes)):
+    flags = (("propagate", propagate), ("measure_sizes", measure_sizes), ("measure_endpoints", measure_endpoints))
+    for name, value in flags:
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {shown(value)}; expected True or False")
     if timeout is not None:
@@ -249,6 +252,7 @@ def settings(
         config=config,
         propagate=propagate,
         measure_sizes=measure_sizes,
+        measure_endpoints=measure_endpoints,
         timeout=timeout,
         methods=_methods(methods),
     )

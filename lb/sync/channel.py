@@ -50,6 +50,7 @@ def channel(
     methods: Mapping[str, MethodSettings] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
+    measure_endpoints: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, Any]] | None = None,
     compression: grpc.Compression | None = None,
@@ -58,7 +59,7 @@ def channel(
     """A channel to a service, for all four kinds of call, for threads. It connects at its first use.
 
     Args:
-        target: as of `lb.aio.channel`, and so are all arguments up to ``measure_sizes``. A resolver of
+        target: as of `lb.aio.channel`, and so are all arguments up to ``measure_endpoints``. A resolver of
             the user's own is started and closed in the library's background thread, in which an event
             loop runs; a policy is asked under the channel's lock, in whichever thread calls.
         policy: see `lb.aio.channel`.
@@ -74,6 +75,7 @@ def channel(
         methods: see there.
         propagate: see there.
         measure_sizes: see there.
+        measure_endpoints: see there.
         credentials: as of ``grpc.secure_channel``; None for plain text.
         options: channel options as in ``grpc.insecure_channel``, for the connection to each endpoint.
         compression: as there; also for the connection to each endpoint.
@@ -103,6 +105,7 @@ def channel(
             methods=methods,
             propagate=propagate,
             measure_sizes=measure_sizes,
+            measure_endpoints=measure_endpoints,
             options=tuple(core_options),
         ),
         credentials=credentials,

@@ -10,19 +10,23 @@ call pays one comparison.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 from grpc import StatusCode
 from opentelemetry import context, metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
+from lb._version import __version__
 from lb.core.balancer import Attempt, Balancer
-from lb.core.breaker import State
+from lb.core.breaker import State, Transition
 from lb.core.call import Call, Tally
 from lb.core.candidate import Connectivity
 from lb.core.outcome import Origin
@@ -41,20 +45,29 @@ SIZE_BOUNDS = (0, *(1 << n for n in (10, 11, 12, 14, 16, 18, 20, 22, 24, 26, 28,
 """Bucket boundaries of a size, in bytes (A66)."""
 
 _AT_ONCE = 64
+FORGET_S = 300.0
+"""What a target has counted is told for so long after its last channel was closed; then its series ends."""
+_MOST_SERIES = 4096
 _OK = StatusCode.OK
 # Not the caller's context, and not empty: for an empty one the SDK would look the current one up.
 _NO_CONTEXT = context.set_value("lb", True, context.Context())
 
 _log = logging.getLogger("lb.telemetry")
 
+STARTED = "grpc.client.attempt.started"
+TRANSITIONS = "lb.client.breaker.transitions"
+REFUSED = "lb.client.limit.refused"
+RESOLVER_ERRORS = "lb.client.resolver.errors"
+
 Attributes = dict[str, str]
+Key = tuple[str, str, str]
 
 
 class Instruments:
     """The instruments of one meter provider, shared by all channels of the process."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        meter = provider.get_meter("lb")
+        meter = provider.get_meter("lb", __version__)
 
         def latency(name: str, description: str) -> Any:
             return meter.create_histogram(
@@ -84,23 +97,37 @@ class Instruments:
         self.hedges = count("grpc.client.call.hedges", "{hedge}", "Attempts beside another that had not answered")
         self.pending: deque[tuple[Any, float, Attributes, context.Context]] = deque()
         self._channels: dict[int, weakref.ref[Metrics]] = {}
-        self._before: dict[tuple[str, str], int] = {}
-        """What channels that are gone had started, by method and target."""
-        started = "Attempts begun, those that have not ended too"
-        meter.create_observable_counter("grpc.client.attempt.started", [self._started], "{attempt}", started)
+        self._numbers = itertools.count()
+        self._before: dict[str, Counter[Key]] = {}
+        """What channels that are gone had counted, by target."""
+        self._left_at: dict[str, float] = {}
+        """When the last channel of a target went."""
+        self._left: deque[tuple[int, str, Counts, float]] = deque()
+        """Channels that are gone and not counted there yet: a finalizer may run anywhere, and only appends here."""
+        self._lock = threading.Lock()
+
+        def counter(name: str, unit: str, description: str) -> None:
+            meter.create_observable_counter(name, [partial(self._counted, name)], unit, description)
+
+        counter(STARTED, "{attempt}", "Attempts begun, those that have not ended too")
+        counter(TRANSITIONS, "{transition}", "Moves of endpoints' circuit breakers, by the state moved to")
+        counter(REFUSED, "{call}", "Calls that found no place below the concurrency limits")
+        counter(RESOLVER_ERRORS, "{error}", "Times that the resolver could not read its source")
+        meter.create_observable_gauge("lb.client.resolver.age", [self._ages], "s", "Since the resolver's last answer")
         meter.create_observable_gauge("lb.client.endpoints", [self._endpoints], "{endpoint}", "Endpoints by state")
         meter.create_observable_gauge("lb.client.retry_budget", [self._budgets], "{retry}", "Retries to be had now")
 
-    def join(self, channel: Metrics) -> None:
-        """Observe a channel, as long as it lives; what it has counted stays."""
-        self._channels[id(channel)] = weakref.ref(channel)
-        weakref.finalize(channel, self._gone, id(channel), channel.target, channel.tallies).atexit = False
+    def join(self, channel: Metrics) -> Callable[[], object]:
+        """Observe a channel until it is closed or forgotten; returns what ends that."""
+        number = next(self._numbers)
+        self._channels[number] = weakref.ref(channel)
+        gone = weakref.finalize(channel, self._gone, number, channel.target, channel.counts)
+        gone.atexit = False
+        return gone
 
-    def _living(self) -> Iterable[Metrics]:
-        for reference in list(self._channels.values()):
-            channel = reference()
-            if channel is not None:
-                yield channel
+    def _living(self) -> dict[int, Metrics]:
+        found = {number: reference() for number, reference in list(self._channels.items())}
+        return {number: channel for number, channel in found.items() if channel is not None}
 
     def flush(self) -> None:
         """Hand what is queued to the SDK. From any thread."""
@@ -114,23 +141,49 @@ class Instruments:
         except Exception:  # noqa: BLE001  # an SDK may raise anything, and no call may fail by it
             _log.exception("a duration was not recorded")
 
-    def _gone(self, channel: int, target: str, tallies: dict[str, Tally]) -> None:
-        self._channels.pop(channel, None)
-        for label, tally in tallies.items():
-            self._before[label, target] = self._before.get((label, target), 0) + tally.attempts
+    def _gone(self, number: int, target: str, counts: Counts) -> None:
+        self._left.append((number, target, counts, time.monotonic()))
+        self._channels.pop(number, None)
 
-    def _started(self, _: CallbackOptions) -> Iterable[Observation]:
+    def _sums(self) -> dict[str, Counter[Key]]:
+        """All counts by target: of the channels there are, and of those that went not long ago."""
+        with self._lock:
+            living = self._living()
+            while self._left:
+                number, target, counts, left_at = self._left.popleft()
+                living.pop(number, None)
+                self._before.setdefault(target, Counter()).update(counts.all())
+                self._left_at[target] = left_at
+            here = {channel.target for channel in living.values()}
+            now = time.monotonic()
+            for target in [t for t, left_at in self._left_at.items() if t not in here and now - left_at > FORGET_S]:
+                del self._before[target], self._left_at[target]
+            sums = {target: counts.copy() for target, counts in self._before.items()}
+        for channel in living.values():
+            sums.setdefault(channel.target, Counter()).update(channel.counts.all())
+        return sums
+
+    def _counted(self, name: str, _: CallbackOptions) -> Iterable[Observation]:
         self.flush()  # the histograms are read after this
-        sums = dict(self._before)
-        for channel in self._living():
-            for label, tally in list(channel.tallies.items()):
-                sums[label, channel.target] = sums.get((label, channel.target), 0) + tally.attempts
-        for (label, target), attempts in sums.items():
-            yield Observation(attempts, {"grpc.method": label, "grpc.target": target})
+        for target, counts in self._sums().items():
+            for (instrument, attribute, value), number in counts.items():
+                if instrument == name:
+                    label = {attribute: value} if attribute else {}
+                    yield Observation(number, {"grpc.target": target, **label})
+
+    def _ages(self, _: CallbackOptions) -> Iterable[Observation]:
+        """Of several channels to a target the oldest answer counts."""
+        now = time.monotonic()
+        ages: dict[str, float] = {}
+        for channel in self._living().values():
+            if channel.answered_at is not None:
+                ages[channel.target] = max(ages.get(channel.target, 0.0), now - channel.answered_at)
+        for target, age in ages.items():
+            yield Observation(age, {"grpc.target": target})
 
     def _endpoints(self, _: CallbackOptions) -> Iterable[Observation]:
         sums: dict[tuple[str, str], int] = {}
-        for channel in self._living():
+        for channel in self._living().values():
             for state in (*(state.value for state in Connectivity), "breaker open"):
                 sums.setdefault((channel.target, state), 0)
             for candidate in channel.balancer.candidates:
@@ -143,10 +196,30 @@ class Instruments:
     def _budgets(self, _: CallbackOptions) -> Iterable[Observation]:
         now = time.monotonic()
         sums: dict[str, float] = {}
-        for channel in self._living():
+        for channel in self._living().values():
             sums[channel.target] = sums.get(channel.target, 0.0) + channel.budget(now)
         for target, balance in sums.items():
             yield Observation(balance, {"grpc.target": target})
+
+
+class Counts:
+    """What one channel has counted. Kept when the channel is gone, so it knows nothing of the channel itself."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self.tallies: dict[str, Tally] = {}
+        self.moves: Counter[State] = Counter()
+        self._of_core = balancer.counts
+        self._limited = balancer.limit is not None
+
+    def all(self) -> dict[Key, int]:
+        """Every count, under its instrument, and an attribute with its value."""
+        found = {(STARTED, "grpc.method", label): tally.attempts for label, tally in list(self.tallies.items())}
+        for state, number in list(self.moves.items()):
+            found[TRANSITIONS, "lb.state", state.value] = number
+        if self._limited:
+            found[REFUSED, "", ""] = self._of_core.refused
+        found[RESOLVER_ERRORS, "", ""] = self._of_core.resolver_errors
+        return found
 
 
 _instruments: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
@@ -157,19 +230,31 @@ class Metrics:
 
     _instruments: Instruments
 
-    def __init__(self, target: str, balancer: Balancer, budget: Callable[[float], float]) -> None:
+    def __init__(
+        self, target: str, balancer: Balancer, budget: Callable[[float], float], *, by_endpoint: bool = False
+    ) -> None:
         self.on = False
         self.target = target
         self.balancer = balancer
         self.budget = budget
-        self.tallies: dict[str, Tally] = {}
+        self.answered_at: float | None = None
+        """When the resolver's source was last read; None: it has not been, or its answer does not age."""
+        self.counts = Counts(balancer)
+        self._by_endpoint = by_endpoint
+        self._leave: Callable[[], object] = lambda: None
+        self._moves_lock = threading.Lock()
         self._ok: dict[str, Attributes] = {}
-        self._others: dict[tuple[str, StatusCode], Attributes] = {}
+        self._others: dict[tuple[str, StatusCode, str], Attributes] = {}
 
     def tally(self, method: str, registered: Collection[str]) -> Tally:
         """Where the attempts of a method are counted."""
         label = method.lstrip("/") if method in registered else "other"
-        return self.tallies.setdefault(label, Tally(label))
+        return self.counts.tallies.setdefault(label, Tally(label))
+
+    def breaker_moved(self, move: Transition) -> None:
+        """A breaker opened or closed. From any thread."""
+        with self._moves_lock:
+            self.counts.moves[move.after] += 1
 
     def look(self) -> None:
         """Begin to measure, if a meter provider was set up since."""
@@ -184,8 +269,13 @@ class Metrics:
         if found is None:
             found = _instruments[provider] = Instruments(provider)
         self._instruments = found
-        found.join(self)
+        self._leave()
+        self._leave = found.join(self)
         self.on = True
+
+    def close(self) -> None:
+        """The channel is closed: nothing of it is observed any more, though somebody may still hold it."""
+        self._leave()
 
     def attempt_ended(self, call: Call, attempt: Attempt) -> None:
         """An attempt ended."""
@@ -193,7 +283,12 @@ class Metrics:
         assert outcome is not None
         assert ended_at is not None
         label = call.settings.tally.label
-        attributes = self._ok.get(label) if outcome.code is _OK else None
+        if not label:  # suppressed
+            return
+        if self._by_endpoint:
+            attributes: Attributes | None = self._attributes(label, outcome.code, attempt.endpoint_id)
+        else:
+            attributes = self._ok.get(label) if outcome.code is _OK else None
         where = _NO_CONTEXT if attempt.span is None else _context(attempt.span)
         self._instruments.pending.append(
             (
@@ -208,7 +303,10 @@ class Metrics:
         """An attempt ended; so many bytes of messages it handed to core, and took from it."""
         outcome, instruments = attempt.outcome, self._instruments
         assert outcome is not None
-        attributes = self._attributes(call.settings.tally.label, outcome.code)
+        label = call.settings.tally.label
+        if not label:
+            return
+        attributes = self._attributes(label, outcome.code, attempt.endpoint_id if self._by_endpoint else "")
         where = _NO_CONTEXT if attempt.span is None else _context(attempt.span)
         if outcome.origin is Origin.UNSENT:
             sent = 0
@@ -220,6 +318,8 @@ class Metrics:
         instruments = self._instruments
         attempts = call.attempts
         label = call.settings.tally.label
+        if not label:
+            return
         ended_at = attempts[0].ended_at if len(attempts) == 1 else None
         attributes = self._ok.get(label) if code is _OK else None
         pending = instruments.pending
@@ -251,12 +351,16 @@ class Metrics:
             if number:
                 instruments.pending.append((record, number, attributes, where))
 
-    def _attributes(self, label: str, code: StatusCode) -> Attributes:
-        found = self._others.get((label, code))
+    def _attributes(self, label: str, code: StatusCode, endpoint: str = "") -> Attributes:
+        found = self._others.get((label, code, endpoint))
         if found is None:
             found = {"grpc.method": label, "grpc.target": self.target, "grpc.status": code.name}
-            self._others[label, code] = found
-            if code is _OK:
+            if endpoint:
+                found["lb.endpoint.id"] = endpoint
+                if len(self._others) >= _MOST_SERIES:  # instances come and go
+                    self._others.clear()
+            self._others[label, code, endpoint] = found
+            if code is _OK and not endpoint:
                 self._ok[label] = found
         return found
 

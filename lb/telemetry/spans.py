@@ -2,7 +2,8 @@
 
 Depends on the OpenTelemetry *API* alone. Without an SDK nothing is made; a trace context that
 came in with a request is then still passed on. A call that is sampled out has no span either: the
-SDK's sampler is asked first, and what is left is the ``traceparent`` that all attempts send.
+SDK's sampler is asked first, and what is left is the ``traceparent`` that all attempts send. Under
+``suppress_instrumentation()`` a call is neither traced nor measured, and passes nothing on.
 
 ========================  ============================================================
 on the call's span        ``Sent.package.Service/Method``
@@ -25,9 +26,11 @@ on an attempt's span      ``Attempt.package.Service/Method``
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from math import inf
 from typing import Any
@@ -42,8 +45,10 @@ from opentelemetry.trace import Span, SpanContext, SpanKind, Status, TraceFlags
 from opentelemetry.trace import StatusCode as SpanStatus
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from lb._version import __version__
 from lb.core.balancer import Attempt, Balancer
-from lb.core.call import Call
+from lb.core.call import Call, Tally
+from lb.core.headers import legal
 from lb.core.outcome import LATE, LOST
 from lb.core.target import split_host_port
 
@@ -51,7 +56,12 @@ Metadata = tuple[Any, ...]
 Headers = tuple[tuple[str, str], ...]
 Attributes = dict[str, str | int]
 
+_log = logging.getLogger("lb.telemetry")
+
 _OK = StatusCode.OK
+_CONTRIB = "opentelemetry.instrumentation.grpc"
+# The API keeps its key to itself; contrib's instrumentations read it so, too. Old SDKs set the plain word.
+_SUPPRESSED = (getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", ""), "suppress_instrumentation")
 _LOOK_EVERY_S = 1.0
 """How often a channel looks whether an SDK was set up, or another propagator."""
 _RANDOM = 2
@@ -124,12 +134,14 @@ class Spans:
     def __init__(self, target: str, balancer: Balancer, look: Callable[[], object] = lambda: None) -> None:
         self._balancer = balancer
         self._look = look
-        self._tracer = trace.get_tracer("lb")
+        self._tracer = trace.get_tracer("lb", __version__)
         self._sdk = False
         self._sampling: _Sampling | None = None
         self._plain = False
         self._target = target
         self._look_again_at = -inf
+        self._told: set[str] = set()
+        """What the log was told already."""
 
     def call_started(self, call: Call, now: float) -> Span | Headers | None:
         """The call's span, in the caller's context; or what its attempts send in the place of one.
@@ -140,15 +152,18 @@ class Spans:
             self._look_again_at = now + _LOOK_EVERY_S
             self._look_around()
         current = context.get_current()
+        if current and (current.get(_SUPPRESSED[0]) or current.get(_SUPPRESSED[1])):
+            call.settings = replace(call.settings, tally=Tally(""))
+            return None
         if not self._sdk:
             if not current:
                 return None
-            span = trace.get_current_span(current)
-            return None if span is trace.INVALID_SPAN else self._headers(span.get_span_context(), current)
+            return self._headers(trace.get_current_span(current).get_span_context(), current) or None
         name = _names(call.settings.name)[0]
         sampling = self._sampling
         if sampling is None:
             span = self._tracer.start_span(name, current)
+            self._look_at_parent(trace.get_current_span(current))
             return span if span.is_recording() else self._headers(span.get_span_context(), current)
         parent = trace.get_current_span(current).get_span_context() if current else None
         if parent is None or not parent.is_valid:
@@ -159,6 +174,8 @@ class Spans:
         if result.decision is not sampling.drop:
             sampling.decided.trace_id, sampling.decided.result = trace_id, result
             recorded: Span = sampling.tracer.start_span(name, current)
+            if current:
+                self._look_at_parent(trace.get_current_span(current))
             return recorded
         span_id = sampling.generate_span_id()
         if self._plain and not current and not result.trace_state:
@@ -169,7 +186,7 @@ class Spans:
     def _look_around(self) -> None:
         """Whether an SDK was set up meanwhile, and how trace context is passed on."""
         if type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider:
-            self.use(trace.get_tracer("lb"))  # the SDK's own: no stand-in asks for it at each span
+            self.use(trace.get_tracer("lb", __version__))  # the SDK's own: no stand-in asks for it at each span
         self._plain = _by_the_standard()
         self._look()
 
@@ -187,8 +204,44 @@ class Spans:
                 return ()
             return (("traceparent", f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags:02x}"),)
         carrier: list[tuple[str, str]] = []
-        propagate.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(ids), current), _APPEND)
-        return tuple(carrier)
+        try:
+            propagate.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(ids), current), _APPEND)
+        except Exception:  # noqa: BLE001  # a propagator of the user's may raise anything, and no call may fail by it
+            if self._first("inject"):
+                _log.exception("%s: a propagator raised; what it had not written yet is not passed on", self._target)
+        return tuple(header for header in carrier if self._sendable(*header))
+
+    def _sendable(self, key: str, value: Any) -> bool:
+        """Whether gRPC can send a propagator's header: no call may fail by one that it cannot."""
+        fits = isinstance(value, bytes if key.endswith("-bin") else str)
+        if fits and (isinstance(value, bytes) or value.isascii()) and key.isascii() and legal(((key, value),)):
+            return True
+        if self._first(key):
+            _log.warning(
+                "%s: the header %r of a propagator is not passed on: gRPC cannot send %r in it (a key is of a-z, 0-9,"
+                " _ - and .; a value is printable ASCII, or bytes where the key ends in -bin)",
+                *(self._target, key, value),
+            )
+        return False
+
+    def _look_at_parent(self, parent: Span) -> None:
+        """Whether contrib's client instrumentation has made a span of this call already."""
+        scope = getattr(parent, "instrumentation_scope", None)
+        if scope is None or scope.name != _CONTRIB or getattr(parent, "kind", None) is not SpanKind.CLIENT:
+            return
+        if self._first(_CONTRIB):
+            _log.warning(
+                "%s: calls have two sets of client spans, lb's own and those of %s; leave the latter's client"
+                " interceptors out",
+                *(self._target, _CONTRIB),
+            )
+
+    def _first(self, of: str) -> bool:
+        """Whether the log is told of this for the first time."""
+        if of in self._told:
+            return False
+        self._told.add(of)
+        return True
 
     def attempt_started(self, span: Span | Headers, call: Call, attempt: Attempt, metadata: Metadata) -> Metadata:
         """Start the attempt's span, if the call has one; returns the metadata with the trace context."""

@@ -32,10 +32,16 @@ class Recorder:
     resolutions: list[Resolution] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    confirmed: int = 0
 
     def update(self, resolution: Resolution) -> None:
         """A new set."""
         self.resolutions.append(resolution)
+        self._news.set()
+
+    def confirm(self) -> None:
+        """Nothing new."""
+        self.confirmed += 1
         self._news.set()
 
     def error(self, message: str) -> None:

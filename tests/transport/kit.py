@@ -144,6 +144,11 @@ class Told:
         assert self._listener is not None
         self._listener.update(lb.Resolution(known, note))
 
+    def confirm(self) -> None:
+        """The source was read, and nothing is new."""
+        assert self._listener is not None
+        self._listener.confirm()
+
     def fail(self, message: str) -> None:
         """The source can not be read."""
         assert self._listener is not None

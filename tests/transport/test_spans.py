@@ -7,13 +7,14 @@ import contextlib
 import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
 import grpc
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace import StatusCode as SpanStatus
 
@@ -27,7 +28,7 @@ from lb.testing import Backend
 from lb.testing.backend import fail, hang, pushback
 from tests.transport.conftest import Fleet
 from tests.transport.kit import IDEMPOTENT, SS, US, UU, First, Kind, Told, channel_to, failure, ready
-from tests.transport.telemetry import NO_SDK, Recording
+from tests.transport.telemetry import NO_SDK, Measured, Recording
 
 sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
 sdk = pytest.importorskip("opentelemetry.sdk.trace")
@@ -394,3 +395,172 @@ async def test_the_global_provider(program: str, expected: str) -> None:
         subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr[-2000:]
+
+
+class Propagator:
+    """Writes headers of its own choice, and baggage as the standard does."""
+
+    fields: frozenset[str] = frozenset()
+
+    def __init__(self, **headers: Any) -> None:
+        self._headers = headers
+
+    def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Any:
+        """Reads nothing."""
+        return context
+
+    def inject(self, carrier: Any, context: Any = None, setter: Any = None) -> None:
+        """Writes them; raises what is an exception."""
+        for key, value in self._headers.items():
+            if isinstance(value, Exception):
+                raise value
+            setter.set(carrier, key, value)
+
+
+@contextlib.contextmanager
+def propagating(propagator: Any) -> Iterator[None]:
+    """With a global propagator; channels look for it when they begin."""
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(propagator)
+    try:
+        yield
+    finally:
+        propagate.set_global_textmap(before)
+
+
+async def test_headers_that_cannot_be_sent_are_dropped(
+    fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No call fails, and no endpoint is blamed, for a header that a propagator makes; the log is told of each once."""
+    (backend,) = await fleet(1)
+    bad = {
+        "x tenant": "a",
+        "x-name": "Jürgen",
+        "x-line": "a\nb",
+        "x-count": 3,
+        "x-surrogate": "\udce9",
+        "x-raw-bin": "a",
+    }
+    with propagating(Propagator(**bad, **{"x-good": "fine", "x-good-bin": b"\x00\xff"})):
+        async with channel_to(backend) as channel:
+            recording = Recording()
+            recording.of(channel)
+            for _ in range(2):
+                await kind.run(channel)
+            assert all(e.breaker == "CLOSED" for e in channel.snapshot().endpoints)
+    for received in backend.received:
+        assert received.metadata["x-good"] == "fine"
+        assert received.metadata["x-good-bin"] == b"\x00\xff"
+        assert not set(bad) & set(received.metadata)
+    told = [record.getMessage() for record in caplog.records if record.name == "lb.telemetry"]
+    assert len(told) == len(bad)
+    assert all(any(repr(key) in line for line in told) for key in bad)
+
+
+async def test_a_propagator_that_raises_fails_no_call(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """What it wrote before is passed on, and the log has it once."""
+    with propagating(Propagator(first="1", second=RuntimeError("no"), third="3")):
+        async with channel_to(backend) as channel:
+            Recording().of(channel)
+            for _ in range(2):
+                await UU.run(channel)
+    assert [record.name for record in caplog.records if "propagator raised" in record.getMessage()] == ["lb.telemetry"]
+    assert backend.received[-1].metadata["first"] == "1"
+    assert "third" not in backend.received[-1].metadata
+
+
+async def test_baggage_goes_without_a_span(fleet: Fleet, kind: Kind) -> None:
+    """A process without an SDK, or a caller without a span, passes its baggage on all the same."""
+    (backend,) = await fleet(1)
+    async with channel_to(backend) as channel:
+        token = context.attach(baggage.set_baggage("tenant", "blue"))
+        try:
+            await kind.run(channel)
+        finally:
+            context.detach(token)
+        await kind.run(channel)
+    first, second = backend.received
+    assert first.metadata["baggage"] == "tenant=blue"
+    assert "traceparent" not in first.metadata
+    assert "baggage" not in second.metadata
+
+
+@pytest.mark.parametrize("key", ["suppress_instrumentation", "api"])
+async def test_instrumentation_that_is_suppressed(backend: Backend, kind: Kind, key: str) -> None:
+    """Under ``suppress_instrumentation()`` a call makes no span, passes nothing on and counts in no metric."""
+    utils = pytest.importorskip("opentelemetry.instrumentation.utils", reason=NO_SDK)
+    recording, measured = Recording(), Measured()
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        measured.of(channel)
+        with recording.span("exporting"):
+            if key == "api":
+                with utils.suppress_instrumentation():
+                    await kind.run(channel)
+            else:
+                token = context.attach(context.set_value(key, True))
+                await kind.run(channel)
+                context.detach(token)
+        assert [span.name for span in recording.spans] == ["exporting"]
+        assert "traceparent" not in backend.received[-1].metadata
+        assert [point.value for point in measured.points("grpc.client.attempt.started")] == [0]
+        assert measured.points("grpc.client.call.duration") == []
+        assert measured.points("grpc.client.attempt.duration") == []
+        await kind.run(channel)
+        assert measured.point("grpc.client.attempt.started").value == 1
+
+
+async def test_contribs_client_instrumentation_beside_ours(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """With contrib's client interceptors a call has two sets of client spans, and one log line says so."""
+    contrib = pytest.importorskip("opentelemetry.instrumentation.grpc", reason=NO_SDK)
+    recording = Recording()
+    interceptors = contrib.aio_client_interceptors(tracer_provider=recording.provider)
+    async with channel_to(backend, interceptors=interceptors) as channel:
+        recording.of(channel)
+        for _ in range(2):
+            await UU.run(channel)
+    assert len(recording.spans) == 6
+    told = [record.getMessage() for record in caplog.records if record.name == "lb.telemetry"]
+    assert len(told) == 1
+    assert "two sets of client spans" in told[0]
+    assert "opentelemetry.instrumentation.grpc" in told[0]
+
+
+_INSTRUMENTED = """
+import asyncio, sys
+from opentelemetry import trace
+from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient, GrpcInstrumentorClient
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+GrpcInstrumentorClient().instrument()
+GrpcAioInstrumentorClient().instrument()
+import lb
+
+async def main():
+    async with lb.aio.channel(sys.argv[1]) as channel:
+        await channel.unary_unary(sys.argv[2])(b"x", timeout=60)
+
+asyncio.run(main())
+with lb.sync.channel(sys.argv[1]) as channel:
+    channel.unary_unary(sys.argv[2])(b"x", timeout=60)
+found = exporter.get_finished_spans()
+print([span.name.partition(".")[0] for span in found])
+print({(span.instrumentation_scope.name, bool(span.instrumentation_scope.version)) for span in found})
+"""
+
+
+async def test_a_process_that_contrib_instruments(backend: Backend) -> None:
+    """A process whose grpcio was instrumented before `lb` was imported has one set of client spans, with a version."""
+    pytest.importorskip("opentelemetry.instrumentation.grpc", reason=NO_SDK)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _INSTRUMENTED, f"static:///{backend.address}", UU.method, stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(120):
+        out, _ = await process.communicate()
+    assert out.decode().splitlines() == ["['Attempt', 'Sent', 'Attempt', 'Sent']", "{('lb', True)}"]

@@ -159,7 +159,9 @@ class _SharedWatch:
                 continue
             self._error = ""
             self._said.pop(agent, None)
-            self._changed(watch.answered(clock(), answer, f"consul {agent.name}"))
+            if not self._changed(watch.answered(clock(), answer, f"consul {agent.name}")):
+                for listener in tuple(self._listeners):
+                    self._tell(listener, None)
 
     async def _ask(self, agent: AgentAddress, query: Query) -> Answer:
         params = self._question.params
@@ -187,24 +189,27 @@ class _SharedWatch:
         for listener in tuple(self._listeners):
             self._tell(listener, self._error)
 
-    def _tell(self, listener: Listener, news: Resolution | str) -> None:
+    def _tell(self, listener: Listener, news: Resolution | str | None) -> None:
         """One that raises must not end the watch of the others."""
         try:
             if isinstance(news, Resolution):
                 listener.update(news)
+            elif news is None:
+                listener.confirm()
             else:
                 listener.error(news)
         except Exception:  # noqa: BLE001  # a user's listener may raise anything
             _log.exception("%s: a listener raised", self._question.service)
 
-    def _changed(self, resolution: Resolution | None) -> None:
+    def _changed(self, resolution: Resolution | None) -> bool:
+        """Tell everyone of a change, if there is one; whether there was."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if (wake_at := self._watch.wake_at) is not None:
             self._timer = self.loop.call_at(wake_at, self._tick)
         if resolution is None:
-            return
+            return False
         if self._resolution != resolution:
             addresses = ", ".join(f"{e.id}={e.address} x{e.weight}" for e in resolution.endpoints)
             _log.info(
@@ -217,6 +222,7 @@ class _SharedWatch:
         self._resolution = resolution
         for listener in tuple(self._listeners):
             self._tell(listener, resolution)
+        return True
 
     def _tick(self) -> None:
         self._changed(self._watch.tick(self.loop.time()))

@@ -172,6 +172,8 @@ class DnsResolver:
         if addresses != self._known or self._said:
             _log.info("dns %s: %s", self._host, ", ".join(addresses))
             listener.update(Resolution(tuple(Endpoint(a) for a in addresses), f"dns {self._host}"))
+        else:
+            listener.confirm()
         self._known, self._failures, self._said = addresses, 0, ""
         return self._refresh_s
 
