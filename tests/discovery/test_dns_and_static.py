@@ -73,11 +73,12 @@ async def resolve() -> AsyncIterator[Opened]:
 
 
 async def test_every_record_is_an_endpoint(resolve: Opened) -> None:
-    """All addresses, and the changes of later lookups; no news without a change."""
+    """All addresses, and the changes of later lookups; without a change the last set is confirmed."""
     seen = resolve(["10.0.0.1:1", "10.0.0.2:1"], ["10.0.0.1:1", "10.0.0.2:1"], ["10.0.0.2:1"])
     await seen.ids("10.0.0.1:1", "10.0.0.2:1")
     await seen.ids("10.0.0.2:1")
     assert len(seen.resolutions) == 2
+    await seen.until(lambda r: r.confirmed)
 
 
 async def test_last_good_answer_outlives_failures(resolve: Opened) -> None:

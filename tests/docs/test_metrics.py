@@ -25,12 +25,12 @@ class Meter(NoOpMeter):
         self.made[name] = unit
         return super().create_histogram(name, unit)
 
-    def create_observable_counter(self, name: str, *rest: Any, **named: Any) -> Any:
+    def create_observable_counter(self, name: str, callbacks: Any = None, unit: str = "", *rest: Any) -> Any:
         """See ``Meter``."""
-        self.made[name] = ""
+        self.made[name] = unit
         return super().create_observable_counter(name)
 
-    create_observable_gauge = create_observable_counter
+    create_observable_gauge = create_observable_counter  # type: ignore[assignment]
 
 
 class Provider(NoOpMeterProvider):
