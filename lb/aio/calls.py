@@ -678,7 +678,9 @@ class LogicalCall:
             metrics.attempt_ended(self.call, attempt)
 
     def report(self, attempt: Attempt, status: Any) -> None:
-        """Hand a server's load report to the policy that reads them."""
+        """Hand a server's load report to the policy that reads them. Not one that comes with an error."""
+        if status.code() != 0:
+            return
         take = self._channel.balancer.report
         for key, value in status.trailing_metadata() or ():
             if key == REPORT_KEY and take is not None:

@@ -27,17 +27,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import count
 from math import inf
 from random import Random
 
 from grpc import StatusCode
 
-from lb.core.breaker import REFUSED, Breaker, State
+from lb.core.breaker import REFUSED, Breaker, State, Transition
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.comparison import AGAIN_S, Comparison
 from lb.core.concurrency import ConcurrencyLimit, StreamLimit
 from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
-from lb.core.outcome import Origin, Outcome, Verdict
+from lb.core.outcome import OK, Origin, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
 from lb.core.throttle import ThrottleState
 
@@ -48,13 +51,23 @@ _SHOWN = 5
 """So many endpoints, or reasons, are named in a message."""
 _ANSWERS = 4
 """Who refuses everything for as long as so many of its answers take has nothing under way that will be one."""
+_AGAIN_S = 9.0
+"""Who answers its probes, but fails, is asked again after so many seconds at most ..."""
+_BLAMED_AGAIN_S = 3.0
+"""... and who was blamed for bad answers after so many: now and then a healthy one answers badly, too ..."""
+_USUAL_RATE = 40.0
+"""... while each endpoint that is left out has so many calls a second for it; with fewer calls, by as much later."""
+_HELD_S = 1.0
+"""A quick error keeps its place for so many seconds at most."""
+_LOOKED_AT = 8
+"""The latency of an endpoint without good answers is taken from the first so many others."""
 FULL = "every endpoint is at its concurrency limit"
 RESOLVER_GRACE_S = 1.0
 """How long calls wait for a first answer of a resolver that reports errors; then they fail (or wait for ready)."""
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE, _IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
-_LATE, _CLOSING = Origin.LATE, Origin.CLOSING
+_LATE, _CLOSING, _PEER = Origin.LATE, Origin.CLOSING, Origin.PEER
 _REFUSED = (Origin.REFUSED, Origin.SAYS_REFUSED)
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
@@ -163,7 +176,8 @@ class Admission:
             if candidate.breaker.state is State.HALF_OPEN:
                 return "breaker half-open, a probe is out"
             left = (candidate.breaker.retry_at or now) - now
-            return f"breaker open for {left:.1f} s more ({candidate.last_error or 'failures'})"
+            why = "; ".join(filter(None, (candidate.breaker.blamed, candidate.last_error))) or "failures"
+            return f"breaker open for {left:.1f} s more ({why})"
         return "weight 0"
 
 
@@ -234,6 +248,12 @@ class Balancer:
         self._endpoints: list[Endpoint] = []
         self._dirty = True
         self._recheck_at = inf
+        """When the picker is to be looked at: an open breaker may admit, or a place that is held becomes free."""
+        self._admits_at = inf
+        self._held: list[tuple[float, int, Candidate]] = []
+        """Places that quick errors keep, a heap by the instant until when."""
+        self._serial = count()
+        self._comparison = Comparison(0.0)
         self._take_policy(policy)
 
     # ---- what the resolver and the connections say ----
@@ -327,7 +347,7 @@ class Balancer:
 
         False, and nothing is changed, when an attempt runs. One step, so that threads may pick meanwhile.
         """
-        if any(candidate.in_flight for candidate in self._candidates.values()):
+        if any(candidate.running for candidate in self._candidates.values()):
             return False
         for candidate in self._candidates.values():
             self.set_connectivity(candidate, Connectivity.IDLE, now)
@@ -360,6 +380,8 @@ class Balancer:
         self.needs_metadata: bool = getattr(policy, "needs_metadata", False)
         """Whether a pick must wait until the call's metadata is known."""
         self._in_order: bool = getattr(policy, "in_order", False)
+        compares = self._breaker.opens and getattr(policy, "spreads", False)
+        self._comparison.ratio = (self._breaker.good_ratio or 0.0) if compares else 0.0
         self._ended: Ended | None = getattr(policy, "ended", None)
         self.report: Callable[[Candidate, bytes, float], object] | None = getattr(policy, "report", None)
         """Takes a server's load report (the trailer ``endpoint-load-metrics-bin``); None: the policy reads none."""
@@ -394,7 +416,7 @@ class Balancer:
         if tried and candidate in tried:
             candidate = self._elsewhere(call, now, tried) or candidate
         limit = candidate.limit
-        if limit is not None and candidate.in_flight >= limit.limit and not limit.grows(candidate.in_flight, now):
+        if limit is not None and candidate.running >= limit.limit and not limit.grows(candidate.running, now):
             roomy = self._with_room(tried)
             if roomy is None:
                 return Unpicked(f"{self.target}: {FULL}", wait=True, full=True)
@@ -446,7 +468,7 @@ class Balancer:
             candidate.limit.overloaded()
         move = candidate.breaker.release(generation, outcome.verdict, now, self.rng)
         if move is not None or (generation and candidate.breaker.state is not _CLOSED):
-            self._dirty = True
+            self._moved(candidate, move)
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Candidate | None:
         """Give an attempt back with its outcome, at its true end.
@@ -462,13 +484,18 @@ class Balancer:
         answered_at = attempt.answered_at
         took_s = (now if answered_at is None else answered_at) - attempt.started_at
         limit = candidate.limit
-        if verdict is _SUCCESS:  # a refusal is quick, and says nothing of how long an answer takes
+        bad = False
+        if outcome is OK:  # an error is quick, and says nothing of how long an answer takes
+            self._comparison.good += 1
             candidate.load.observe(took_s, now)
-            if self.throttle is not None and outcome.code is StatusCode.OK:
+            if self.throttle is not None:
                 self.throttle.succeeded()
             if limit is not None:
-                limit.observe(took_s, candidate.in_flight + 1)
+                limit.observe(took_s, candidate.running + 1)
         else:
+            bad = outcome.bad
+            if outcome.origin is _PEER:
+                self._hold(candidate, attempt.started_at, now)
             if verdict is _FAILURE:
                 candidate.last_error = outcome.reason()
             if limit is not None and (outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT):
@@ -476,7 +503,7 @@ class Balancer:
             if outcome.origin in _REFUSED and attempt.started_at > candidate.lost_at:
                 if not isinstance(limit, StreamLimit):
                     limit = candidate.limit = StreamLimit(limit)
-                limit.refused(candidate.in_flight, now)
+                limit.refused(candidate.running, now)
             if (
                 outcome.origin is Origin.CALLER
                 and outcome.code is StatusCode.DEADLINE_EXCEEDED
@@ -503,11 +530,13 @@ class Balancer:
             move = breaker.refused(generation, now, self.rng)
         elif outcome.origin is _CLOSING:
             move = None  # the permit is given back when that is `judged`
+        elif bad:
+            move = self._answered_badly(attempt, outcome, verdict, now)
         else:
             move = breaker.release(generation, verdict, now, self.rng)
         # It moved, or an ignored probe gave its place back. (A call let through in panic, 0, decides nothing.)
         if move is not None or (generation and breaker.state is not _CLOSED):
-            self._dirty = True
+            self._moved(candidate, move)
         closable = candidate.retired and candidate.closable
         if closable:
             self._leaving.pop(candidate.endpoint.key, None)
@@ -523,7 +552,90 @@ class Balancer:
             candidate.last_error = outcome.reason()
         move = breaker.release(attempt.generation, outcome.verdict, now, self.rng)
         if move is not None or (attempt.generation and breaker.state is not _CLOSED):
-            self._dirty = True
+            self._moved(candidate, move)
+
+    def _moved(self, candidate: Candidate, move: Transition | None) -> None:
+        """Who is admitted has changed: a breaker has made this move, or a probe's place is free."""
+        self._dirty = True
+        if move is not None and move.after is State.OPEN:
+            candidate.opened = move.at, self._comparison.answers
+
+    def _answered_badly(self, attempt: Attempt, outcome: Outcome, verdict: Verdict, now: float) -> Transition | None:
+        """Give back an attempt that a server answered badly; the breaker's move, if it makes one."""
+        candidate, generation, rng = attempt.candidate, attempt.generation, self.rng
+        breaker = candidate.breaker
+        if generation != breaker.generation or breaker.state is not _CLOSED:
+            self._comparison.count_bad(candidate)
+            if breaker.blamed:
+                verdict = _FAILURE
+                candidate.last_error = outcome.reason()
+            elif verdict is _IGNORED and self._comparison.ratio:
+                verdict = _SUCCESS  # it answers; whether badly, is for the comparison to say
+            if generation == breaker.generation:
+                again_s = _BLAMED_AGAIN_S if breaker.blamed else _AGAIN_S
+                return breaker.release(generation, verdict, now, rng, self._longest_s(candidate, now, again_s))
+            if verdict is _FAILURE and breaker.state is _CLOSED and self._closed_by(attempt, now):
+                reason = breaker.blamed or "the stream whose first message closed it failed"
+                longest_s = self._longest_s(candidate, now, _BLAMED_AGAIN_S)
+                return breaker.blame(breaker.generation, now, rng, reason, longest_s)
+            return None
+        turn = getattr(self._picker, "turn", None)
+        reason = self._comparison.answered_badly(candidate, now, in_turn=turn is not None)
+        if turn is not None and candidate.suspicion is not None and candidate.suspicion.moves_turn:
+            turn(rng)
+        move = breaker.release(generation, verdict, now, rng)
+        if move is None and reason:
+            candidate.last_error = outcome.reason()
+            move = breaker.blame(generation, now, rng, reason, self._longest_s(candidate, now, _BLAMED_AGAIN_S))
+        return move
+
+    def _closed_by(self, attempt: Attempt, now: float) -> bool:
+        """Whether its first response has just closed the breaker. (Its end shows that this was too soon.)"""
+        breaker = attempt.candidate.breaker
+        return (
+            attempt.answered_at is not None
+            and attempt.breaker_state is not _CLOSED
+            and attempt.generation == breaker.generation - 1
+            and now - attempt.answered_at < AGAIN_S
+        )
+
+    def _longest_s(self, candidate: Candidate, now: float, again_s: float) -> float:
+        """How long an endpoint stays out whose probe has just failed, but was answered.
+
+        Such a probe costs one call its answer, or a retry. So there may be one every few seconds, as long as that
+        is a small part of all calls: at `_USUAL_RATE` one in 300 or so, and one in 100 of who was blamed.
+        """
+        since, answers = candidate.opened
+        answers = self._comparison.answers - answers
+        if not answers:
+            return inf
+        out = sum(c.breaker.state is not _CLOSED for c in self._candidates.values())
+        return again_s * max(1.0, _USUAL_RATE * out * (now - since) / answers)
+
+    def _hold(self, candidate: Candidate, started_at: float, now: float) -> None:
+        """A server's error came: its place counts as taken for as long as a good answer takes.
+
+        Else who fails at once looks like the least loaded one, and policies that go by load would prefer it.
+        """
+        load = candidate.load
+        if load.samples:
+            usual_s = load.latency_s
+        else:
+            usual_s = max((c.load.latency_s for c in self._pool[:_LOOKED_AT]), default=0.0)
+        until = started_at + min(usual_s, _HELD_S)
+        if until > now:
+            candidate.in_flight += 1
+            candidate.held += 1
+            heappush(self._held, (until, next(self._serial), candidate))
+            self._recheck_at = min(self._recheck_at, until)
+
+    def _let_go(self, now: float) -> None:
+        """Free the places whose time is over."""
+        held = self._held
+        while held and held[0][0] <= now:
+            candidate = heappop(held)[2]
+            candidate.in_flight -= 1
+            candidate.held -= 1
 
     def _refuses_all(self, candidate: Candidate, now: float) -> bool:
         """It has refused one more call: whether it did nothing else for so long (a refused probe is enough).
@@ -533,7 +645,7 @@ class Balancer:
         """
         if candidate.breaker.state is not _CLOSED:
             return True
-        answers = candidate.load.samples
+        answers = candidate.load.samples + candidate.bad
         if not candidate.refusals or candidate.refused_after != answers:
             candidate.refusals, candidate.refused_after, candidate.refusing_since = 0, answers, now
         candidate.refusals += 1
@@ -551,9 +663,15 @@ class Balancer:
         return Admission(pool, panic, recheck_at)
 
     def _rebuild(self, now: float) -> None:
+        if self._held:
+            self._let_go(now)
+            if not self._dirty and now < self._admits_at:
+                self._recheck_at = min(self._admits_at, self._held[0][0] if self._held else inf)
+                return
         admission = self.admission(now)
         self._dirty = False
-        self._recheck_at = admission.recheck_at
+        self._admits_at = admission.recheck_at
+        self._recheck_at = min(self._admits_at, self._held[0][0] if self._held else inf)
         pool = list(admission.pool)
         if not pool:
             self._picker = None
@@ -578,7 +696,7 @@ class Balancer:
             start = int(self.rng.random() * len(pool))
             for at in range(start - len(pool), start):  # all of them, from a random one on
                 candidate = pool[at]
-                if candidate.limit is None or candidate.in_flight < candidate.limit.limit:
+                if candidate.limit is None or candidate.running < candidate.limit.limit:
                     if candidate not in tried:
                         return candidate
                     found = found or candidate
@@ -602,10 +720,10 @@ class Balancer:
             assert picker is not None
             for _ in range(_DRAWS):
                 candidate: Candidate = picker.pick(call, now, self.rng)  # type: ignore[assignment]  # as in pick
-                if candidate not in tried and (candidate.limit is None or candidate.in_flight < candidate.limit.limit):
+                if candidate not in tried and (candidate.limit is None or candidate.running < candidate.limit.limit):
                     return candidate
         for pool in self._by_preference():
-            others = [c for c in pool if c not in tried and (c.limit is None or c.in_flight < c.limit.limit)]
+            others = [c for c in pool if c not in tried and (c.limit is None or c.running < c.limit.limit)]
             if others:
                 one, two = self.rng.choices(others, [c.weight for c in others], k=2)
                 return two if two.in_flight * one.weight < one.in_flight * two.weight else one

@@ -2,7 +2,7 @@
 
 ::
 
-                    5 failures in a row, or half of >= 10 calls in 20 s
+      5 failures in a row, half of >= 10 calls in 20 s, or far worse than the others
         ┌──────────┐ ──────────────────────────────────────────────► ┌──────────┐
         │  CLOSED  │                                                 │   OPEN   │
         │ admits   │                                                 │ refuses  │
@@ -18,7 +18,7 @@
 =========== =========== ==============================================================
 from        to          when
 =========== =========== ==============================================================
-CLOSED      OPEN        ``release`` of a FAILURE that fills either limit
+CLOSED      OPEN        ``release`` of a FAILURE that fills either limit; ``blame``
 OPEN        HALF_OPEN   ``acquire`` once ``retry_at`` has come
 HALF_OPEN   CLOSED      ``release`` of the probe with SUCCESS
 HALF_OPEN   OPEN        ``release`` of the probe with FAILURE
@@ -26,6 +26,9 @@ HALF_OPEN   OPEN        ``release`` of the probe with FAILURE
 
 Every other move raises ``RuntimeError``. A probe that ends IGNORED, or whose caller never
 came back, moves nothing: its place is free for the next probe.
+
+Who was blamed for answering worse than the others (`lb.core.comparison`) is closed by a good answer
+only: ``blamed`` tells whoever returns the probe that any other answer is a FAILURE.
 
 Permits carry a *generation*, which grows with every move and every probe. An outcome of an
 older generation (a straggler from before the breaker opened, a probe that was given up)
@@ -101,17 +104,21 @@ class Breaker:
         refused_s: what answers nothing for so many seconds (and four of its latencies) but refuses each call by
             push-back, ``consecutive_failures`` of them at least, is left out like one that fails: it drains for
             ever, or its limit leaks. > 0, or None. (Other refusals count for nothing: who is full still answers.)
+        good_ratio: an endpoint whose share of good answers is below this part of the others' share is left out,
+            unless chance may explain it (`lb.core.comparison` says how that is told), > 0 and < 1; None: never.
+            0.5: the others answer 90 % well, this one less than 45 %. Only where the policy spreads calls.
         slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
             the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
             None. What counts of a stream of responses is the time to the first one.
         open_s: how long the first opening refuses, in seconds, > 0.
-        max_open_s: the longest an opening refuses, >= ``open_s``.
+        max_open_s: the longest an opening refuses, >= ``open_s``. Who answers its probes, be it with errors, is
+            asked again sooner where there are calls enough, as this costs few of them (`lb.core.balancer`).
         jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
             many clients do not probe at the same instant.
         probe_s: a probe that has not come back after so many seconds is given up, > 0, and the
             next one is admitted.
 
-    With both limits and ``refused_s`` None the breaker never opens.
+    With both ``consecutive_failures`` and ``failure_ratio`` None the breaker never opens.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
@@ -127,6 +134,7 @@ class Breaker:
     probe_s: float = 30.0
     unanswered_s: float | None = 1.0
     refused_s: float | None = 0.5
+    good_ratio: float | None = 0.5
     slow_call_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -143,9 +151,19 @@ class Breaker:
             value = getattr(self, name)
             if value is not None:
                 checks.number(f"breaker: {name}", value, "seconds > 0, or None", above=True)
+        if self.good_ratio is not None:
+            accepted = "a number above 0 and below 1, or None"
+            checks.number("breaker: good_ratio", self.good_ratio, accepted, most=1, above=True)
+            if self.good_ratio == 1:
+                raise ValueError(f"breaker: good_ratio is {self.good_ratio!r}; expected {accepted}")
         accepted = f"seconds >= open_s ({self.open_s!r})"
         checks.number("breaker: max_open_s", self.max_open_s, accepted, least=self.open_s)
         checks.number("breaker: jitter", self.jitter, "a number from 0 to 1", most=1)
+
+    @property
+    def opens(self) -> bool:
+        """Whether anything can open it."""
+        return self.consecutive_failures is not None or self.failure_ratio is not None
 
     def new_state(self) -> BreakerState:
         """A new CLOSED state machine with these settings."""
@@ -158,7 +176,18 @@ class BreakerState:
     ``state``, ``generation`` and ``last`` (the latest move) may be read, never written.
     """
 
-    __slots__ = ("_failures", "_open_s", "_retry_at", "_window", "generation", "last", "openings", "settings", "state")
+    __slots__ = (
+        "_failures",
+        "_open_s",
+        "_retry_at",
+        "_window",
+        "blamed",
+        "generation",
+        "last",
+        "openings",
+        "settings",
+        "state",
+    )
 
     def __init__(self, settings: Breaker) -> None:
         """Use ``Breaker.new_state``."""
@@ -168,6 +197,8 @@ class BreakerState:
         self.last: Transition | None = None
         self.openings = 0
         """How often it opened since it was CLOSED last: more than once means that a probe failed."""
+        self.blamed = ""
+        """Why it was blamed, in words, when that is what opened it last; else empty."""
         self._failures = 0  # in a row
         self._window = Window(math.inf if settings.failure_ratio is None else settings.window_s)
         self._open_s = settings.open_s  # of the next opening, before jitter
@@ -203,8 +234,13 @@ class BreakerState:
         self._retry_at = now + self.settings.probe_s
         return self.generation
 
-    def release(self, generation: int, verdict: Verdict, now: float, rng: Random) -> Transition | None:
+    def release(
+        self, generation: int, verdict: Verdict, now: float, rng: Random, longest_s: float = math.inf
+    ) -> Transition | None:
         """Return a permit with what became of it; the move that follows, if one does.
+
+        ``longest_s``: should a probe have failed, it is open no longer than that (or than ``open_s``, if that is more),
+        jitter included.
 
         Raises:
             ValueError: no permit of this generation was ever given out.
@@ -233,10 +269,11 @@ class BreakerState:
         if verdict is _IGNORED:
             return None
         if verdict is _SUCCESS:
-            self._open_s = self.settings.open_s
             self.openings = 0
+            if not self.blamed:
+                self._open_s = self.settings.open_s
             return self._move(State.CLOSED, now, "the probe succeeded")
-        return self._open(now, rng, "the probe failed")
+        return self._open(now, rng, "the probe failed", longest_s)
 
     def late(self, generation: int, now: float, rng: Random) -> Transition | None:
         """Return a permit whose call was answered by another endpoint, though this one had far more time.
@@ -258,6 +295,20 @@ class BreakerState:
             return self.release(generation, Verdict.FAILURE, now, rng)
         return self._open(now, rng, "it refuses all calls")
 
+    def blame(
+        self, generation: int, now: float, rng: Random, reason: str, longest_s: float = math.inf
+    ) -> Transition | None:
+        """Return a permit whose answer showed that the others answer far better: that opens it at once.
+
+        Who is blamed again soon is open for longer each time, up to ``longest_s``: now and then a broken endpoint
+        answers well, and has closed it by that.
+        """
+        if generation != self.generation or self.state is not _CLOSED:
+            return self.release(generation, Verdict.FAILURE, now, rng, longest_s)
+        move = self._open(now, rng, reason, longest_s)
+        self.blamed = reason
+        return move
+
     def _too_many(self, now: float) -> str:
         """Which limit the failures so far fill, in words; empty when none."""
         limit, ratio = self.settings.consecutive_failures, self.settings.failure_ratio
@@ -269,10 +320,15 @@ class BreakerState:
                 return f"{failures} of {calls} calls failed in {self.settings.window_s:g} s"
         return ""
 
-    def _open(self, now: float, rng: Random, reason: str) -> Transition:
+    def _open(self, now: float, rng: Random, reason: str, longest_s: float = math.inf) -> Transition:
         settings = self.settings
+        if self.state is _CLOSED:
+            self.blamed = ""
+            if self.last is None or now - self.last.at > settings.window_s:
+                self._open_s = settings.open_s
         # Below the cap by as much as the jitter may add: the longest openings are spread as well.
-        base = min(self._open_s, settings.max_open_s / (1 + settings.jitter))
+        stretched = 1 + settings.jitter
+        base = min(self._open_s, settings.max_open_s / stretched, max(longest_s / stretched, settings.open_s))
         open_s = base * (1 + settings.jitter * rng.random())
         self._open_s = min(self._open_s * 2, settings.max_open_s)
         self.openings += 1

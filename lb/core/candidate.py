@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 from lb.core.breaker import BreakerState
+from lb.core.comparison import Suspicion
 from lb.core.concurrency import LimitState, StreamLimit
 from lb.core.endpoint import Endpoint
 from lb.core.load import Load
@@ -26,16 +27,19 @@ class Candidate:
     """One endpoint's state in one channel. Only the balancer writes to it."""
 
     __slots__ = (
+        "bad",
         "breaker",
         "connectivity",
         "endpoint",
         "failing_since",
         "handle",
+        "held",
         "in_flight",
         "last_error",
         "limit",
         "load",
         "lost_at",
+        "opened",
         "picks",
         "ready_since",
         "refusals",
@@ -43,6 +47,7 @@ class Candidate:
         "refusing_since",
         "retired",
         "stats",
+        "suspicion",
         "trouble",
         "weight",
     )
@@ -59,6 +64,15 @@ class Candidate:
         self.weight = max(1, endpoint.weight)
         self.connectivity = Connectivity.IDLE
         self.in_flight = 0
+        """Attempts on it that have not ended, and ``held``: what policies go by."""
+        self.held = 0
+        """Places that quick errors keep for as long as a good answer takes, lest they make it look idle."""
+        self.bad = 0
+        """How many bad answers it gave; ``load.samples`` counts the good ones."""
+        self.suspicion: Suspicion | None = None
+        """That it answers worse than the others."""
+        self.opened = (-inf, 0)
+        """When its breaker opened last, and how many answers all endpoints had given by then."""
         self.picks = 0
         self.load = Load()
         self.last_error = ""
@@ -87,7 +101,12 @@ class Candidate:
     @property
     def closable(self) -> bool:
         """Whether nobody needs its connection any more."""
-        return self.retired and not self.in_flight
+        return self.retired and not self.running
+
+    @property
+    def running(self) -> int:
+        """Attempts on it that have not ended."""
+        return self.in_flight - self.held
 
     @property
     def was_ready(self) -> bool:
@@ -97,5 +116,5 @@ class Candidate:
     def __repr__(self) -> str:
         return (
             f"<Candidate {self.endpoint.id} weight={self.endpoint.weight} {self.connectivity.name}"
-            f" {self.breaker!r} in_flight={self.in_flight}{' retired' if self.retired else ''}>"
+            f" {self.breaker!r} in_flight={self.running}{' retired' if self.retired else ''}>"
         )

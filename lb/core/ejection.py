@@ -9,8 +9,8 @@ endpoints fail for a reason of their own (a bad request, a database that all sha
   must be ``panic_share`` of it, or all are used: chance may leave one to bear the load of a hundred;
 - in a pool of at most ``small`` all but one may be ejected: with 2 to 5 replicas a share would
   round down to none, or keep a broken one in use;
-- in a larger pool at most ``max_share`` of it is ejected; of those that are too many, the ones
-  that may be tried again soonest stay in use;
+- in a larger pool at most ``max_share`` of it is ejected, but one in any case (unless the share is 0); of those
+  that are too many, the ones that may be tried again soonest stay in use;
 - and when less than ``panic_share`` of a larger pool can be used at all (connected and
   admitted), all that are connected are used: the few that are left would break under the
   load of all (Envoy's panic threshold). Who was never connected is not part of the pool: an
@@ -25,13 +25,20 @@ from dataclasses import dataclass
 from lb.core import checks
 from lb.core.candidate import Candidate
 
+_ROUNDING = 1e-9
+"""0.29 of 100 is 29, whatever floating point says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ejection:
-    """How much of a pool breakers may take out of use. Envoy's defaults, but for small pools.
+    """How much of a pool breakers may take out of use.
+
+    ``panic_share`` is Envoy's default. ``max_share`` is not (Envoy's is 0.1): a breaker that opens has evidence against
+    its own endpoint, and half of the pool can bear the load until panic begins.
 
     Args:
-        max_share: the largest share of the connected endpoints that is ejected, 0 to 1.
+        max_share: the largest share of the connected endpoints that is ejected, 0 to 1, rounded down, but to no
+            less than one endpoint, as Envoy and grpc-go do; 0: none, in pools larger than ``small``.
         panic_share: when a smaller share of the endpoints that were ever connected can be used, all that are connected
             are, 0 to 1; 0: never.
         small: in pools up to this size all but one may be ejected, and ``panic_share`` does not count; >= 0.
@@ -68,7 +75,7 @@ class Ejection:
                 return fewest, f"every breaker is open, the {len(fewest)} of {size} that failed least are used"
             return ready, "every breaker is open, all are used"
         if size > self.small:
-            most = int(size * self.max_share)
+            most = max(1, int(size * self.max_share + _ROUNDING)) if self.max_share else 0
             if out > most:
                 refusing = sorted(refusing, key=_retry_at)[out - most :]
                 out = most

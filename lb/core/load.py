@@ -24,7 +24,7 @@ class Load:
         self._stamp = 0.0
 
     def observe(self, latency_s: float, now: float) -> None:
-        """Take in one attempt's duration, at its true end."""
+        """Take in how long a good answer took, at its true end."""
         if self.samples:
             elapsed = now - self._stamp
             if elapsed > 0:

@@ -41,6 +41,12 @@ any other code (the server answered)  SUCCESS  never
 
 Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6). An endpoint that refuses all
 it is sent is left out in the end: see the breaker's ``refused_s``.
+
+*Compared with the others.* Beside the verdict, which looks at one answer by itself, answers of a server are
+compared: OK is a good one, and every other code is a bad one, whatever its verdict, but for quota, for refusals by
+push-back, and for what was given back or refused unprocessed. Who answers far worse than the others is left out
+until it answers well once more. How far that is stands in `lb.core.comparison`; the setting is the breaker's
+``good_ratio``.
 """
 
 from __future__ import annotations
@@ -110,6 +116,15 @@ class Outcome:
     details: str = ""
     pushback_s: float | None = None
 
+    @property
+    def bad(self) -> bool:
+        """Whether a server answered badly, and is compared with the others for it: see the top of this file."""
+        return (
+            self.origin is Origin.PEER
+            and self.code not in _NOT_COMPARED
+            and (self.pushback_s is None or self.code is not StatusCode.UNAVAILABLE)
+        )
+
     def reason(self) -> str:
         """In words, for spans and messages: ``UNAVAILABLE: Socket closed``."""
         words = self.code.name
@@ -117,6 +132,8 @@ class Outcome:
             words += f" ({self.origin.value})"
         return f"{words}: {self.details}" if self.details else words
 
+
+_NOT_COMPARED = (StatusCode.OK, StatusCode.RESOURCE_EXHAUSTED)
 
 LOST = Outcome(StatusCode.CANCELLED, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, "another attempt was faster")
 LATE = Outcome(StatusCode.CANCELLED, Verdict.IGNORED, Retryable.NEVER, Origin.LATE, "another attempt was faster by far")

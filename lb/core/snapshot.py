@@ -113,7 +113,7 @@ def snapshot(balancer: Balancer, retry_budget: float, now: float) -> Snapshot:
                 breaker=c.breaker.state.name,
                 picked=not refusal,
                 why=refusal or "picked",
-                in_flight=c.in_flight,
+                in_flight=c.running,
                 picks=c.picks,
                 latency_ms=c.load.latency_s * 1000 if c.load.samples else None,
                 last_error=c.last_error,

@@ -149,4 +149,4 @@ class Rig:
     @property
     def in_flight(self) -> int:
         """Attempts that have not ended."""
-        return sum(candidate.in_flight for candidate in self.balancer.candidates)
+        return sum(candidate.running for candidate in self.balancer.candidates)

@@ -1232,7 +1232,7 @@ class Histories(RuleBasedStateMachine):
     def counts(self) -> None:
         """In flight is what runs; nobody is handed back twice, or while in the set or in use."""
         for candidate in self.seen:
-            assert candidate.in_flight == self.count(candidate)
+            assert candidate.running == self.count(candidate)
         assert len({id(c) for c in self.closed}) == len(self.closed)
         assert all(c.retired and not self.count(c) for c in self.closed)
         idle = {id(c) for c in self.seen if c.retired and not self.count(c)}

@@ -364,7 +364,7 @@ class Line(RuleBasedStateMachine):
         for candidate in self.rig.balancer.candidates:
             assert 0 <= candidate.in_flight <= 2
         gone = {a.candidate for call in self.alive for a in call.attempts if a.outcome is None and a.candidate.retired}
-        assert self.rig.in_flight + sum(c.in_flight for c in gone) == sum(map(self._runs, self.alive))
+        assert self.rig.in_flight + sum(c.running for c in gone) == sum(map(self._runs, self.alive))
 
     def teardown(self) -> None:
         """All leave: nothing is in flight, nobody waits."""

@@ -94,6 +94,17 @@ def test_in_a_larger_pool_half_may_go_and_who_returns_soonest_stays() -> None:
     assert (list(pool), panic) == (ready[5:], "")
 
 
+@pytest.mark.parametrize(
+    ("size", "share", "out"),
+    [(6, 0.1, 1), (9, 0.1, 1), (10, 0.1, 1), (20, 0.1, 2), (100, 0.29, 29), (6, 1e-9, 1), (6, 0, 0), (20, 0, 0)],
+)
+def test_a_small_share_lets_one_go(size: int, share: float, out: int) -> None:
+    """A share that rounds down to nobody means one, as with Envoy and grpc-go; only a share of 0 means nobody."""
+    ready, refusing = pool_of(size, size // 2)
+    pool, panic = Ejection(max_share=share).pool(ready, refusing, size)
+    assert (size - len(pool), panic) == (out, "")
+
+
 def test_too_few_of_a_larger_pool_mean_panic() -> None:
     """Of ten, five are connected, and one of these refuses: four are less than half of all."""
     ready, refusing = pool_of(6, 2)
@@ -122,7 +133,7 @@ def test_what_always_holds(
     assert [c for c in ready if c in pool] == list(pool)
     if not panic:
         assert all(c in pool for c in ready if c not in refusing)
-        assert size <= small or size - len(pool) <= size * max_share
+        assert size <= small or size - len(pool) <= (max(1, size * max_share + 1e-9) if max_share else 0)
 
 
 def test_ten_thousand_endpoints_cost_no_square() -> None:

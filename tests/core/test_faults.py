@@ -72,7 +72,7 @@ class Crowd(Simulation):
             self.clock.call_later(number * 0.0003, self.begin)
         self.clock.run()
         assert self.open == 0
-        assert all(candidate.in_flight == 0 for candidate in self.balancer.candidates)
+        assert all(candidate.running == 0 for candidate in self.balancer.candidates)
 
     @property
     def since(self) -> float:

@@ -78,7 +78,8 @@ class Picker(Protocol):
     It may also have ``explain() -> str``: its rule in words, for snapshots; and
     ``repeatable = True``: a pick has no effect on later ones, so retries and hedges, which need an
     endpoint that was not tried, may ask several times; ``prefers``: those of its candidates among which retries,
-    hedges, and calls that found their endpoint full, look for another first.
+    hedges, and calls that found their endpoint full, look for another first; and ``turn(rng)``, when it goes
+    in turn: to go on from a random place.
     """
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
@@ -103,6 +104,11 @@ class Hooks(Protocol):
     goes into ``candidate.stats``.
     """
 
+    spreads: ClassVar[bool]
+    """True: which endpoint a call gets has nothing to do with what the call asks, so that their answers can be
+    compared, and who answers far worse than the others is left out (`Breaker.good_ratio`). False, or not there: they
+    are not compared."""
+
     needs_metadata: ClassVar[bool]
     """True: the pick waits until the call's metadata is known, and ``call.metadata`` has it."""
 
@@ -114,4 +120,7 @@ class Hooks(Protocol):
         """An attempt on ``candidate`` ended, after so many seconds. Called once for each attempt."""
 
     def report(self, candidate: Candidate, report: bytes, now: float) -> None:
-        """An attempt's trailing metadata had ``lb-endpoint-load-metrics-bin`` with these bytes: gRFC A51's message."""
+        """An attempt on ``candidate`` ended OK, and its server has reported its load.
+
+        ``report`` is what stood under ``lb-endpoint-load-metrics-bin`` in the trailing metadata: gRFC A51's message.
+        """

@@ -15,7 +15,7 @@ while all are idle.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -23,6 +23,9 @@ from typing import ClassVar
 from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.weighted_random import WeightedRandomPicker
+
+BLIND = 16
+"""Fewer picks than that go by chance when the turn is moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class LeastRequest:
     """
 
     name: ClassVar[str] = "least_request"
+    spreads: ClassVar[bool] = True
     choices: int = 2
 
     def __post_init__(self) -> None:
@@ -52,7 +56,7 @@ class LeastRequest:
 class LeastRequestPicker:
     """For equal weights: a list to draw from."""
 
-    __slots__ = ("_candidates", "_choices", "_size")
+    __slots__ = ("_blind", "_candidates", "_choices", "_size")
     repeatable: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate], choices: int) -> None:
@@ -60,6 +64,8 @@ class LeastRequestPicker:
         self._candidates = tuple(candidates)
         self._size = len(candidates)
         self._choices = min(choices, self._size)
+        self._blind = 0
+        """So many picks go by chance alone, by a single choice."""
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The least loaded of distinct draws; of equals the first drawn. O(choices)."""
@@ -71,9 +77,25 @@ class LeastRequestPicker:
             other = at + 1 + int((drawn - at) * (size - 1))
             first, second = candidates[at], candidates[other if other < size else other - size]
             return second if second.in_flight < first.in_flight else first
+        if self._blind:
+            self._see_again()
         if size == 1:
             return candidates[0]
         return min(rng.sample(candidates, self._choices), key=_in_flight)
+
+    def _see_again(self) -> None:
+        self._blind -= 1
+        if not self._blind:
+            self._choices = 2
+
+    def _go_blind(self, rng: Random) -> None:
+        self._blind = rng.randrange(1, BLIND)
+        self._choices = 1
+
+    @property
+    def turn(self) -> Callable[[Random], None] | None:
+        """Go by chance for some picks. Of two endpoints only, where a call always avoids the last one's."""
+        return self._go_blind if self._size == 2 else None
 
     def explain(self) -> str:
         """The rule in words."""
@@ -94,6 +116,9 @@ class WeightedLeastRequestPicker(LeastRequestPicker):
         """The least loaded of the draws, by weight. O(choices)."""
         draw = self._draw
         best = draw(call, now, rng)
+        if self._blind:
+            self._see_again()
+            return best
         for _ in range(1, self._choices):
             other = draw(call, now, rng)
             if other is best:

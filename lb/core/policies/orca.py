@@ -4,6 +4,10 @@ Each call's trailing metadata may say how busy its server is. From that an endpo
 ``qps / (utilization + eps / qps * error_penalty)``: the calls a second it could answer when fully used. Calls
 are then dealt as by `WeightedRoundRobin`, with weights that are read anew every ``update_s``.
 
+Weights count as a hundredth of their mean at least and as ten times at most, as in gRPC's core: who gets no
+calls makes no reports, and a weight of next to nothing would stand for ever. A report that comes with an error is
+not read: who fails at once has little to do, and would be sent more.
+
 A report counts once its endpoint has reported for ``blackout_s`` (after it connected, or was silent),
 and for ``expiry_s``. An endpoint without a weight gets the mean of those that have one; while fewer than two
 have one, the registry's weights hold (A58 takes equal ones; they are equal where nobody set any).
@@ -20,10 +24,13 @@ from typing import ClassVar
 from lb.core.orca import decode
 from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
-from lb.core.policies.weighted_round_robin import by_weights
+from lb.core.policies.weighted_round_robin import SmoothPicker, TieredPicker, by_weights
 
 FULL = 65_535
 """The largest weight; the others are whole parts of it, as in gRPC's scheduler."""
+
+LEAST_PART, MOST_PART = 0.01, 10.0
+"""A weight counts as so many times the mean at least, and at most, as in gRPC's scheduler: nobody starves."""
 
 
 class Reported:
@@ -56,6 +63,7 @@ class Orca:
     """
 
     name: ClassVar[str] = "orca"
+    spreads: ClassVar[bool] = True
     blackout_s: float = 10.0
     expiry_s: float = 180.0
     update_s: float = 1.0
@@ -129,14 +137,20 @@ class OrcaPicker:
             self._current = True
         return inner.pick(call, now, rng)
 
+    def turn(self, rng: Random) -> None:
+        """Go on from a random place."""
+        if isinstance(self.inner, (SmoothPicker, TieredPicker)):
+            self.inner.turn(rng)
+
     def _schedule(self) -> Picker:
         known, candidates = self._known, self._candidates
         if len(known) < 2:
             return by_weights(candidates, [candidate.weight for candidate in candidates], self.inner)
-        # The scale is a power of two, so that it does not change all weights with the largest of them.
-        scale = FULL / 2.0 ** ceil(log2(max(known.values())))
         mean = sum(known.values()) / len(known)
-        return by_weights(candidates, [int(known.get(c, mean) * scale) or 1 for c in candidates], self.inner)
+        clamped = {c: min(max(weight, mean * LEAST_PART), mean * MOST_PART) for c, weight in known.items()}
+        # The scale is a power of two, so that it does not change all weights with the largest of them.
+        scale = FULL / 2.0 ** ceil(log2(max(clamped.values())))
+        return by_weights(candidates, [int(clamped.get(c, mean) * scale) or 1 for c in candidates], self.inner)
 
     def explain(self) -> str:
         """The rule in words."""

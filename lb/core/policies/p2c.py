@@ -18,8 +18,11 @@ quarter higher.
 - **Not measured yet**: taken to be as fast as the one it is compared with, so calls in flight decide.
   It is not flooded, for each call on it counts, nor starved. Two such are compared by calls in flight.
 - **Failures** are quick, and must not look fast: one counts as ten answers, up to ``failure_s``. So a row of
-  them, or a few in a hundred, drives an endpoint out, and a single one costs it some calls for some seconds.
-- **Ended without a verdict** (cancelled, as the losers of hedging are, or refused): it took at least that
+  them, or a few in a hundred, drives an endpoint out, and a single one costs it some calls for some seconds. It is
+  asked again eight seconds later, and is as good as before when it answers well.
+- **Other errors** (NOT_FOUND, a refusal) may be quick as well: one never lowers the latency, and it
+  keeps it from fading, for the endpoint was asked.
+- **Ended without a verdict** (cancelled, as the losers of hedging are): it took at least that
   long, so it may raise the latency and never lowers it. Who lost a race by far counts twice: how long it
   would have taken is not known, and what was cut off must not be read as the whole.
 - **Weights**: candidates are drawn by weight, and calls in flight count by weight over the mean weight. So
@@ -30,23 +33,29 @@ The duration of a stream is that until its first answer, if it has ended well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf, log
 from random import Random
 from typing import ClassVar
 
-from lb.core.outcome import Origin, Outcome, Verdict
+from lb.core.outcome import OK, Origin, Outcome, Verdict
 from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
+from lb.core.policies.least_request import BLIND
 from lb.core.policies.weighted_random import WeightedRandomPicker
 
-_FAILURE, _IGNORED = Verdict.FAILURE, Verdict.IGNORED
-_LATE = Origin.LATE
+_FAILURE = Verdict.FAILURE
+_LATE, _PEER = Origin.LATE, Origin.PEER
 _GIVEN_UP = (Origin.CALLER, Origin.LATE)
 LATE_FACTOR = 2.0
 FAILURE_FACTOR = 10.0
-
+FORGIVEN_S = 8.0
+"""So long after its last failure a latency is what it was before, if nothing was asked meanwhile."""
+PAUSE_S = 1.0
+"""A good answer so long after the last failure ends its penalty."""
+UNKNOWN = 1000.0
+"""Who has never done anything but fail may be so many times as fast as its failures count."""
 
 RISE, FALL = 1 / 4, 1 / 32
 
@@ -54,22 +63,46 @@ RISE, FALL = 1 / 4, 1 / 32
 class Peak:
     """A latency that rises at once and falls with answers and with time."""
 
-    __slots__ = ("latency_s", "stamp")
+    __slots__ = ("haste", "latency_s", "measured", "stamp", "usual_s")
 
     def __init__(self, latency_s: float, stamp: float) -> None:
         self.latency_s = latency_s
         self.stamp = stamp
+        self.measured = True
+        """Whether an answer was. Else it is a guess: there were only failures."""
+        self.haste = 1.0
+        """So many times faster than by the policy's decay it falls with time."""
+        self.usual_s = 0.0
+        """What it was before failures raised it; 0 when none did, or when it was asked again since and answered."""
 
     def read(self, now: float, decay_s: float) -> float:
         """What is left of it by ``now``. Changes nothing."""
-        return self.latency_s * exp((self.stamp - now) / decay_s)
+        return self.latency_s * exp((self.stamp - now) * self.haste / decay_s)
 
     def observe(self, took_s: float, now: float, decay_s: float) -> None:
         """An answer took so long."""
+        if self.usual_s and (now - self.stamp >= PAUSE_S or not self.measured):
+            self.latency_s = took_s
+            self.usual_s, self.haste, self.measured = 0.0, 1.0, True
         before = self.latency_s
         move = RISE if took_s > before else max(FALL, 1.0 - exp((self.stamp - now) / decay_s))
         self.latency_s = before + (took_s - before) * move
         self.stamp = now
+
+    def fail(self, counts_s: float, now: float, decay_s: float) -> None:
+        """An attempt failed, which counts as an answer after so long. Left alone, it is forgiven after `FORGIVEN_S`."""
+        if not self.measured:
+            self.latency_s, self.stamp = counts_s, now
+            usual_s = counts_s / UNKNOWN
+        else:
+            usual_s = self.usual_s or self.latency_s
+            if now - self.stamp >= PAUSE_S:
+                self.latency_s = usual_s
+            self.usual_s = 0.0  # no answer ends the penalty here
+            self.observe(counts_s, now, decay_s)
+        if 0.0 < usual_s < self.latency_s:
+            self.usual_s = usual_s
+            self.haste = max(1.0, decay_s * log(self.latency_s / usual_s) / FORGIVEN_S)
 
     def __repr__(self) -> str:
         return f"<Peak {self.latency_s * 1000:.1f} ms at {self.stamp:.3f}>"
@@ -88,6 +121,7 @@ class P2C:
     """
 
     name: ClassVar[str] = "p2c"
+    spreads: ClassVar[bool] = True
     decay_s: float = 10.0
     failure_s: float = 1.0
 
@@ -104,27 +138,40 @@ class P2C:
     def ended(self, candidate: Candidate, outcome: Outcome, duration_s: float, now: float) -> None:
         """Take in how long an attempt took."""
         peak: Peak | None = candidate.stats
-        verdict = outcome.verdict
-        if verdict is _FAILURE:
-            counts_s = self.failure_s if peak is None else min(self.failure_s, FAILURE_FACTOR * peak.latency_s)
-            duration_s = max(duration_s, counts_s)
-        elif outcome.origin is _LATE:
-            duration_s *= LATE_FACTOR
-        if verdict is _IGNORED and (
-            # Only giving up on it says something of one that was not measured.
-            outcome.origin not in _GIVEN_UP if peak is None else duration_s <= peak.latency_s
-        ):
-            return
+        if outcome is not OK:
+            counts_s = self._counts_s(outcome, duration_s, peak)
+            if counts_s is None:
+                return
+            duration_s = counts_s
         if peak is None:
-            candidate.stats = Peak(duration_s, now)
+            candidate.stats = peak = Peak(duration_s, now)
+            if outcome.verdict is _FAILURE:
+                peak.measured = False
+                peak.fail(duration_s, now, self.decay_s)
+        elif outcome is not OK and outcome.verdict is _FAILURE:
+            peak.fail(duration_s, now, self.decay_s)
         else:
             peak.observe(duration_s, now, self.decay_s)
+
+    def _counts_s(self, outcome: Outcome, duration_s: float, peak: Peak | None) -> float | None:
+        """Which latency stands for an attempt that did not end well; None: it says nothing."""
+        if outcome.verdict is _FAILURE:
+            usual_s = inf if peak is None or not peak.measured else peak.usual_s or peak.latency_s
+            most_s = min(self.failure_s, FAILURE_FACTOR * usual_s)
+            return max(duration_s, most_s)
+        if outcome.origin in _GIVEN_UP:
+            if outcome.origin is _LATE:
+                duration_s *= LATE_FACTOR
+            return duration_s if peak is None or duration_s > peak.latency_s else None
+        if outcome.origin is _PEER and peak is not None and peak.measured:
+            return max(duration_s, peak.usual_s or peak.latency_s)
+        return None
 
 
 class P2CPicker:
     """For equal weights: a list to draw from."""
 
-    __slots__ = ("_candidates", "_decay_s", "_size")
+    __slots__ = ("_blind", "_candidates", "_decay_s", "_size")
     repeatable: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate], decay_s: float) -> None:
@@ -132,6 +179,8 @@ class P2CPicker:
         self._candidates = tuple(candidates)
         self._size = len(candidates)
         self._decay_s = decay_s
+        self._blind = 1 if self._size == 1 else 0
+        """So many picks take the first one drawn; where there is but one, all (nothing counts that down)."""
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The cheaper of two distinct draws. O(1)."""
@@ -140,19 +189,32 @@ class P2CPicker:
         drawn = rng.random() * size
         at = int(drawn)
         first = candidates[at]
-        if size == 1:
-            return first
+        if self._blind:
+            return self._blindly(first)
         other = at + 1 + int((drawn - at) * (size - 1))
         second = candidates[other if other < size else other - size]
         a: Peak | None = first.stats
         b: Peak | None = second.stats
         one, two = first.in_flight + 1.0, second.in_flight + 1.0
         if a is not None and b is not None:
-            here = a.latency_s * exp((a.stamp - now) / self._decay_s)
-            there = b.latency_s * exp((b.stamp - now) / self._decay_s)
+            here = a.latency_s * exp((a.stamp - now) * a.haste / self._decay_s)
+            there = b.latency_s * exp((b.stamp - now) * b.haste / self._decay_s)
             one *= here * here
             two *= there * there
         return second if two < one else first
+
+    def _blindly(self, drawn: Candidate) -> Candidate:
+        if self._size > 1:
+            self._blind -= 1
+        return drawn
+
+    def _go_blind(self, rng: Random) -> None:
+        self._blind = rng.randrange(1, BLIND)
+
+    @property
+    def turn(self) -> Callable[[Random], None] | None:
+        """Go by chance for some picks. Of two endpoints only, where costs alone decide; of more, draws do as well."""
+        return self._go_blind if self._size == 2 else None
 
     def explain(self) -> str:
         """The rule in words."""
@@ -172,7 +234,10 @@ class WeightedP2CPicker(P2CPicker):
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The cheaper of two draws. O(1)."""
-        first, second = self._draw(call, now, rng), self._draw(call, now, rng)
+        first = self._draw(call, now, rng)
+        if self._blind:
+            return self._blindly(first)
+        second = self._draw(call, now, rng)
         if second is first:
             second = self._candidates[int(rng.random() * self._size)]
         mean = self._mean

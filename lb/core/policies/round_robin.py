@@ -15,6 +15,7 @@ class RoundRobin:
     """Each candidate in turn, whatever its weight. It begins anywhere, so that many clients do not begin alike."""
 
     name: ClassVar[str] = "round_robin"
+    spreads: ClassVar[bool] = True
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> RoundRobinPicker:
         """A picker that goes on where ``previous`` was."""
@@ -40,6 +41,10 @@ class RoundRobinPicker:
             at = rng.randrange(len(candidates))
         self._next = at + 1 if at + 1 < len(candidates) else 0
         return candidates[at]
+
+    def turn(self, rng: Random) -> None:
+        """Go on from anywhere."""
+        self._next = rng.randrange(len(self._candidates))
 
     def place_in(self, candidates: Sequence[Candidate]) -> int:
         """The index in a new set to go on with: who is next and still there; -1 for anywhere.

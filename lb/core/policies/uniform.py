@@ -15,6 +15,7 @@ class Random:
     """Any candidate, all with the same chance, whatever their weights."""
 
     name: ClassVar[str] = "random"
+    spreads: ClassVar[bool] = True
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> RandomPicker:
         """A picker over ``candidates``; it has no memory."""

@@ -23,6 +23,7 @@ class WeightedRandom:
     """Any candidate; its chance is its share of the sum of weights."""
 
     name: ClassVar[str] = "weighted_random"
+    spreads: ClassVar[bool] = True
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> WeightedRandomPicker:
         """A picker over ``candidates``; it has no memory."""

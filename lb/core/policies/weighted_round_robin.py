@@ -49,6 +49,8 @@ PRECISION = 1 << 20
 """Weights are multiplied until they sum to this: a change rounds credits to a millionth of a pick."""
 STRETCH = 256
 """So many picks of the tiers are laid out at once."""
+PASSED_OVER = 16
+"""Moving the turn leaves out fewer picks than that."""
 LAYOUTS = 256
 """So many layouts of a stretch are kept."""
 
@@ -62,6 +64,7 @@ class WeightedRoundRobin:
     """Shares by weight, spread evenly: nginx's smooth sequence. The default policy."""
 
     name: ClassVar[str] = "weighted_round_robin"
+    spreads: ClassVar[bool] = True
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SmoothPicker | TieredPicker:
         """A picker in which survivors of ``previous`` keep their place."""
@@ -92,6 +95,12 @@ def _carried(candidates: Sequence[Candidate], total: int, credits: Credits) -> l
     survivors = [credit for credit in known if credit is not None]
     mean = sum(survivors) / len(survivors) if survivors else 0.0
     return [0 if credit is None else round((credit - mean) * total) for credit in known]
+
+
+def _pass_over(picker: SmoothPicker | TieredPicker, length: int, rng: Random) -> None:
+    """Leave some picks out: any number of a round, of a long one so many that callers in step are out of it."""
+    for _ in range(rng.randrange(min(length, PASSED_OVER))):
+        picker.pick(None, 0.0, rng)
 
 
 class SmoothPicker:
@@ -164,6 +173,10 @@ class SmoothPicker:
     def size(self) -> int:
         """How many there are to pick from."""
         return len(self._candidates)
+
+    def turn(self, rng: Random) -> None:
+        """Go on from a random place."""
+        _pass_over(self, self._length, rng)
 
     def credits(self) -> dict[Candidate, float]:
         """How many picks are due to each."""
@@ -286,6 +299,10 @@ class TieredPicker:
     def size(self) -> int:
         """How many there are to pick from."""
         return len(self._weights)
+
+    def turn(self, rng: Random) -> None:
+        """Go on from a random place."""
+        _pass_over(self, len(self._weights), rng)
 
     def due(self) -> dict[int, float]:
         """How many picks are due to each tier, by its number."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from lb.core.policies.base import Policy
 from lb.core.policies.registry import resolve
 
-_HOOKS = frozenset({"needs_metadata", "in_order", "ended", "report"})
+_HOOKS = frozenset({"needs_metadata", "in_order", "ended", "report", "spreads"})
 
 
 class Wrapper:
@@ -40,6 +42,11 @@ class WrapperPicker:
     def repeatable(self) -> bool:
         """As the picker inside."""
         return bool(getattr(self.inner, "repeatable", False))
+
+    @property
+    def turn(self) -> Callable[[Random], None] | None:
+        """As the picker inside; None when it has none."""
+        return getattr(self.inner, "turn", None)
 
     def _explained(self, rule: str) -> str:
         inside = getattr(self.inner, "explain", None)
