@@ -40,7 +40,7 @@ LEVEL_AGAIN = 1e-3
 """Who was out so short a time ago is likely to be broken still: a probe that chance has let succeed proves little."""
 LEAST = 5
 """Fewer answers of an endpoint decide nothing."""
-LEAST_S = 0.25
+LEAST_S = 0.1
 ODD = 0.01
 
 
