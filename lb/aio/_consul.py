@@ -17,7 +17,6 @@ several, separated by commas, are tried in turn), ``CONSUL_HTTP_TOKEN_FILE`` (wi
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import warnings
@@ -26,11 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lb.aio import pulse
 from lb.core.target import CONSUL_PORT, join_host_port, split_host_port
 
 T = TypeVar("T")
 
 _BODY_SHOWN = 200
+_NEVER_S = 7 * 86400.0
 # The errors that py-consul raises without the number, by their names.
 _STATUS = {"ACLDisabled": 401, "ACLPermissionDenied": 403, "NotFound": 404}
 
@@ -160,7 +161,7 @@ class AgentClient:
                 path,
                 params=list(params),
                 headers=headers,
-                connections_timeout=timeout_s,
+                connections_timeout=_NEVER_S,  # `_translated` has the time-out, which knows when the loop was held
             ),
             timeout_s,
         )
@@ -229,7 +230,7 @@ class AgentClient:
 
         name = self.address.name
         try:
-            async with asyncio.timeout(timeout_s):
+            async with pulse.timeout(timeout_s):
                 return await request
         except TimeoutError as error:
             raise ConsulError(name, f"no answer within {timeout_s:g} s") from error

@@ -41,6 +41,7 @@ from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
 from lb.core.headers import legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
+from lb.core.pulse import Pulse
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
 
@@ -109,8 +110,15 @@ class Owner(Protocol):
     async def changed(self, deadline: float | None) -> bool:
         """Wait for a change of endpoints or connections; False when the deadline came first."""
 
-    async def place(self, until: float, ticket: int | None) -> int | None:
-        """Wait in line for a place below the concurrency limit; None when ``until`` came first.
+    @property
+    def pulse(self) -> Pulse:
+        """For how long the event loop was held."""
+
+    def keep_pulse(self) -> None:
+        """Watch that from now on for a while; from any thread."""
+
+    async def place(self, since: float, line_s: float, deadline: float | None, ticket: int | None) -> int | None:
+        """Wait in line for a place below the concurrency limit; None when ``line_s`` or the deadline came first.
 
         ``ticket``: what it returned before, when the place was gone by then; it keeps its place in line.
         """
@@ -163,6 +171,8 @@ class LogicalCall:
         self._race: Race | None = None
         self._deferred = False
         now = time.monotonic()
+        if now > channel.pulse.renew_at:
+            channel.keep_pulse()
         settings = channel.methods.get(method) or channel.method(method)
         if deadline is not None:
             deadline = _grpcio.on_monotonic_clock(deadline)
@@ -641,7 +651,6 @@ class LogicalCall:
             if not _grpcio.of_server(real):
                 origin = words.origin(
                     details,
-                    real._status.debug_error_string() or "",
                     attempt.candidate,
                     started_at=attempt.started_at,
                     ended_at=now,
@@ -746,11 +755,9 @@ class LogicalCall:
     async def _in_line(self, line_s: float) -> Action | None:
         """Wait for a place below the concurrency limit; what follows."""
         deadline = self.call.deadline
-        until = time.monotonic() + line_s
-        if deadline is not None and deadline < until:
-            until = deadline
+        since = time.monotonic()
         ticket = None
-        while (ticket := await self._channel.place(until, ticket)) is not None:
+        while (ticket := await self._channel.place(since, line_s, deadline, ticket)) is not None:
             action = self._ask(self.call.resume, time.monotonic())
             if type(action) is not Queued or action.line_s is None:
                 self._channel.next_in_line()  # there may be room for more than one

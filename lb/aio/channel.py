@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import grpc
 
-from lb.aio import _grpcio, fork
+from lb.aio import _grpcio, fork, pulse
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
 from lb.aio.overdue import Overdue
 from lb.aio.resolvers import StaticResolver, make_resolver
@@ -32,7 +32,7 @@ from lb.core.breaker import Breaker, State
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
-from lb.core.connection import Connection
+from lb.core.connection import Connection, Pace
 from lb.core.ejection import Ejection
 from lb.core.endpoint import MOST_WEIGHT, Endpoint, Resolution, Resolver
 from lb.core.hedging import Hedging
@@ -291,6 +291,8 @@ class LogicalChannel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._closed = False
+        self.pulse = self.balancer.pulse
+        """For how long the loop was held, once there is one."""
         self.unbegun: set[LogicalCall] = set()
         """Calls that no task has begun to carry out."""
         self._overdue: set[LogicalCall] = set()
@@ -440,6 +442,12 @@ class LogicalChannel:
         else:
             _log.info("%s: breaker closed: %s", where, move.reason)
 
+    def keep_pulse(self) -> None:
+        """Watch for what holds the loop, from now on for a while; from any thread."""
+        if self._loop is not None:
+            self.pulse.expect(time.monotonic())
+            self.in_loop(_keep_pulse, None)
+
     def next_in_line(self) -> None:
         """A place below the concurrency limit may be free: wake the first call that waits for one."""
         for _, waiter in self._line:
@@ -447,8 +455,8 @@ class LogicalChannel:
                 waiter.set_result(True)
                 return
 
-    async def place(self, until: float, ticket: int | None) -> int | None:
-        """Wait in line for a place; None when ``until`` (monotonic) came first.
+    async def place(self, since: float, line_s: float, deadline: float | None, ticket: int | None) -> int | None:
+        """Wait in line for a place; None when the loop had run for ``line_s`` since ``since``, or at the deadline.
 
         ``ticket``: what it returned before, when the place was gone by then; it keeps its place in line.
         """
@@ -458,13 +466,16 @@ class LogicalChannel:
                 return ticket  # a place may have become free while the call was on its way here
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(max(0.0, until - time.monotonic()), _resolve, waiter, False)
+        timers: list[pulse.Timer | asyncio.TimerHandle] = [pulse.Timer(line_s, lambda: _resolve(waiter, False), since)]
+        if deadline is not None:
+            timers.append(loop.call_later(max(0.0, deadline - time.monotonic()), _resolve, waiter, False))
         bisect.insort(self._line, (ticket, waiter))
         free = False
         try:
             free = await waiter
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             self._line.remove((ticket, waiter))
             if not free and waiter.done() and not waiter.cancelled() and waiter.result():
                 self.next_in_line()  # woken, and cancelled before it could go on
@@ -541,7 +552,12 @@ class LogicalChannel:
     def _connect(self, candidate: Candidate) -> None:
         try:
             candidate.handle = self.subchannel_type(
-                candidate, self._options, self._credentials, self._compression, self._connectivity
+                candidate,
+                self._options,
+                self._credentials,
+                self._compression,
+                self._connectivity,
+                Pace(self.settings.connection, self.balancer.rng),
             )
         except (ValueError, TypeError, _grpcio.UsageError) as error:
             self.balancer.set_connectivity(
@@ -587,12 +603,14 @@ class LogicalChannel:
         self.balancer.resolver_failed(message, time.monotonic())
         self._wake()  # what waits takes the message along
 
-    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str) -> None:
-        before = candidate.connectivity
+    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str, again: bool) -> None:
+        before, known = candidate.connectivity, candidate.trouble
+        if state is before and trouble in ("", known):
+            return
         if self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble):
             self.look_up_again(_LOOK_UP_S)
-        if trouble:
-            _log.info("%s: %s (%s): %s", self.target, candidate.endpoint.id, candidate.endpoint.address, trouble)
+        if trouble and trouble != known and not again:
+            _log.info("%s: %s: %s", self.target, candidate.endpoint, trouble)
         elif state is not before:
             _log.debug("%s: %s is %s", self.target, candidate.endpoint.id, state.value)
         self._wake()
@@ -634,6 +652,9 @@ class LogicalChannel:
             )
         self._check_fork()
         self._loop = loop
+        beat = pulse.current()
+        self.pulse = self.balancer.pulse = beat.pulse
+        beat.keep()
         fork.remember(self)
         start: Callable[[LogicalChannel], object] = self._resolver.start
         try:
@@ -745,6 +766,10 @@ class LogicalChannel:
         """See `Channel.snapshot`."""
         now = time.monotonic()
         return snapshot(self.balancer, self._budget.balance(now), now)
+
+
+def _keep_pulse(_: None) -> None:
+    pulse.current().keep()
 
 
 def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None:

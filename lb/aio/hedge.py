@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from lb.aio import pulse
 from lb.aio._grpcio import as_with_core_retries
 from lb.core.balancer import Attempt
 from lb.core.call import DONE, Action, Others
 from lb.core.outcome import LOST, OK, Origin, Outcome, Retryable, Verdict, lost
+from lb.core.pulse import BEAT_S
 
 if TYPE_CHECKING:
     from lb.aio.calls import LogicalCall
@@ -52,7 +54,7 @@ class Race:
         self._context = context
         self._hedges: dict[Attempt, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: pulse.Timer | None = None
         self._next: asyncio.Future[Action | None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._decision: tuple[Any, Any, bytes | None] | None = None
@@ -141,7 +143,7 @@ class Race:
             return
         delay = call.call.hedge_delay_s()
         if delay is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(delay, least_s), self._begin)
+            self._timer = pulse.Timer(max(delay, least_s), self._begin)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -154,7 +156,7 @@ class Race:
         if others.delay_s is None:
             return
         if others.delay_s > 0.0:
-            self._timer = asyncio.get_running_loop().call_later(others.delay_s, self._begin)
+            self._timer = pulse.Timer(others.delay_s, self._begin)
         else:
             self._begin()
 
@@ -232,14 +234,14 @@ class Race:
 
     def _won(self, attempt: Attempt, now: float) -> None:
         """Take in the winner's latency: that of the losers is not known."""
-        self._winner_s = now - attempt.started_at
+        self._winner_s = _ran_s(attempt, now)
         call = self._call
         latency = None if call is None else call.call.settings.latency
         if latency is not None:
             latency.observe(self._winner_s)
 
     def _lost(self, attempt: Attempt, now: float) -> Outcome:
-        return LOST if self._winner_s is None else lost(now - attempt.started_at, self._winner_s)
+        return LOST if self._winner_s is None else lost(_ran_s(attempt, now), self._winner_s)
 
     def _decide(self, call: LogicalCall, status: Any, real: Any, response: bytes | None, now: float) -> None:
         """A hedge has decided the call: the other attempts end now, and the call's task settles it in its next step."""
@@ -250,6 +252,11 @@ class Race:
         self._task.cancel()
         call._drop_real(_FASTER)
         self.stop()
+
+
+def _ran_s(attempt: Attempt, now: float) -> float:
+    took_s = now - attempt.started_at
+    return took_s if took_s < BEAT_S else pulse.current().pulse.ran_s(attempt.started_at, now)
 
 
 def _internal(error: Exception) -> Outcome:

@@ -10,6 +10,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from lb.aio import pulse
+
 if TYPE_CHECKING:
     from lb.aio.calls import LogicalCall
     from lb.core.balancer import Attempt
@@ -35,10 +37,11 @@ class Overdue:
 
     def _look(self) -> None:
         self._armed = True  # also while it looks: who is added meanwhile is met here
+        beat = pulse.current()
         for attempt, (since, call, real) in list(self.running.items()):
-            left_s = since + self._limit_s - time.monotonic()
+            left_s = beat.pulse.left_s(since, self._limit_s, time.monotonic())
             if left_s > 0.0:
-                asyncio.get_running_loop().call_later(left_s, self._look)
+                beat.arm(left_s, self._look)
                 return
             if self.running.pop(attempt, None) is not None:
                 call.attempt_overdue(attempt, real)

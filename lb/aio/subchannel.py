@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +16,11 @@ import grpc
 from lb.aio import _grpcio
 from lb.core import words
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.connection import Pace
 from lb.core.settings import SERVICE_CONFIG_OPTION, Settings
 
-Report = Callable[[Candidate, Connectivity, str], None]
+Report = Callable[[Candidate, Connectivity, str, bool], None]
+"""Candidate, state, why it failed if it did, and whether that was told already before it stood for a moment."""
 
 # DNS must not bring a retryPolicy of its own.
 # Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
@@ -24,7 +28,19 @@ Report = Callable[[Candidate, Connectivity, str], None]
 _DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retries", 0))
 
 _WHY_S = 0.5
+_WHY_EVERY_S = 5.0
+"""So old may the reason grow that is shown for an endpoint which can not be reached."""
 _NUDGE_S = 0.1
+_INHERITED_S = 1.0
+"""A failure that comes sooner may be that of another channel of the process, which waits to connect again."""
+_ENDS_SOON = "its connections end as soon as they are made"
+_ALONE_OPTION = "lb.subchannel"
+"""Core knows no option of that name. Channels whose options differ share no connection."""
+_ALONE = itertools.count(1)
+
+_IDLE = grpc.ChannelConnectivity.IDLE
+_READY = grpc.ChannelConnectivity.READY
+_FAILING = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 _ADDRESS = re.compile(r"^(?:UNKNOWN|UNAVAILABLE): (?:ipv[46]:\S+: )?")
 
 STATES = {
@@ -61,6 +77,10 @@ class Subchannel:
 
     The one place where a connection is made: credentials of an endpoint's own belong here, too.
     An endpoint whose connection fails is not picked, and says why.
+
+    Channels of a process with the same address and options share core's connection, as grpcio's do, and its wait
+    after a failure, too. A new channel must not fail for what another one met before: when the first
+    answer is a failure, it asks once more, with a connection of its own.
     """
 
     def __init__(
@@ -70,17 +90,26 @@ class Subchannel:
         credentials: grpc.ChannelCredentials | None,
         compression: grpc.Compression | None,
         report: Report,
+        pace: Pace,
     ) -> None:
         self._candidate = candidate
+        self._options = options
+        self._credentials = credentials
+        self._compression = compression
         self._report = report
+        self._pace = pace
         self._closed = False
-        self._handles: dict[bytes, int] = {}
-        self._channel = self._connect(candidate.endpoint.address, options, credentials, compression)
-        self._lower = _grpcio.lower(self._channel)
+        self._over = asyncio.Event()
+        self._open(options)
         # In a context of its own: the caller that made the channel start may be in the middle of a trace.
         self._task = asyncio.get_running_loop().create_task(
             self._run(), name=f"lb: watch {candidate.endpoint.id}", context=contextvars.Context()
         )
+
+    def _open(self, options: tuple[tuple[str, Any], ...]) -> None:
+        self._channel = self._connect(self._candidate.endpoint.address, options, self._credentials, self._compression)
+        self._lower = _grpcio.lower(self._channel)
+        self._handles: dict[bytes, int] = {}
 
     def _connect(
         self,
@@ -120,47 +149,86 @@ class Subchannel:
         return self._task
 
     async def _run(self) -> None:
-        channel = self._channel
-        explained = False
-        state = channel.get_state(try_to_connect=True)
+        state = self._channel.get_state(try_to_connect=True)
         # Failing before it was told to connect: core can not make such a channel, the address is no address.
         # It never answers who watches one, and then grpcio waits for that at the end of the process.
-        impossible = state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        impossible = state is _FAILING
+        alone = impossible
+        made_at = ready_at = time.monotonic()
+        load = self._candidate.load
+        answers = load.samples
         while not self._closed:  # in `lb.sync` closing ends the wait, not the task
             trouble = ""
-            if state is grpc.ChannelConnectivity.READY:
-                explained = False
-            elif state is grpc.ChannelConnectivity.TRANSIENT_FAILURE and not explained:
+            trusted = True
+            if state is _READY:
+                alone = True
+                ready_at = time.monotonic()
+                trusted = not self._pace.short or not await self._leaves(state, self._pace.doubt_s)
+            elif state is _FAILING:
+                if not alone:
+                    alone = True
+                    if time.monotonic() - made_at < _INHERITED_S:
+                        self._connect_alone()
+                        state = self._channel.get_state(try_to_connect=True)
+                        continue
                 # Before the state is told, so that the calls that waited for it fail with the reason.
-                explained = True
                 trouble = await self._why()
-                if channel.get_state() is grpc.ChannelConnectivity.READY:
-                    state = grpc.ChannelConnectivity.READY
+                if self._channel.get_state() is _READY:
+                    state = _READY
                     continue
-            self._tell(STATES[state], trouble)
-            if impossible:
-                return
-            await self._left(state)
-            lost = state is grpc.ChannelConnectivity.READY
-            # An idle connection (the server's GOAWAY, its maximum age) is opened again at once.
-            state = channel.get_state(try_to_connect=True)
-            if lost:  # told even if another one stands by now: what comes of calls may depend on it
-                self._tell(Connectivity.IDLE, "")
+            if trusted:
+                self._tell(STATES[state], trouble)
+                if impossible:
+                    return
+                await self._left(state)
+            lost = state is _READY
+            pause_s = 0.0
+            if self._channel.get_state() is _IDLE:  # there was a connection, seen or not, and it has ended
+                stood_s = time.monotonic() - ready_at if lost else 0.0
+                pause_s = self._pace.ended(stood_s, answered=load.samples != answers)
+                answers = load.samples
+            if pause_s and self._pace.short > 1:
+                self._tell(Connectivity.TRANSIENT_FAILURE, _ENDS_SOON, again=self._pace.short > 2)
+            elif lost or pause_s:  # told even if another one stands by now: what comes of calls may depend on it
+                self._tell(Connectivity.IDLE)
+            if pause_s:
+                await self._pause(pause_s)
+            # An idle connection (the server's GOAWAY, its maximum age) is opened again.
+            state = self._channel.get_state(try_to_connect=True)
 
-    def _tell(self, state: Connectivity, trouble: str) -> None:
+    def _tell(self, state: Connectivity, trouble: str = "", *, again: bool = False) -> None:
         """Report it, unless this connection was closed meanwhile: the endpoint may have another by now."""
         if not self._closed:
-            self._report(self._candidate, state, trouble)
+            self._report(self._candidate, state, trouble, again)
+
+    def _connect_alone(self) -> None:
+        """Connect with arguments that no other channel of the process has, and so with a connection of its own."""
+        self._lower.close()
+        self._open((*self._options, (_ALONE_OPTION, next(_ALONE))))
 
     async def _left(self, state: grpc.ChannelConnectivity) -> None:
-        """Wait until the connection is in another state.
+        """Wait until the connection is in another state, or its reason for failing should be asked for again.
 
         An idle one may have stood for a moment and be idle again, all before core was asked to watch it:
         so it is told to connect again and again.
         """
-        idle = state is grpc.ChannelConnectivity.IDLE
-        while not await self._lower.watch_connectivity_state(state.value[0], time.time() + _NUDGE_S if idle else None):
+        look_s = _NUDGE_S if state is _IDLE else _WHY_EVERY_S if state is _FAILING else None
+        while not await self._leaves(state, look_s):
+            if state is _FAILING:  # core stays in this state while it tries again and again
+                return
             self._channel.get_state(try_to_connect=True)
+
+    async def _leaves(self, state: grpc.ChannelConnectivity, within_s: float | None) -> bool:
+        """Wait until the connection is in another state; False when it is not within so many seconds."""
+        deadline = None if within_s is None else time.time() + within_s
+        left: bool = await self._lower.watch_connectivity_state(state.value[0], deadline)
+        return left
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait, unless it is closed meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._over.wait()
 
     async def _why(self) -> str:
         """Why connecting fails. Core tells it to calls only, so one is made that can not be sent."""

@@ -42,6 +42,7 @@ from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import OK, Origin, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
+from lb.core.pulse import BEAT_S, Pulse
 from lb.core.throttle import ThrottleState
 
 READY = Connectivity.READY
@@ -68,7 +69,7 @@ RESOLVER_GRACE_S = 1.0
 _CLOSED = State.CLOSED
 _SUCCESS, _FAILURE, _IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
 _LATE, _CLOSING, _PEER = Origin.LATE, Origin.CLOSING, Origin.PEER
-_REFUSED = (Origin.REFUSED, Origin.SAYS_REFUSED)
+_REFUSED = Origin.REFUSED
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
 """A policy's optional hook: candidate, outcome, duration in seconds, now."""
@@ -254,6 +255,8 @@ class Balancer:
         """Places that quick errors keep, a heap by the instant until when."""
         self._serial = count()
         self._comparison = Comparison(0.0)
+        self.pulse = Pulse()
+        """For how long the driver was held; it puts its own here."""
         self._take_policy(policy)
 
     # ---- what the resolver and the connections say ----
@@ -449,7 +452,7 @@ class Balancer:
         """
         attempt.answered_at = now
         if attempt.breaker_state is not _CLOSED:
-            late = now - attempt.started_at >= self._slow_s
+            late = self.pulse.ran_s(attempt.started_at, now) >= self._slow_s
             verdict = _FAILURE if late else _SUCCESS
             if attempt.candidate.breaker.release(attempt.generation, verdict, now, self.rng) is not None:
                 self._dirty = True
@@ -482,7 +485,10 @@ class Balancer:
         candidate.in_flight -= 1
         verdict = outcome.verdict
         answered_at = attempt.answered_at
-        took_s = (now if answered_at is None else answered_at) - attempt.started_at
+        end = now if answered_at is None else answered_at
+        took_s = end - attempt.started_at
+        if took_s >= BEAT_S:  # what held the driver says nothing of the endpoint
+            took_s = self.pulse.ran_s(attempt.started_at, end)
         limit = candidate.limit
         bad = False
         if outcome is OK:  # an error is quick, and says nothing of how long an answer takes
@@ -500,7 +506,7 @@ class Balancer:
                 candidate.last_error = outcome.reason()
             if limit is not None and (outcome.pushback_s is not None or outcome.origin is Origin.ATTEMPT_TIMEOUT):
                 limit.overloaded()
-            if outcome.origin in _REFUSED and attempt.started_at > candidate.lost_at:
+            if outcome.origin is _REFUSED and attempt.started_at > candidate.lost_at:
                 if not isinstance(limit, StreamLimit):
                     limit = candidate.limit = StreamLimit(limit)
                 limit.refused(candidate.running, now)
@@ -523,7 +529,7 @@ class Balancer:
             move = breaker.late(generation, now, self.rng)
         elif (
             verdict is not _FAILURE
-            and (outcome.pushback_s is not None or outcome.origin in _REFUSED)
+            and (outcome.pushback_s is not None or outcome.origin is _REFUSED)
             and self._refuses_all(candidate, now)
         ):
             candidate.last_error = outcome.reason()

@@ -35,7 +35,7 @@ from lb.core.words import lost_in_time
 
 _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
-_MOST_UNSEEN = {Origin.UNPROCESSED: 20, Origin.REFUSED: 10, Origin.SAYS_REFUSED: 1}
+_MOST_UNSEEN = {Origin.UNPROCESSED: 20, Origin.REFUSED: 1}
 """Transparent retries of one call, by what led to the last one; after these a retry is as any other.
 
 Words alone may be passed on from behind a server: so only one follows them.

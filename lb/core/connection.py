@@ -6,9 +6,16 @@ All of it becomes grpcio's channel options; an option that the user gives by its
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 from lb.core import checks
 
+STOOD_S = 1.0
+"""A connection that stood for so long, or for ``Connection.max_backoff_s`` if that is less, was no failure."""
+DOUBT_S = 0.01
+"""So long a connection must stand before it is used, when the one before ended too soon."""
+JITTER = 0.2
+"""A pause is longer or shorter by up to this share, as gRPC's own backoff is."""
 _MOST_S = 2e6  # more milliseconds than core counts in 32 bits
 
 
@@ -17,10 +24,13 @@ class Connection:
     """Settings of every endpoint's connection. Seconds throughout.
 
     Args:
-        connect_timeout_s: how long one attempt to connect may take, > 0.
-        backoff_s: pause before connecting anew, doubling up to ``max_backoff_s``, > 0. Quick, since
+        connect_timeout_s: how long one attempt to connect may take, > 0. As in grpcio: a server under load may take
+            seconds for a TLS handshake. It delays no call while another endpoint is connected; when none
+            is, calls wait for it up to their deadline.
+        backoff_s: pause from one attempt to connect to the next, doubling up to ``max_backoff_s``, > 0. Quick, since
             other endpoints take the calls meanwhile and none should stay away for long after it
-            came back. grpcio's own 1 s to 120 s suit a client with one server.
+            came back. grpcio's own 1 s to 120 s suit a client with one server. A connection that answered no call and
+            ends within a second (or ``max_backoff_s``, if that is less) counts as an attempt that failed.
         max_backoff_s: the longest pause, >= ``backoff_s``.
         keepalive_s: a ping after so long without data, >= 0.1; None: none. It finds a peer that is
             gone without a word (a black hole, a stopped process). A server that does not allow it
@@ -34,7 +44,7 @@ class Connection:
         ValueError: a field is out of its range; the message names it.
     """
 
-    connect_timeout_s: float = 1.0
+    connect_timeout_s: float = 20.0
     backoff_s: float = 0.1
     max_backoff_s: float = 0.5
     keepalive_s: float | None = None
@@ -71,6 +81,45 @@ class Connection:
                 ("grpc.http2.max_pings_without_data", 0),  # no bound: keepalive says how often
             ]
         return tuple(found)
+
+
+class Pace:
+    """When the next connection to an endpoint may be made, by how long the last ones stood.
+
+    Core's own backoff is for attempts that fail. A server that accepts and hangs up (it is full, a proxy in front of
+    it has nobody behind, it speaks another dialect) would be connected to hundreds of times a second.
+    """
+
+    __slots__ = ("_longest_s", "_pause_s", "_rng", "_shortest_s", "short")
+
+    def __init__(self, settings: Connection, rng: Random) -> None:
+        self._rng = rng
+        self._shortest_s = self._pause_s = settings.backoff_s
+        self._longest_s = settings.max_backoff_s
+        self.short = 0
+        """How many connections in a row ended too soon."""
+
+    def ended(self, stood_s: float, *, answered: bool) -> float:
+        """A connection ended after so many seconds, and had ``answered`` calls or none.
+
+        Returns how many seconds to wait before the next one is made.
+        """
+        if answered or stood_s >= min(STOOD_S, self._longest_s):
+            self.short = 0
+            self._pause_s = self._shortest_s
+            return 0.0
+        pause_s = self._pause_s * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        self._pause_s = min(2 * self._pause_s, self._longest_s)
+        self.short += 1
+        return max(0.0, pause_s - stood_s)
+
+    @property
+    def doubt_s(self) -> float:
+        """How long a new connection must stand before calls are sent on it, in seconds."""
+        return DOUBT_S if self.short else 0.0
+
+    def __repr__(self) -> str:
+        return f"<Pace {self.short} in a row ended soon>"
 
 
 def _ms(seconds: float) -> int:

@@ -19,10 +19,8 @@ sent on a connection that was closing IGNORED  always, and
 (GOAWAY), never processed                      for nothing
 the same, says the status, but the    none     as above, once it is;
 connection's loss is not seen yet     yet      as any UNAVAILABLE if not
-refused by RST_STREAM                 IGNORED  always, and
-(REFUSED_STREAM), never processed              for nothing
-the same, says the status, without a  IGNORED  if idempotent
-proof of it                                    (once for nothing)
+its stream was refused                IGNORED  if idempotent,
+(REFUSED_STREAM), says the status              once for nothing
 the attempt's own time-out            FAILURE  if idempotent
 UNAVAILABLE or RESOURCE_EXHAUSTED     IGNORED  always
 with push-back >= 0 (refused before
@@ -94,9 +92,8 @@ class Origin(enum.Enum):
     """The status says the same, but a server may pass on such words of a client of its own: it waits for
     the news that the connection was lost."""
     REFUSED = "refused"
-    """The server had more streams than it takes, and has not looked at this one (REFUSED_STREAM)."""
-    SAYS_REFUSED = "says refused"
-    """The status says the same, but a server may pass on such words."""
+    """The server had more streams than it takes (REFUSED_STREAM), says the status. A server may pass on such words
+    of a client of its own, and nothing proves that it has not."""
     ATTEMPT_TIMEOUT = "attempt timeout"
     """The attempt's own time-out passed, while the call had time left."""
     LATE = "late"
@@ -180,9 +177,9 @@ def classify(
         verdict, retryable = Verdict.IGNORED, Retryable.NEVER
     elif origin is Origin.UNSENT:
         verdict, retryable = Verdict.FAILURE, Retryable.ALWAYS
-    elif origin in (Origin.UNPROCESSED, Origin.REFUSED):
+    elif origin is Origin.UNPROCESSED:
         verdict, retryable = Verdict.IGNORED, Retryable.ALWAYS
-    elif origin in (Origin.CLOSING, Origin.SAYS_REFUSED):
+    elif origin in (Origin.CLOSING, Origin.REFUSED):
         verdict, retryable = Verdict.IGNORED, Retryable.IF_IDEMPOTENT
     elif origin is Origin.ATTEMPT_TIMEOUT:
         verdict, retryable = Verdict.FAILURE, Retryable.IF_IDEMPOTENT

@@ -9,9 +9,9 @@ meaning               second proof
 ``NEVER_CONNECTED``   the words name the endpoint's own port or path, and its connection was lost
                       as the attempt began
 ``GIVEN_BACK``        the connection was lost as the attempt ended (where core names an address in
-                      these words, it must be the endpoint's, too); or the next line's proof
-``REFUSED``           grpcio says that nothing came from the peer: up to 1.80 the debug string names a
-                      peer only after headers from it. Since 1.81 there is no proof
+                      these words, it must be the endpoint's, too)
+``REFUSED``           none: the connection stands, and grpcio shows nothing else. (Up to 1.80 its debug
+                      string has a peer or none, but by chance: also after headers of a server)
 ``NO_CREDENTIALS``    none: such a failure is not repeated, it only blames nobody
 ====================  ==========================================================================
 
@@ -80,9 +80,6 @@ TABLE = (
     Words(Meaning.NO_CREDENTIALS, "Illegal metadata", "", "1.84, 1.85"),
 )
 
-# Up to 1.80: "UNKNOWN:Error received from peer ipv4:127.0.0.1:4242 {grpc_status:14, ...}".
-_NO_PEER = "UNKNOWN:Error received from peer  {"
-
 
 def find(details: str) -> Words | None:
     """The line of the table that these details match."""
@@ -104,12 +101,10 @@ def names(details: str, address: str) -> bool:
     return not colon or re.search(f":{re.escape(tail)}(?![0-9])", details) is not None
 
 
-def origin(
-    details: str, debug: str, candidate: Candidate, *, started_at: float, ended_at: float, stands: bool
-) -> Origin:
+def origin(details: str, candidate: Candidate, *, started_at: float, ended_at: float, stands: bool) -> Origin:
     """Who produced an UNAVAILABLE without metadata, as far as is known now.
 
-    ``debug`` is grpcio's debug string; ``stands`` says whether the driver sees the connection standing.
+    ``stands``: whether the driver sees the connection standing.
     """
     words = find(details)
     if words is None or (words.addressed and not names(details, candidate.endpoint.address)):
@@ -119,10 +114,9 @@ def origin(
     if words.meaning is Meaning.NEVER_CONNECTED:
         lost = candidate.lost_between(started_at, started_at + NEWS_S, stands=stands)
         return Origin.UNSENT if lost else Origin.PEER
-    of_core = debug.startswith(_NO_PEER)
     if words.meaning is Meaning.REFUSED:
-        return Origin.REFUSED if of_core else Origin.SAYS_REFUSED
-    if of_core or lost_in_time(candidate, started_at, ended_at, stands=stands):
+        return Origin.REFUSED
+    if lost_in_time(candidate, started_at, ended_at, stands=stands):
         return Origin.UNPROCESSED
     return Origin.CLOSING
 

@@ -22,7 +22,11 @@ _WATCH_S = 1.0
 class Subchannel(AioSubchannel):
     """One endpoint's connection. Made and closed in the loop; `blocking` is for any thread."""
 
-    _blocking: Any = None
+    def __init__(self, *arguments: Any) -> None:
+        self._lock = threading.Lock()
+        self._blocking: Any = None
+        self._registered: dict[bytes, int] = {}
+        super().__init__(*arguments)
 
     def _connect(
         self,
@@ -32,8 +36,6 @@ class Subchannel(AioSubchannel):
         compression: grpc.Compression | None,
     ) -> grpc.aio.Channel:
         self._arguments = (address, options, credentials, compression)
-        self._lock = threading.Lock()
-        self._registered: dict[bytes, int] = {}
         return _grpcio.watching_channel(*self._arguments)
 
     def blocking(self) -> Any:
@@ -75,6 +77,7 @@ class Subchannel(AioSubchannel):
                 return None
             self._closed = True
             channel, self._blocking = self._blocking, None
+        self._over.set()
         if channel is not None:
             channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
         # Closing ends the watch. Were it cancelled instead, core would answer it later, maybe to a closed loop.

@@ -10,6 +10,7 @@ import aiohttp
 import grpc
 import grpc.aio
 
+from lb.aio import pulse
 from lb.testing._registry import Probe
 
 Report = Callable[[str, str], None]
@@ -84,7 +85,7 @@ class Runner:
 
     async def _bounded(self, probe: Awaitable[tuple[str, str]]) -> tuple[str, str]:
         try:
-            async with asyncio.timeout(self.probe.timeout_s):
+            async with pulse.timeout(self.probe.timeout_s):
                 return await probe
         except TimeoutError:
             return (

@@ -11,7 +11,7 @@ that captured it, and one whose payment was voided never will be. So undoing beg
 and payment are named before they are made, and both services remember a release or a void that came
 first: what a lost call still does later changes nothing.
 
-Whoever owns the order (see ``store``) carries it out or undoes it. When the owner dies, the lease ends, and
+Whoever owns the order (see ``store``) carries it out or undoes it. When the owner dies, its lease stands still, and
 the next call under the same key, or the sweeper of any instance, takes the order over and undoes it.
 """
 
@@ -43,7 +43,7 @@ _MOST_UNITS = 100_000_000
 _AT_ONCE = 8
 # How often a call looks after an order that another call carries out.
 _LOOK_S = 0.05
-_SWEEP_EVERY_S = 2.0
+_SWEEP_EVERY_S = 1.0
 _SWEEP_AT_ONCE = 16
 
 
@@ -98,7 +98,7 @@ class Saga:
                     return await self._carry_out(order, method, deadline, served)
                 except LostLeaseError:
                     log.warning("order was taken over", order_id=order.order_id)
-            elif order.expired:
+            elif self._store.abandoned(order):
                 await self._recover(order)
             else:
                 await asyncio.sleep(_LOOK_S)
@@ -164,7 +164,7 @@ class Saga:
             return None
         except Exception as error:  # noqa: BLE001 - what cannot be undone now is undone by a sweeper
             log.warning("order is not undone yet", order_id=order.order_id, why=str(error))
-        with contextlib.suppress(CallError, LostLeaseError):  # else the lease ends by itself
+        with contextlib.suppress(CallError, LostLeaseError):  # else the lease stands still by itself
             await self._store.give_up(order)
         return None
 
@@ -179,7 +179,7 @@ class Saga:
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
             try:
-                for order in await self._store.expired(_SWEEP_AT_ONCE):
+                for order in await self._store.sweep(_SWEEP_AT_ONCE):
                     await self._recover(order)
             except CallError as error:
                 log.debug("sweep failed", why=error.message)

@@ -1,9 +1,10 @@
 """The orders' table, and the lease by which one call owns an order until it is final.
 
-An order is carried out by one call, on one instance. It owns the order by a *lease*: a random owner and an
-instant, renewed with each step. When the instant passes, the call is taken for dead and another may take
-the order over, to undo it. Each change names the owner it expects, so a call that lost its lease changes
-nothing any more.
+An order is carried out by one call, on one instance. It owns the order by a *lease*: a random owner and a mark,
+which is another one after each step. An instance that sees the same lease for longer than a step may take, by its
+own monotonic clock, takes the call for dead, and may take the order over, to undo it. No clock is compared with
+that of another machine, and none that can be set is asked. Each change names the owner it expects, so a call that
+lost its lease changes nothing any more.
 
 An idempotency key belongs to the order that is under way or confirmed under it; a failed order gives it back.
 """
@@ -11,7 +12,8 @@ An idempotency key belongs to the order that is under way or confirmed under it;
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,7 +48,11 @@ FAILED = OrderState.ORDER_STATE_FAILED
 FINAL = (CONFIRMED, FAILED)
 
 # A step takes at most 2 s for its call and 1 s for the database.
-_LEASE_US = 3_500_000
+_LEASE_S = 3.5
+_GIVEN_UP = 0
+# So many orders under way are looked at in one go, the oldest first.
+_MOST_WATCHED = 1000
+_UNDER_WAY = (PENDING, RESERVED, AUTHORIZED)
 
 metadata = MetaData()
 
@@ -65,8 +71,9 @@ orders = Table(
     Column("failure", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("owner", String(32), nullable=False),
+    # The lease's mark: made from the wall clock, but only ever compared with itself.
     Column("lease_us", BigInteger, nullable=False),
-    Index("orders_under_way", "state", "lease_us"),
+    Index("orders_under_way", "state", "created_us"),
 )
 
 
@@ -99,17 +106,29 @@ class Order:
     owner: str
     lease_us: int
 
-    @property
-    def expired(self) -> bool:
-        """Whether the call that owned it is taken for dead."""
-        return self.state not in FINAL and self.lease_us < now_us()
-
 
 class Store:
-    """Orders."""
+    """Orders. ``clock`` tells monotonic seconds."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._clock = clock
+        self._seen: dict[str, tuple[str, int, float]] = {}
+        """Orders under way: owner and mark of each lease, and since when this instance has seen these."""
+
+    def abandoned(self, order: Order) -> bool:
+        """Whether the call that owns it is taken for dead, by what this instance has seen of its lease until now."""
+        return order.state not in FINAL and self._stands_still(order.order_id, order.owner, order.lease_us)
+
+    def _stands_still(self, order_id: str, owner: str, mark: int) -> bool:
+        if mark == _GIVEN_UP:
+            return True
+        now = self._clock()
+        seen = self._seen.get(order_id)
+        if seen is None or seen[:2] != (owner, mark):
+            self._seen[order_id] = (owner, mark, now)
+            return False
+        return now - seen[2] > _LEASE_S
 
     async def get(self, order_id: str) -> Order | None:
         """One order by its id."""
@@ -132,7 +151,7 @@ class Store:
             failure="",
             created_us=now,
             owner=secrets.token_hex(8),
-            lease_us=now + _LEASE_US,
+            lease_us=now,
         )
 
         async def transaction(connection: AsyncConnection) -> tuple[Order, bool]:
@@ -178,7 +197,7 @@ class Store:
             history=(*order.history, (state, now)),
             failure=failure,
             served_by=order.served_by if served_by is None else dict(served_by),
-            lease_us=now + _LEASE_US,
+            lease_us=_next_mark(order),
         )
         values: dict[str, Any] = {
             "state": state,
@@ -194,11 +213,11 @@ class Store:
 
     async def give_up(self, order: Order) -> None:
         """End the lease of an owned order now, so that it is taken over soon."""
-        await self._change(order, {"lease_us": 0})
+        await self._change(order, {"lease_us": _GIVEN_UP})
 
     async def take_over(self, order: Order) -> Order | None:
-        """Own an order whose lease expired; None when another was first."""
-        after = replace(order, owner=secrets.token_hex(8), lease_us=now_us() + _LEASE_US)
+        """Own an order that is `abandoned`; None when another was first, or its call lives after all."""
+        after = replace(order, owner=secrets.token_hex(8), lease_us=_next_mark(order))
         try:
             values = {"owner": after.owner, "lease_us": after.lease_us}
             await self._change(order, values, orders.c.lease_us == order.lease_us)
@@ -206,19 +225,29 @@ class Store:
             return None
         return after
 
-    async def expired(self, limit: int) -> Sequence[Order]:
-        """Orders whose owner is taken for dead, oldest lease first."""
+    async def sweep(self, limit: int) -> Sequence[Order]:
+        """Look at the orders under way; those that are `abandoned`, oldest first."""
         query = (
-            select(orders)
-            .where(orders.c.state.in_([PENDING, RESERVED, AUTHORIZED]), orders.c.lease_us < now_us())
-            .order_by(orders.c.lease_us)
-            .limit(limit)
+            select(orders.c.order_id, orders.c.owner, orders.c.lease_us)
+            .where(orders.c.state.in_(_UNDER_WAY))
+            .order_by(orders.c.created_us)
+            .limit(_MOST_WATCHED)
         )
 
-        async def read(connection: AsyncConnection) -> Sequence[Order]:
-            return [_order(row) for row in (await connection.execute(query)).mappings()]
+        async def look(connection: AsyncConnection) -> Sequence[tuple[str, str, int]]:
+            return [(row.order_id, row.owner, row.lease_us) for row in await connection.execute(query)]
 
-        return await self._database.read(read)
+        under_way = await self._database.read(look)
+        dead = [lease[0] for lease in under_way if self._stands_still(*lease)][:limit]
+        known = {order_id for order_id, _, _ in under_way}
+        if len(known) < _MOST_WATCHED:  # else it is not known who else is under way
+            self._seen = {order_id: seen for order_id, seen in self._seen.items() if order_id in known}
+
+        async def read(connection: AsyncConnection) -> Sequence[Order]:
+            found = await connection.execute(select(orders).where(orders.c.order_id.in_(dead)))
+            return [_order(row) for row in found.mappings()]
+
+        return await self._database.read(read) if dead else ()
 
     async def _change(self, order: Order, values: Mapping[str, Any], *conditions: Any) -> None:
         """Change a row that is still the owner's."""
@@ -237,6 +266,11 @@ class Store:
 
         if await self._database.write(transaction) != 1:
             raise LostLeaseError(order.order_id)
+
+
+def _next_mark(order: Order) -> int:
+    """Another mark than the order has, also when the clock was set back."""
+    return max(now_us(), order.lease_us + 1)
 
 
 async def _one(connection: AsyncConnection, condition: Any) -> Order | None:

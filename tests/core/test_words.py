@@ -12,17 +12,13 @@ from lb.core.words import NEWS_S, TABLE, Meaning, Words, find, names, origin
 
 ADDRESS = "10.0.0.7:50051"
 BEGAN, ENDED = 100.0, 110.0
-NEW, OF_CORE, OF_PEER = (
-    "UNAVAILABLE:x",
-    'UNKNOWN:Error received from peer  {grpc_message:"x", grpc_status:14}',
-    'UNKNOWN:Error received from peer ipv4:10.0.0.7:50051 {grpc_message:"x", grpc_status:14}',
-)
 PROVEN = {
     Meaning.NEVER_CONNECTED: Origin.UNSENT,
     Meaning.GIVEN_BACK: Origin.UNPROCESSED,
     Meaning.REFUSED: Origin.REFUSED,
     Meaning.NO_CREDENTIALS: Origin.CALLER,
 }
+UNPROVEN = PROVEN | {Meaning.NEVER_CONNECTED: Origin.PEER, Meaning.GIVEN_BACK: Origin.CLOSING}
 EACH = pytest.mark.parametrize("words", TABLE, ids=lambda words: words.begins or words.ends)
 
 
@@ -40,33 +36,24 @@ def candidate(lost_at: float | None = None, *, address: str = ADDRESS) -> Candid
     return made
 
 
-def judged(details: str, of: Candidate, debug: str = NEW, *, stands: bool = True) -> Origin:
+def judged(details: str, of: Candidate, *, stands: bool = True) -> Origin:
     """Who is taken to have made that status, of an attempt from `BEGAN` to `ENDED`."""
-    return origin(details, debug, of, started_at=BEGAN, ended_at=ENDED, stands=stands)
+    return origin(details, of, started_at=BEGAN, ended_at=ENDED, stands=stands)
 
 
 @EACH
 def test_words_alone_are_no_evidence(words: Words) -> None:
     """The connection has stood all the time: whatever the words, nothing is said to be unsent or unprocessed."""
-    expected = {Meaning.GIVEN_BACK: Origin.CLOSING, Meaning.REFUSED: Origin.SAYS_REFUSED}
-    for debug in (NEW, OF_PEER):
-        for lost_at in (None, BEGAN - 0.01):
-            found = judged(example(words), candidate(lost_at), debug)
-            assert found is (
-                Origin.CALLER if words.meaning is Meaning.NO_CREDENTIALS else expected.get(words.meaning, Origin.PEER)
-            )
+    for lost_at in (None, BEGAN - 0.01):
+        assert judged(example(words), candidate(lost_at)) is UNPROVEN[words.meaning]
 
 
 @EACH
 def test_with_the_second_proof_they_are_believed(words: Words) -> None:
-    """A loss at the attempt's beginning or at its end, or a debug string without a peer, by what the words mean."""
-    details = example(words)
+    """A loss at the attempt's beginning or at its end, by what the words mean."""
     lost_at = BEGAN + 0.01 if words.meaning is Meaning.NEVER_CONNECTED else ENDED - 0.01
-    debug = OF_CORE if words.meaning is Meaning.REFUSED else NEW
-    assert judged(details, candidate(lost_at), debug) is PROVEN[words.meaning]
-    assert judged(details, candidate(), debug, stands=False) is PROVEN[words.meaning]
-    if words.meaning is Meaning.GIVEN_BACK:
-        assert judged(details, candidate(), OF_CORE) is Origin.UNPROCESSED
+    assert judged(example(words), candidate(lost_at)) is PROVEN[words.meaning]
+    assert judged(example(words), candidate(), stands=False) is PROVEN[words.meaning]
 
 
 @EACH

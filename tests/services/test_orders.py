@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -38,6 +39,7 @@ from services.orders.store import AUTHORIZED, RESERVED, Line, LostLeaseError, St
 from services.runtime.database import open_database
 from services.runtime.errors import detail
 from tests.services.conftest import Shop, fields, refused
+from tests.support.stepped import needs_faketime, run
 from tests.support.wait import longer, until
 
 CONFIRMED = OrderState.ORDER_STATE_CONFIRMED
@@ -45,7 +47,7 @@ FAILED = OrderState.ORDER_STATE_FAILED
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 SKU = "moka-3"
 STOCK = 1_000_000
-NEVER_US = 10**9
+NEVER_S = 10.0**9
 
 
 @dataclass
@@ -212,7 +214,7 @@ async def test_cancellation_is_undone(
     counter: Counter, service: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that goes away in the middle of any step leaves nothing behind: undoing is not cancelled with it."""
-    monkeypatch.setattr(store, "_LEASE_US", NEVER_US)  # nobody else undoes it
+    monkeypatch.setattr(store, "_LEASE_S", NEVER_S)  # nobody else undoes it
     faults = counter.shop.faults[service]
     faults.next(method, "hang")
     call = counter.orders.PlaceOrder(place())
@@ -232,7 +234,7 @@ async def test_cancellation_is_undone(
 
 async def test_deadline_is_undone(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline that passes in the middle of a step is obeyed at once, and the order is undone."""
-    monkeypatch.setattr(store, "_LEASE_US", NEVER_US)  # nobody else undoes it
+    monkeypatch.setattr(store, "_LEASE_S", NEVER_S)  # nobody else undoes it
     faults = counter.shop.faults["payments"]
     faults.next("Authorize", "hang")
     for timeout in longer(0.4):
@@ -377,3 +379,20 @@ async def test_bad_requests_name_their_fields(counter: Counter) -> None:
     assert fields(await refused(counter.orders.PlaceOrder(empty))) == ["items"]
     assert fields(await refused(counter.orders.GetOrder(GetOrderRequest()))) == ["order_id"]
     assert fields(await refused(counter.orders.WatchOrder(WatchOrderRequest()))) == ["order_id"]
+
+
+@needs_faketime
+async def test_leases_are_no_matter_of_wall_clocks(tmp_path: Path) -> None:
+    """Clocks differ by 5 s or are set by an hour: a lease that is renewed is left alone, a silent one is taken over."""
+    seen = await asyncio.to_thread(run, "tests.services.stepped_child", str(tmp_path))
+    assert seen == {
+        "new, to a clock that is ahead": False,
+        "new, to a clock that is behind": False,
+        "after 3 s": False,
+        "renewed by a clock that was set back": False,
+        "3 s after that": False,
+        "renewed by a clock that was set forward": False,
+        "silent for 4 s": True,
+        "taken over, to a third one": False,
+        "taken over, and silent again": True,
+    }

@@ -167,3 +167,25 @@ async def raw(answer: Answer, hello: Callable[[Connection], object] = greet) -> 
             connection.abort()
         await asyncio.gather(*tasks)
         await asyncio.sleep(0)  # a transport lets go of its socket one turn after its end
+
+
+class Narrow:
+    """A raw server that takes ``limit`` streams of a connection at once, and refuses what is beyond."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.refused = 0
+        self.open: list[tuple[Connection, int]] = []
+
+    def __call__(self, connection: Connection, stream: int) -> None:
+        """Take it or refuse it."""
+        if sum(where is connection for where, _ in self.open) >= self.limit:
+            self.refused += 1
+            connection.reset(stream, ErrorCodes.REFUSED_STREAM)
+        else:
+            self.open.append((connection, stream))
+
+    def answer(self, count: int = 1) -> None:
+        """Answer the oldest of the streams that it took."""
+        for connection, stream in [self.open.pop(0) for _ in range(count)]:
+            connection.answer(stream, b"done")

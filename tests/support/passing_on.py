@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import pytest
 
-from lb.core.words import Words
+from lb.core.words import TABLE, Words
+
+EACH_WORDING = pytest.mark.parametrize("words", TABLE, ids=lambda words: words.begins or words.ends)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import pytest
 import lb
 from lb.aio.subchannel import Subchannel as AioSubchannel
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.connection import Pace
 from lb.sync.subchannel import Subchannel
 from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, IDEMPOTENT, UU, Kind, Server, channel_to, eventually, in_flight
@@ -60,12 +61,12 @@ async def test_a_closed_connection_says_nothing_more(server: Server, subchannel:
     told: list[Connectivity] = []
     stands = asyncio.Event()
 
-    def report(_: Candidate, state: Connectivity, trouble: str) -> None:
+    def report(_: Candidate, state: Connectivity, trouble: str, again: bool) -> None:
         told.append(state)
         if state is Connectivity.READY:
             stands.set()
 
-    made = subchannel(candidate, (), None, None, report)
+    made = subchannel(candidate, (), None, None, report, Pace(lb.Connection(), Random(1)))
     async with asyncio.timeout(HANGS_S):
         await stands.wait()
     told.clear()

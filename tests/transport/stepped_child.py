@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import json
 import sys
 import time
@@ -21,6 +22,7 @@ from tenacity import wait_fixed
 
 import lb
 import lb.sync
+from lb import incoming
 from lb.testing import Backend
 from lb.testing.backend import METHODS, Gate, fail, hang, hold
 from tests.support.stepped import step
@@ -36,6 +38,20 @@ RETRY = lb.Retry(idempotent=METHODS, wait=wait_fixed(PAUSE_S), jitter=0.0)
 Run = Callable[[], Awaitable[object]]
 
 
+class Begun:
+    """Stands for the scope of an incoming call, in which each call of ours reports once its deadline is taken in."""
+
+    calls = 0
+
+    def bound(self, deadline: float | None) -> float | None:
+        """It has no deadline of its own."""
+        return deadline
+
+    def add(self, call: object) -> None:
+        """Count it."""
+        self.calls += 1
+
+
 async def told(run: Run) -> tuple[str, float]:
     """How a call ended, and after how long; HANGS when it did not."""
     began = time.monotonic()
@@ -44,7 +60,7 @@ async def told(run: Run) -> tuple[str, float]:
             await run()
         words = "OK"
     except grpc.RpcError as error:
-        words = error.code().name  # type: ignore[attr-defined]  # the stubs know the code of calls alone
+        words = error.code().name
     except TimeoutError:
         words = "HANGS"
     return words, time.monotonic() - began
@@ -86,11 +102,14 @@ class Threads:
     def run(self, channel: Any, number: int, timeout: float) -> Run:
         """As of `Aio`."""
         begin = partial(threads.KINDS[number].run, channel, timeout=timeout, wait_for_ready=True)
-        return lambda: asyncio.get_running_loop().run_in_executor(self._pool, begin)
+        context = contextvars.copy_context()
+        return lambda: asyncio.get_running_loop().run_in_executor(self._pool, context.run, begin)
 
 
 async def main(side: str, ahead_s: float) -> None:
     """Begin all calls, set the clock while they wait, and tell how they end."""
+    begun = Begun()
+    incoming.enter(begun)  # type: ignore[arg-type]  # it has what calls use
     async with contextlib.AsyncExitStack() as stack:
         backends = {name: await stack.enter_async_context(Backend(name)) for name in ("paused", "hanging", "running")}
         api: Any = Threads(stack) if side == "threads" else Aio(stack, side == "aio")
@@ -114,6 +133,7 @@ async def main(side: str, ahead_s: float) -> None:
         ends = {name: asyncio.ensure_future(told(run)) for name, run in runs.items()}
         for name in backends:
             await _received(backends[name], 4)
+        await aio.eventually(lambda: begun.calls == len(ends) or not ours)
         step(ahead_s)
         await _received(backends["paused"], 8 if ours else 4)
         gate.open()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from random import Random
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ import pytest
 import lb
 from lb.aio.subchannel import Subchannel
 from lb.core.candidate import Candidate, Connectivity
+from lb.core.connection import Pace
 from lb.testing import Backend
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
@@ -124,7 +126,8 @@ async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:
             return Core()
 
     candidate = Candidate(lb.Endpoint("h:1"), lb.Breaker().new_state())
-    watched = Watched(candidate, (), None, None, lambda _, state, trouble: told.append(state))
+    pace = Pace(lb.Connection(), Random(1))
+    watched = Watched(candidate, (), None, None, lambda _, state, trouble, again: told.append(state), pace)
     await eventually(lambda: len(told) == 3)
     assert told == [Connectivity.READY, Connectivity.IDLE, Connectivity.READY]
     task = watched.close()

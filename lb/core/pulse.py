@@ -1,0 +1,72 @@
+"""For how long the client itself was held: such time counts against no endpoint.
+
+Code of the user's own may hold the event loop or the interpreter for seconds, and a machine may stop a process.
+Meanwhile answers arrive, and nobody takes them. Whoever then judges by the clock ("no answer for half a
+second") blames endpoints that were well. So time-outs count the time for which the client ran::
+
+    beats      │    │    │    │                        │    │    │
+    running    ├──────────────┤         held           ├─────────
+                                   ▲ the next beat was due here: held from here on
+
+A driver beats every `BEAT_S` while anything may have to be judged. A beat that comes more than `LATE_S` late shows
+that it was held, so what holds it for 0.1 s or longer is always seen.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+BEAT_S = 0.05
+LATE_S = 0.05
+_REMEMBERED = 64
+
+
+class Pulse:
+    """When one event loop was held. Any thread may ask; one driver beats."""
+
+    __slots__ = ("_due", "_held", "renew_at")
+
+    def __init__(self) -> None:
+        self._due = inf
+        self._held: tuple[tuple[float, float], ...] = ()  # never changed, only replaced
+        self.renew_at = -inf
+        """Who begins something later than this asks the driver to go on beating."""
+
+    def beat(self, now: float, *, last: bool = False) -> None:
+        """The driver runs. ``last``: it stops beating, and what follows is not known."""
+        if now - self._due > LATE_S:
+            self._held = (*self._held[1 - _REMEMBERED :], (self._due, now))
+        self._due = inf if last else now + BEAT_S
+
+    def expect(self, now: float) -> None:
+        """A beat is due from now on, if none was: the driver is told to begin, and may be held before it can."""
+        if self._due == inf:
+            self._due = now + BEAT_S
+
+    def held_s(self, since: float, now: float) -> float:
+        """For how many seconds from ``since`` to ``now`` it was held, as far as beats show it."""
+        held_s = now - max(since, self._due) if now - self._due > LATE_S else 0.0
+        for begin, end in reversed(self._held):
+            if end <= since:
+                break
+            held_s += min(end, now) - max(begin, since)
+        return held_s
+
+    def ran_s(self, since: float, now: float) -> float:
+        """How many seconds from ``since`` to ``now`` count."""
+        return now - since - self.held_s(since, now)
+
+    def left_s(self, since: float, limit_s: float, now: float) -> float:
+        """Seconds until a time-out that began at ``since`` may be judged; 0: now.
+
+        Not before it ran for ``limit_s``. After it was held it runs for a beat at least: what has arrived meanwhile
+        takes some turns to be taken in.
+        """
+        left_s = limit_s - (now - since)
+        if left_s > 0.0:
+            return left_s
+        left_s = limit_s - self.ran_s(since, now)
+        return max(left_s, BEAT_S) if left_s > 0.0 else 0.0
+
+    def __repr__(self) -> str:
+        return f"<Pulse due={self._due:.3f} held={[f'{end - begin:.3f} s' for begin, end in self._held]}>"
