@@ -18,7 +18,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from tests.chaos.load import TIMEOUT_S
 from tests.chaos.rig import ATTEMPT_TIMEOUT_S, IN_FLIGHT, LATENCY_S, Rig
 from tests.chaos.rows import ROWS, Line, Row
-from tests.support.servers import ROOT
+from tests.support.servers import HOW_TO_GET, ROOT, find
 
 _SHOWN = 400
 RESULTS = ROOT / "bench" / "results" / "chaos.json"
@@ -127,7 +127,11 @@ def chosen(words: list[str]) -> list[Row]:
     names = [name for word in words for name in word.split(",") if name]
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"chaos: row {unknown[0]!r} is unknown; expected some of {', '.join(known)}")
-    return [row for name in names or known for row in ROWS if row.number == name]
+    rows = [row for name in names or known for row in ROWS if row.number == name]
+    for row in rows:
+        if row.needs and find(row.needs) is None:
+            print(f"row {row.number} is left out: no {row.needs} on PATH or in .cache/bin. {HOW_TO_GET}")
+    return [row for row in rows if not row.needs or find(row.needs)]
 
 
 def exit_status(lines: list[Line], *, strict: bool) -> int:

@@ -14,6 +14,8 @@ from tests.support import consul, servers
 from tests.support.process import Process, gopeer, python
 
 IN_FLIGHT = 64
+MOST_IN_FLIGHT = 150
+"""What a row may ask for instead."""
 LATENCY_S = 0.02
 """What an answer takes in a healthy server, on average."""
 ATTEMPT_TIMEOUT_S = 0.5
@@ -94,7 +96,7 @@ class Rig(AsyncExitStack):
         """``real_consul`` takes a real Consul where there is one; ``threads``: the channels are those of `lb.sync`."""
         super().__init__()
         # One for each call in flight, and for two of a row's own.
-        self._threads = self.enter_context(ThreadPoolExecutor(in_flight + 2)) if threads else None
+        self._threads = self.enter_context(ThreadPoolExecutor(MOST_IN_FLIGHT + 2)) if threads else None
         self._retry = lb.Retry(idempotent=METHODS, attempt_timeout=attempt_timeout_s)
         self._in_flight = in_flight
         self._real_consul = real_consul
@@ -139,6 +141,6 @@ class Rig(AsyncExitStack):
         """Calls on a channel."""
         return in_loop(channel) if self._threads is None else in_threads(channel, self._threads)
 
-    def load(self, channel: Any) -> Load:
-        """Calls on a channel, as many in flight as this rig has them."""
-        return Load(self.caller(channel), self._in_flight)
+    def load(self, channel: Any, in_flight: int = 0) -> Load:
+        """Calls on a channel, as many in flight as this rig has them, or as many as are asked for."""
+        return Load(self.caller(channel), in_flight or self._in_flight)

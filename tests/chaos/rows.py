@@ -15,7 +15,7 @@ from typing import Any
 import lb
 from tests.chaos import cancellations
 from tests.chaos.load import TIMEOUT_S, Figures
-from tests.chaos.rig import Rig, Told
+from tests.chaos.rig import IN_FLIGHT, MOST_IN_FLIGHT, Rig, Told
 from tests.support.process import Process
 from tests.support.wait import until
 
@@ -33,6 +33,8 @@ SLOW: dict[str, dict[str, Any]] = {
 _BACK_S = 1.0
 _HEARD_S = 5.0
 _AT_ONCE_S = 0.1
+_LOOKS_S = 0.02
+_REFUSED = 0.05
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Row:
     short_s: float = 1.0
     threads: bool = False
     """Whether its calls are blocking ones of `lb.sync`, each in a thread."""
+    needs: str = ""
+    """The server that it cannot be without, by its name in `tests.support.servers`."""
 
     @property
     def driver(self) -> str:
@@ -295,6 +299,53 @@ async def goaways(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     return lines
 
 
+async def _breakers(channel: Any, lasts_s: float) -> set[str]:
+    """The states of all breakers that were seen in so many seconds."""
+    seen: set[str] = set()
+    end = time.monotonic() + lasts_s
+    while time.monotonic() < end:
+        await asyncio.sleep(_LOOKS_S)
+        seen |= {endpoint.breaker for endpoint in channel.snapshot().endpoints}
+    return seen
+
+
+async def streams_and_ages(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Servers in Go with five streams a connection and a second of age: most calls wait for a stream when it ends."""
+    servers = await rig.go_servers("abc", "--max-streams", 5, "--max-age", "1s")
+    lines = []
+    for name, settings in (("not idempotent", {"retry": lb.Retry()}), ("idempotent", {})):
+        channel = await rig.channel(Told(*servers), **settings)
+        async with rig.load(channel, IN_FLIGHT) as load:
+            await load.warm("a", "b", "c")
+            load.measure()
+            seen = await _breakers(channel, lasts_s)
+        line = _line(row, load.figures, f"{row.name}, {name}")
+        line.promise(seen == {"CLOSED"}, f"breakers {', '.join(sorted(seen))}")
+        lines.append(line)
+    return lines
+
+
+async def refused_streams(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """150 callers of one server that refuses streams beyond a hundred."""
+    servers = await rig.servers("a", "--max-streams", 100)
+    lines = []
+    for name, settings in (("idempotent", {}), ("not idempotent", {"retry": lb.Retry()})):
+        channel = await rig.channel(Told(*servers), **settings)
+        async with rig.load(channel, MOST_IN_FLIGHT) as load:
+            await load.warm("a")
+            load.measure()
+            seen = await _breakers(channel, lasts_s)
+        figures = load.figures
+        line = _line(row, figures, f"{row.name}, {name}")
+        if settings:  # a refusal may be another's: such a call is not sent again, but the limit is learnt
+            share = figures.failed / figures.calls
+            line = Line(row.number, f"{row.name}, {name}", figures, row.driver)
+            line.promise(share < _REFUSED, f"{share:.1%} of the calls failed")
+        line.promise(seen == {"CLOSED"}, f"breakers {', '.join(sorted(seen))}")
+        lines.append(line)
+    return lines
+
+
 async def new_sets(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     """Five times a second the set is wholly another one; the servers that left go on serving what they have."""
     one, other = await asyncio.gather(rig.servers("abc"), rig.servers("def"))
@@ -406,10 +457,12 @@ _ASYNCIO = (
     Row("14", "none alive", none_alive, full_s=4.0),
     Row("15", "none answers", all_hang, full_s=4.0),
     Row("16", "calls cancelled at random", cancelled, full_s=100.0, short_s=3.0),
+    Row("17", "five streams a connection, aged 1 s", streams_and_ages, short_s=1.4, needs="gopeer"),
+    Row("18", "streams refused beyond 100", refused_streams, short_s=1.0),
 )
 
 # Where the driver has a part. (The other rows are the resolver's and the policy's matter, which both drivers share.)
-_IN_THREADS = {"1", "2", "3", "4", "5", "6", "8", "9", "12", "13", "14"}
+_IN_THREADS = {"1", "2", "3", "4", "5", "6", "8", "9", "12", "13", "14", "17", "18"}
 
 ROWS = tuple(
     replace(row, threads=threads)

@@ -119,6 +119,8 @@ async def serve(arguments: argparse.Namespace) -> None:
             ("grpc.max_connection_age_ms", arguments.max_age_ms),
             ("grpc.max_connection_age_grace_ms", int(_GRACE_S * 1000)),
         ]
+    if arguments.max_streams:
+        options.append(("grpc.max_concurrent_streams", arguments.max_streams))
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((echo.handlers(),))
     if arguments.consul:
@@ -174,6 +176,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="seconds")
     parser.add_argument("--failing", type=float, default=0.0, help="share of calls")
     parser.add_argument("--max-age-ms", type=int, default=0, help="of a connection, which then gets a GOAWAY")
+    parser.add_argument("--max-streams", type=int, default=0, help="at once on a connection")
     parser.add_argument("--notice", type=float, default=0.0, help="seconds between the drain and the end")
     parser.add_argument("--consul", default="", help="host:port of the agent to register at")
     parser.add_argument("--service", default="echo")

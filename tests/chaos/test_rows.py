@@ -29,7 +29,10 @@ async def _kept(row: Row, *, real_consul: bool) -> None:
         assert not line.broken, f"{line.name}: {line.broken} {line.figures.errors}"
 
 
-@pytest.mark.parametrize("row", FAULTS, ids=_name)
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=_name(row), marks=getattr(pytest.mark, row.needs) if row.needs else ()) for row in FAULTS],
+)
 async def test_the_promises_of_each_fault_are_kept(row: Row) -> None:
     """No idempotent call fails while an endpoint lives; with none calls say so; what is cancelled leaves nothing."""
     await _kept(row, real_consul=False)
