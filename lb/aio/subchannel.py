@@ -64,7 +64,7 @@ def subchannel_options(
     ]
     given = {name for name, _ in kept}
     ours: list[tuple[str, Any]] = [*_DEFAULTS, *settings.connection.options()]
-    if authority:
+    if authority and "grpc.ssl_target_name_override" not in given:  # core takes that for the authority, too
         ours.append(("grpc.default_authority", authority))
     config = settings.core_config()
     if config is not None:

@@ -160,6 +160,36 @@ def test_the_authority_is_grpcios(form: str) -> None:
     assert seen[0] == seen[1] == target.rpartition("dns:")[2].removeprefix("///")
 
 
+@pytest.mark.parametrize("form", ["localhost:{}", "127.0.0.1:{}"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grpc.ssl_target_name_override": "catalog"},
+        {"grpc.default_authority": "catalog"},
+        {"grpc.ssl_target_name_override": "catalog", "grpc.default_authority": "a.catalog"},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_the_authority_of_an_option_is_grpcios(form: str, secure: bool, options: dict[str, str]) -> None:
+    """Options that name the server otherwise have grpcio's effect, whatever the target is."""
+    seen: list[str] = []
+    certificate = self_signed("catalog")
+    server = sync_kit.Server(
+        credentials=grpc.ssl_server_credentials([(certificate.key, certificate.certificate)]) if secure else None
+    )
+    server.always = lambda context: seen.append(sync_kit.authority_of(context))
+    target, given = form.format(server.port), list(options.items())
+    trust = grpc.ssl_channel_credentials(certificate.certificate)
+    theirs = grpc.secure_channel(target, trust, given) if secure else grpc.insecure_channel(target, given)
+    ours = lb.sync.channel(target, credentials=trust if secure else None, options=given)
+    for channel in (theirs, ours):
+        with channel:
+            sync_kit.UU.run(channel, timeout=HANGS_S)
+    server.stop()
+    assert seen[0] == seen[1]
+
+
 @pytest.mark.parametrize("form", FORMS)
 async def test_the_tls_name_is_the_targets(shell: Shell, names: Names, form: str) -> None:
     """Dialled by address, the certificate is for the name."""

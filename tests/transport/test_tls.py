@@ -117,13 +117,14 @@ async def test_an_option_overrides_the_name(secure: Backend, credentials: grpc.C
         assert await UU.run(channel, timeout=HANGS_S) == UU.echo()
 
 
+@pytest.mark.parametrize("option", ["grpc.default_authority", "grpc.ssl_target_name_override"])
 async def test_an_option_overrides_the_service_name(
-    secure: Backend, credentials: grpc.ChannelCredentials, monkeypatch: pytest.MonkeyPatch
+    secure: Backend, credentials: grpc.ChannelCredentials, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     """Also where the target would give one."""
     async with Agent() as agent:
         monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.url)
-        options = [("grpc.default_authority", "catalog")]
+        options = [(option, "catalog")]
         async with (
             lb.aio.registration("inventory", address=secure.address, check=None),
             lb.aio.channel("consul:///inventory", credentials=credentials, options=options) as channel,
