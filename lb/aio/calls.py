@@ -175,7 +175,7 @@ class LogicalCall:
             channel.keep_pulse()
         settings = channel.methods.get(method) or channel.method(method)
         if deadline is not None:
-            deadline = _grpcio.on_monotonic_clock(deadline)
+            deadline += now - time.time()  # it is an instant of the wall clock, which may be set
         elif settings.default_timeout_s is not None:
             deadline = now + settings.default_timeout_s
         scope = incoming.current() if channel.propagate else None
@@ -538,7 +538,9 @@ class LogicalCall:
 
     def lower_call(self, attempt: Attempt) -> Any:
         """A new call of grpcio's lower layer for this attempt."""
-        deadline = _grpcio.on_wall_clock(self.call.deadline)
+        deadline = self.call.deadline
+        if deadline is not None:  # core makes it at once an instant of its own monotonic clock
+            deadline += time.time() - time.monotonic()
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
         return attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
 

@@ -37,6 +37,7 @@ class Race:
         "_call",
         "_context",
         "_decision",
+        "_delay_s",
         "_hedges",
         "_metadata",
         "_next",
@@ -54,7 +55,8 @@ class Race:
         self._context = context
         self._hedges: dict[Attempt, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timer: pulse.Timer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._delay_s = 0.0
         self._next: asyncio.Future[Action | None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._decision: tuple[Any, Any, bytes | None] | None = None
@@ -78,7 +80,8 @@ class Race:
             while action is not None:
                 if type(action) is Attempt:
                     real = call._open_real(action)
-                    self._watch(call, action, real)
+                    if (overdue := call.call.settings.overdue) is not None:
+                        overdue.add(action, call, real)
                     self._arm()
                     response: bytes | None = await real.unary_unary(
                         self._request, call._headers(action, self._metadata), *self._context
@@ -132,10 +135,6 @@ class Race:
                 real.cancel(_FASTER)
         self._wake(None)
 
-    def _watch(self, call: LogicalCall, attempt: Attempt, real: Any) -> None:
-        if (overdue := call.call.settings.overdue) is not None:
-            overdue.add(attempt, call, real)
-
     def _arm(self, least_s: float = 0.0) -> None:
         call = self._call
         self._disarm()
@@ -143,7 +142,8 @@ class Race:
             return
         delay = call.call.hedge_delay_s()
         if delay is not None:
-            self._timer = pulse.Timer(max(delay, least_s), self._begin)
+            self._delay_s = delay = max(delay, least_s)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._due)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -156,7 +156,20 @@ class Race:
         if others.delay_s is None:
             return
         if others.delay_s > 0.0:
-            self._timer = pulse.Timer(others.delay_s, self._begin)
+            self._timer = asyncio.get_running_loop().call_later(others.delay_s, self._begin)
+        else:
+            self._begin()
+
+    def _due(self, since: float | None = None) -> None:
+        """The delay has passed. If the loop was held meanwhile it goes on: an answer may lie in the socket."""
+        call, timer, delay_s = self._call, self._timer, self._delay_s
+        if call is None or timer is None:
+            return
+        if since is None:
+            since = timer.when() - delay_s
+        left_s = call._channel.pulse.left_s(since, delay_s, time.monotonic())
+        if left_s > 0.0:
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._due, since)
         else:
             self._begin()
 
@@ -176,7 +189,8 @@ class Race:
         except Exception as error:  # noqa: BLE001  # the connection was closed under us
             call.hand_back(attempt, _internal(error), time.monotonic())
             return
-        self._watch(call, attempt, real)
+        if (overdue := call.call.settings.overdue) is not None:
+            overdue.add(attempt, call, real)
         task = asyncio.get_running_loop().create_task(self._hedge(call, attempt), name="lb: hedge")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -234,7 +248,8 @@ class Race:
 
     def _won(self, attempt: Attempt, now: float) -> None:
         """Take in the winner's latency: that of the losers is not known."""
-        self._winner_s = _ran_s(attempt, now)
+        winner_s = now - attempt.started_at
+        self._winner_s = winner_s if winner_s < BEAT_S else _ran_s(attempt, now)
         call = self._call
         latency = None if call is None else call.call.settings.latency
         if latency is not None:
@@ -255,8 +270,7 @@ class Race:
 
 
 def _ran_s(attempt: Attempt, now: float) -> float:
-    took_s = now - attempt.started_at
-    return took_s if took_s < BEAT_S else pulse.current().pulse.ran_s(attempt.started_at, now)
+    return pulse.current().pulse.ran_s(attempt.started_at, now)
 
 
 def _internal(error: Exception) -> Outcome:

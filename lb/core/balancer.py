@@ -485,10 +485,9 @@ class Balancer:
         candidate.in_flight -= 1
         verdict = outcome.verdict
         answered_at = attempt.answered_at
-        end = now if answered_at is None else answered_at
-        took_s = end - attempt.started_at
+        took_s = (now if answered_at is None else answered_at) - attempt.started_at
         if took_s >= BEAT_S:  # what held the driver says nothing of the endpoint
-            took_s = self.pulse.ran_s(attempt.started_at, end)
+            took_s = self.pulse.ran_s(attempt.started_at, attempt.started_at + took_s)
         limit = candidate.limit
         bad = False
         if outcome is OK:  # an error is quick, and says nothing of how long an answer takes

@@ -14,6 +14,7 @@ that it was held, so what holds it for 0.1 s or longer is always seen.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from math import inf
 
 BEAT_S = 0.05
@@ -28,14 +29,20 @@ class Pulse:
 
     def __init__(self) -> None:
         self._due = inf
-        self._held: tuple[tuple[float, float], ...] = ()  # never changed, only replaced
+        # When it was held last: beginnings, ends, and how long in all until each end. Replaced as a whole, since
+        # other threads read it.
+        self._held: tuple[list[float], list[float], list[float]] = ([], [], [])
         self.renew_at = -inf
         """Who begins something later than this asks the driver to go on beating."""
 
     def beat(self, now: float, *, last: bool = False) -> None:
         """The driver runs. ``last``: it stops beating, and what follows is not known."""
         if now - self._due > LATE_S:
-            self._held = (*self._held[1 - _REMEMBERED :], (self._due, now))
+            begins, ends, sums = (kept[1 - _REMEMBERED :] for kept in self._held)
+            begins.append(self._due)
+            ends.append(now)
+            sums.append((sums[-1] if sums else 0.0) + now - self._due)
+            self._held = (begins, ends, sums)
         self._due = inf if last else now + BEAT_S
 
     def expect(self, now: float) -> None:
@@ -46,11 +53,18 @@ class Pulse:
     def held_s(self, since: float, now: float) -> float:
         """For how many seconds from ``since`` to ``now`` it was held, as far as beats show it."""
         held_s = now - max(since, self._due) if now - self._due > LATE_S else 0.0
-        for begin, end in reversed(self._held):
-            if end <= since:
-                break
-            held_s += min(end, now) - max(begin, since)
+        ends = self._held[1]
+        if ends and ends[-1] > since:
+            held_s += self._held_until(now) - self._held_until(since)
         return held_s
+
+    def _held_until(self, instant: float) -> float:
+        """For how many seconds in all, the present stall not counted."""
+        begins, ends, sums = self._held
+        at = bisect_right(ends, instant)
+        if at == len(ends):
+            return sums[-1]
+        return sums[at] - ends[at] + max(begins[at], min(ends[at], instant))
 
     def ran_s(self, since: float, now: float) -> float:
         """How many seconds from ``since`` to ``now`` count."""
@@ -69,4 +83,6 @@ class Pulse:
         return max(left_s, BEAT_S) if left_s > 0.0 else 0.0
 
     def __repr__(self) -> str:
-        return f"<Pulse due={self._due:.3f} held={[f'{end - begin:.3f} s' for begin, end in self._held]}>"
+        begins, ends, _ = self._held
+        held = ", ".join(f"{end - begin:.3f} s" for begin, end in zip(begins, ends, strict=True))
+        return f"<Pulse due={self._due:.3f} held=[{held}]>"

@@ -55,7 +55,17 @@ def test_only_what_overlaps_counts() -> None:
     pulse = beaten(10, 12, 12.05)
     assert pulse.held_s(11, 12.06) == pytest.approx(1)
     assert pulse.held_s(11, 11.5) == pytest.approx(0.5)
+    assert pulse.held_s(8, 9) == 0
     assert pulse.held_s(12, 12.06) == 0
+
+
+def test_what_is_remembered_adds_up() -> None:
+    """Of many stalls the last ones count, each in the part that overlaps."""
+    pulse = beaten(*range(0, 1000, 2))
+    held_s = 2 - BEAT_S
+    assert pulse.held_s(989, 999) == pytest.approx(1 + 4 * held_s + 1 - BEAT_S)
+    assert pulse.held_s(989, 993) == pytest.approx(1 + held_s + 1 - BEAT_S)
+    assert pulse.held_s(0, 998) >= 60 * held_s
 
 
 def test_after_the_last_beat_nothing_is_known() -> None:
