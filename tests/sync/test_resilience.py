@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import logging
 import pickle
+import re
 import threading
 from typing import Any, ClassVar
 
@@ -153,6 +155,49 @@ def test_a_callers_mistake_blames_no_endpoint(fleet: Fleet, kind: Kind, mistake:
         assert [(e.breaker, e.last_error) for e in channel.snapshot().endpoints] == [("CLOSED", "")] * 2
         assert names(servers) == [0, 0]
         assert kind.run(channel) == kind.echo()
+
+
+@pytest.mark.parametrize("policy", ["weighted_round_robin", "least_request", "p2c"])
+def test_who_answers_badly_is_left_out(fleet: Fleet, kind: Kind, policy: str) -> None:
+    """One of two answers UNIMPLEMENTED at once, an old build: it is out and says why, and back once it is well."""
+    servers = fleet(2)
+    servers[0].always = fail(Code.UNIMPLEMENTED, "old build")
+    breaker = lb.Breaker(open_s=0.15, max_open_s=0.15, jitter=0.0)
+    with channel_to(*servers, policy=policy, breaker=breaker) as channel:
+        ready(channel, 2)
+
+        def first() -> Any:
+            with contextlib.suppress(grpc.RpcError):
+                kind.run(channel)
+            return channel.snapshot().endpoints[0]
+
+        seen: list[str] = []
+
+        def out() -> bool:
+            seen.append(first().why)
+            return "elsewhere" in seen[-1]
+
+        eventually(out, "it is out")
+        words = r"0 of \d+ calls were answered well here, \d+ of \d+ elsewhere; UNIMPLEMENTED: old build"
+        assert re.fullmatch(rf"breaker open for 0\.\d s more \({words}\)", seen[-1])
+        servers[0].always = None
+        eventually(lambda: first().breaker == "CLOSED", "it is back")
+        for _ in range(10):
+            assert kind.run(channel) == kind.echo()
+        drained(channel)
+
+
+def test_when_all_answer_badly_nobody_is_left_out(fleet: Fleet) -> None:
+    """Most calls are for what is missing everywhere."""
+    servers = fleet(3)
+    for server in servers:
+        server.always = fail(Code.NOT_FOUND)
+    with channel_to(*servers, policy="least_request") as channel:
+        ready(channel, 3)
+        for _ in range(300):
+            assert failure(lambda: UU.run(channel)).code() is Code.NOT_FOUND
+        assert [endpoint.breaker for endpoint in channel.snapshot().endpoints] == ["CLOSED"] * 3
+        assert not channel.snapshot().panic
 
 
 # ---- retries ----

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 from typing import Any
 
 import grpc
@@ -13,7 +15,7 @@ import lb
 from lb.aio._grpcio import InternalError
 from lb.aio.channel import Channel
 from lb.testing import Backend
-from lb.testing.backend import Gate, fail, hang, hold, pushback
+from lb.testing.backend import Gate, echo, fail, hang, hold, pushback
 from tests.transport.conftest import Fleet
 from tests.transport.kit import (
     HANGS_S,
@@ -171,6 +173,77 @@ async def test_who_refuses_everything_is_left_out(fleet: Fleet, policy: str) -> 
         for _ in range(20):
             await UU.run(channel)
     assert len(backends[0].received) == seen
+
+
+@pytest.mark.parametrize("policy", ["weighted_round_robin", "least_request", "p2c"])
+async def test_who_answers_badly_is_left_out(
+    fleet: Fleet, kind: Kind, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of two answers UNAUTHENTICATED at once: it is out, log and snapshot say why, and it is back once well."""
+    one, two = await fleet(2)
+    breaker = lb.Breaker(open_s=0.15, max_open_s=0.15, jitter=0.0)
+    one.always(fail(grpc.StatusCode.UNAUTHENTICATED, "no key store"))
+    async with channel_to(one, two, policy=policy, breaker=breaker, retry=ONCE) as channel:
+        await ready(channel, 2)
+
+        async def turn() -> None:
+            with contextlib.suppress(grpc.RpcError):
+                await kind.run(channel)
+
+        async def until(says: str) -> str:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + HANGS_S
+            while says not in (why := channel.snapshot().endpoints[0].why):
+                assert loop.time() < end, channel.snapshot()
+                await asyncio.gather(*(turn() for _ in range(4)))
+            return why
+
+        with caplog.at_level(logging.INFO, "lb.channel"):
+            why = await until("elsewhere")
+        words = r"0 of \d+ calls were answered well here, \d+ of \d+ elsewhere; UNAUTHENTICATED: no key store"
+        assert re.fullmatch(rf"breaker open for 0\.\d s more \({words}\)", why)
+        said = [record.getMessage() for record in caplog.records if "breaker open" in record.getMessage()]
+        assert re.search(rf"breaker open for 0\.1 s: {words}", said[0])
+        one.always(None)
+        while breakers(channel)[0] != "CLOSED":
+            await turn()
+        for _ in range(10):
+            assert await kind.run(channel) == kind.echo()
+        assert breakers(channel) == ["CLOSED", "CLOSED"]
+    assert in_flight(channel) == 0
+
+
+async def test_when_all_answer_badly_nobody_is_left_out(fleet: Fleet) -> None:
+    """Most calls are for what is missing everywhere."""
+    backends = await fleet(3)
+    for backend in backends:
+        backend.always(fail(grpc.StatusCode.NOT_FOUND))
+    async with channel_to(*backends, policy="least_request", retry=ONCE) as channel:
+        await ready(channel, 3)
+        for _ in range(30):
+            calls = [UU.start(channel) for _ in range(10)]
+            assert {await call.code() for call in calls} == {grpc.StatusCode.NOT_FOUND}
+        assert breakers(channel) == ["CLOSED"] * 3
+        assert not channel.snapshot().panic
+
+
+async def test_an_error_does_not_improve_a_reported_weight(fleet: Fleet) -> None:
+    """A server that fails at once has nothing to do, and says so: `Orca` does not read that."""
+    read: list[bytes] = []
+
+    class Reading(First):
+        def report(self, candidate: Any, report: bytes, now: float) -> None:
+            """Keep it."""
+            read.append(report)
+
+    (one,) = await fleet(1)
+    trailing = (("lb-endpoint-load-metrics-bin", b"idle"),)
+    one.script(fail(grpc.StatusCode.NOT_FOUND, trailing_metadata=trailing), echo(trailing_metadata=trailing))
+    async with channel_to(one, policy=Reading(), retry=ONCE) as channel:
+        await failure(UU.start(channel))
+        assert read == []
+        await UU.run(channel)
+        assert read == [b"idle"]
 
 
 async def test_a_cancelled_probe_gives_its_place_back(fleet: Fleet, kind: Kind) -> None:
