@@ -20,8 +20,11 @@ less likely than ``ODD``, the suspicion begins again, and after each further bad
 random place (the picker's ``turn``).
 
 How soon: with all others good it takes 5 of its calls as one of ten endpoints, 11 as one of three, 15 as one of two
-(some more where the turn is moved); when the others answer 70 % well some 20. It is that number of *its own* calls
+(some more where the turn is moved); when the others answer 70 % well, 20 to 70. It is that number of *its own* calls
 also where it has a small weight, and takes longer accordingly.
+
+**Again.** Who was out in the last ``AGAIN_S`` is likely to be broken still: a probe that chance has let succeed proves
+little, and the level is ``LEVEL_AGAIN``.
 
 The happy path counts good answers and does no more: all else is done when a bad one comes.
 """
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 LEVEL = 1e-6
 AGAIN_S = 20.0
 LEVEL_AGAIN = 1e-3
-"""Who was out so short a time ago is likely to be broken still: a probe that chance has let succeed proves little."""
 LEAST = 5
 """Fewer answers of an endpoint decide nothing."""
 LEAST_S = 0.1

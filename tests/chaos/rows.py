@@ -33,6 +33,10 @@ SLOW: dict[str, dict[str, Any]] = {
 _BACK_S = 1.0
 _HEARD_S = 5.0
 _AT_ONCE_S = 0.1
+_QUICK_S = 0.005
+_OUT_S = 2.0
+_FAILED = 0.02
+_ASKED_AGAIN_S = 10.0
 _LOOKS_S = 0.02
 _REFUSED = 0.05
 
@@ -439,6 +443,46 @@ async def cancelled(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     return [line]
 
 
+async def answers_badly(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """One of three is an old build: it answers UNIMPLEMENTED, at once. Nobody retries that; it must be left out."""
+    servers = await rig.servers("abc", latency_s=_QUICK_S)
+    lines = []
+    for policy in ("weighted_round_robin", "least_request", "p2c"):
+        channel = await rig.channel(Told(*servers), policy=policy)
+
+        async def out(channel: Any = channel) -> bool:
+            return not next(each for each in channel.snapshot().endpoints if each.id == "a").picked
+
+        async with rig.load(channel) as load:
+            await load.warm("a", "b", "c")
+            load.fault("a")
+            since = time.monotonic()
+            await servers[0].tell(failing=1.0, code="UNIMPLEMENTED")
+            await until(out, within_s=30, what="the bad one is left out", every_s=0.01)
+            out_s, before = time.monotonic() - since, load.figures.failed
+            load.measure()
+            await asyncio.sleep(lasts_s)
+            figures = load.figures
+            since = time.monotonic()
+            await servers[0].tell(failing=0.0)
+            load.heal("a")
+            await load.answer("a", within_s=30)
+            back_s = time.monotonic() - since
+        line = Line(row.number, f"{row.name}: {policy}", figures, row.driver)
+        others = {code: count for code, count in figures.codes.items() if code != "UNIMPLEMENTED"}
+        line.promise(not others, f"others ended {others}")
+        failed = figures.failed / figures.calls
+        line.promise(failed <= _FAILED, f"{failed:.1%} of the calls failed while it was out")
+        line.goal(out_s <= _OUT_S, f"out only after {out_s:.2f} s")
+        line.goal(back_s <= _ASKED_AGAIN_S, f"back only after {back_s:.1f} s")
+        line.notes.append(
+            f"out after {out_s:.2f} s and {before} failed calls; then {failed:.2%} failed; back {back_s:.1f} s after"
+            " it was well"
+        )
+        lines.append(line)
+    return lines
+
+
 _ASYNCIO = (
     Row("0", "all healthy", healthy),
     Row("1", "SIGKILL one of three", killed),
@@ -459,10 +503,11 @@ _ASYNCIO = (
     Row("16", "calls cancelled at random", cancelled, full_s=100.0, short_s=3.0),
     Row("17", "five streams a connection, aged 1 s", streams_and_ages, short_s=1.4, needs="gopeer"),
     Row("18", "streams refused beyond 100", refused_streams, short_s=1.0),
+    Row("19", "one answers UNIMPLEMENTED at once", answers_badly, full_s=20.0),
 )
 
 # Where the driver has a part. (The other rows are the resolver's and the policy's matter, which both drivers share.)
-_IN_THREADS = {"1", "2", "3", "4", "5", "6", "8", "9", "12", "13", "14", "17", "18"}
+_IN_THREADS = {"1", "2", "3", "4", "5", "6", "8", "9", "12", "13", "14", "17", "18", "19"}
 
 ROWS = tuple(
     replace(row, threads=threads)

@@ -1,9 +1,9 @@
 """A gRPC server that echoes, in a process of its own: ``python -m tests.chaos.server``.
 
 It prints its port. Each line of standard input, a JSON object, changes how it answers: ``latency_s``
-(each answer takes 0.75 to 1.25 times that) and ``failing`` (the share of calls that end UNAVAILABLE);
-the line that it prints in return says how many calls it has had and has. It ends with its standard
-input, or on SIGTERM as a service of the mesh does: the registry is told first, for ``--notice``
+(each answer takes 0.75 to 1.25 times that), ``failing`` (the share of calls that fail at once) and ``code`` (how:
+UNAVAILABLE unless told otherwise); the line that it prints in return says how many calls it has had and has. It ends
+with its standard input, or on SIGTERM as a service of the mesh does: the registry is told first, for ``--notice``
 seconds it serves whoever has not heard, then the port closes and what is in flight ends.
 """
 
@@ -45,6 +45,7 @@ class Echo:
     def __init__(self, latency_s: float, failing: float) -> None:
         self._latency_s = latency_s
         self._failing = failing
+        self._code = "UNAVAILABLE"
         self._calls = 0
         self._running = 0
         self._rng = Random()
@@ -53,6 +54,7 @@ class Echo:
         """Take over new settings; returns how many calls there were so far, and how many are running."""
         self._latency_s = wishes.get("latency_s", self._latency_s)
         self._failing = wishes.get("failing", self._failing)
+        self._code = wishes.get("code", self._code)
         return {"calls": self._calls, "running": self._running}
 
     @contextlib.contextmanager
@@ -65,10 +67,10 @@ class Echo:
             self._running -= 1
 
     async def _work(self, context: Context) -> None:
+        if self._failing and self._rng.random() < self._failing:
+            await context.abort(grpc.StatusCode[self._code], "told to fail")
         if self._latency_s:
             await asyncio.sleep(self._latency_s * self._rng.uniform(0.75, 1.25))
-        if self._failing and self._rng.random() < self._failing:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "told to fail")
 
     async def unary(self, request: bytes, context: Context) -> bytes:
         """The request."""

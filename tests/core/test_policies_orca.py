@@ -152,6 +152,24 @@ def test_shares_follow_the_reported_load(size: int) -> None:
         assert abs(share * size / 3 - {"a": 4, "b": 2, "c": 1}[name] / 7) < 0.03
 
 
+def test_nobody_starves_and_nobody_gets_all() -> None:
+    """A weight counts as a hundredth of the mean at least, and as ten times at most, as in gRPC's scheduler."""
+    tiny = LoadReport(qps=1e-8, cpu_utilization=100.0)
+    usual = LoadReport(qps=100, cpu_utilization=0.5)
+    huge = LoadReport(qps=1e9, cpu_utilization=1e-3)
+    policy, servers = Orca(), backends([1] * 3)
+    reporting(policy, servers, [usual, usual, tiny], 0, 15)
+    got = shares(policy, servers, 15.0)
+    assert got["c"] == pytest.approx(0.01 / 3, abs=0.001)
+    assert got["a"] == pytest.approx(0.5, abs=0.01)
+    policy, servers = Orca(), backends([1] * 30)
+    reporting(policy, servers, [huge, *[usual] * 29], 0, 15)
+    got = shares(policy, servers, 15.0)
+    # The mean is nearly all the huge one's: the others count as a hundredth of it each, and it as ten.
+    assert got["a"] == pytest.approx(10 / 10.29, abs=0.01)
+    assert min(got.values()) > 0
+
+
 def test_failures_make_lighter() -> None:
     """Qps / (utilization + eps / qps * penalty)."""
     policy, (server,) = Orca(error_penalty=2.0, blackout_s=0), backends([1])
