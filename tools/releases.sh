@@ -13,7 +13,7 @@ echo "| grpcio | Pythons | result |"
 echo "|---|---|---|"
 for release in ${RELEASES:-1.76.0 1.78.2 1.80.1 1.81.2 1.82.3 1.83.2 1.84.2 1.85.3}; do
   # shellcheck disable=SC2086  # the tests are words
-  GRPCIO=$release tools/lowest.sh $tests -q >"$logs/$release.txt" 2>&1 || failed=1
+  GRPCIO=$release tools/lowest.sh $tests -q --tb=native >"$logs/$release.txt" 2>&1 || failed=1
   pythons=$(sed -n 's/^Classifier: Programming Language :: Python :: \(3\.[0-9]*\)$/\1/p' \
     "${VENVS:-.cache}/lowest-$release"/lib/python3.*/site-packages/grpcio-*.dist-info/METADATA | paste -sd ' ' -)
   echo "| $release | $pythons | $(grep -E '^[0-9]+ (passed|failed)' "$logs/$release.txt" || tail -n 1 "$logs/$release.txt") |"

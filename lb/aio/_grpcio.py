@@ -342,7 +342,7 @@ class _ActiveCalls:
     def __iter__(self) -> Iterator[Any]:
         for reference in list(self._references):
             call = reference()
-            if call is not None and not call.done():
+            if call is not None and not _done(call):
                 yield call
 
     def clear(self) -> None:
@@ -350,6 +350,13 @@ class _ActiveCalls:
 
 
 _TIDY_FROM = 256
+
+
+def _done(call: Any) -> bool:
+    try:
+        return bool(call.done())
+    except Exception:  # noqa: BLE001  # before 1.83 both this and ``cancel`` raise whatever an interceptor raised
+        return True
 
 
 def _telling(kind: Any) -> Any:

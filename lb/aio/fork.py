@@ -17,6 +17,8 @@ import threading
 import weakref
 from typing import Protocol
 
+from lb import threads
+
 # The name of grpcio's thread ends so.
 POLLER = "(_poll_wrapper)"
 
@@ -50,7 +52,8 @@ def lost() -> bool:
 
 def _before() -> None:
     global _alive
-    _alive = any(POLLER in thread.name for thread in threading.enumerate())
+    names = [thread.name for thread in threading.enumerate()] + [thread.name for thread in threads.running]
+    _alive = any(POLLER in name for name in names)
 
 
 def _in_child() -> None:

@@ -10,14 +10,19 @@ one, so code written for ``grpc.Channel`` meets grpcio's own code.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from lb import threads
 from lb.aio._grpcio import UpperChannel as AioUpperChannel
 from lb.aio._grpcio import demand, moved
+from lb.aio.fork import POLLER
 
 try:
     from grpc import _channel as grpcio_channel
@@ -125,10 +130,70 @@ def watching_channel(
     address: str, options: Options, credentials: grpc.ChannelCredentials | None, compression: grpc.Compression | None
 ) -> grpc.aio.Channel:
     """A channel for the running loop with the very arguments of `blocking_channel`: the two share a connection."""
+    if threads.green():
+        _poll_in_a_real_thread()
     lower = cygrpc.AioChannel(
         address.encode(), _arguments(options, compression), _lowered(credentials), asyncio.get_running_loop()
     )
     return AioUpperChannel(lower, None)  # type: ignore[abstract]  # grpcio's own class implements them
+
+
+class _Modules(ModuleType):
+    """A module as grpcio's asyncio layer sees it beside gevent: with something else in a few places."""
+
+    def __init__(self, module: ModuleType, **other: Any) -> None:
+        super().__init__(module.__name__)
+        self.__dict__.update(other)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _thread(*arguments: Any, **named: Any) -> Any:
+    target = named.get("target")
+    if f"({getattr(target, '__name__', '')})" != POLLER:
+        return threading.Thread(*arguments, **named)
+    return threads.Thread(target, POLLER)  # type: ignore[arg-type]  # it is callable, since it has that name
+
+
+def _poll_in_a_real_thread() -> None:
+    """Have grpcio's asyncio layer poll core in a real thread, and tell its loops through real sockets.
+
+    A greenlet that polls holds up all others of its thread, for ever.
+    """
+    if not isinstance(cygrpc.threading, _Modules):
+        cygrpc.threading = _Modules(cygrpc.threading, Thread=_thread)
+        cygrpc.socket = _Modules(cygrpc.socket, socketpair=_socket.socketpair)
+
+
+def hold_callbacks() -> Callable[[], None]:
+    """Have call credentials asked beside gevent, though no channel of grpcio's own is there. Returns what ends it.
+
+    Core asks for them in a thread of its own, in which no greenlet ever runs.
+    """
+    if not threads.green():
+        return _nothing_to_end
+    if cygrpc.g_gevent_activated:  # by ``init_gevent()``: asked in greenlets, while a channel is counted
+        # In the thread that said so, whose greenlets they are.
+        cygrpc.g_gevent_threadpool.hub.loop.run_callback_threadsafe(cygrpc.gevent_increment_channel_count)
+        return cygrpc.gevent_decrement_channel_count  # type: ignore[no-any-return]
+    cygrpc.set_async_callback_func(_call_back)
+    return _nothing_to_end
+
+
+def _nothing_to_end() -> None:
+    pass
+
+
+def _call_back(callback: Callable[..., object], arguments: Iterable[Any]) -> None:
+    def run() -> None:
+        try:
+            callback(*arguments)
+        finally:
+            threads.leave()
+
+    threads.Thread(run, "lb: call credentials").start()
 
 
 if TYPE_CHECKING:

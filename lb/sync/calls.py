@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 from collections.abc import Coroutine, Sequence
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb import incoming
+from lb import incoming, threads
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
 from lb.aio.calls import CANCELLED, LogicalCall, Told
 from lb.core.balancer import Attempt
@@ -219,6 +219,10 @@ class BlockingCall(Locked):
             self._action = self._answered(sent)
             if self._status is sent._status:  # it ended OK
                 return sent.event
+        return self._rest()
+
+    def _rest(self) -> Any:
+        """What is left of the call, in the loop; then its event."""
         response = None
         if self._status is None:
             response = self._wait_for_loop()
@@ -280,7 +284,7 @@ class BlockingCall(Locked):
     # ---- what the loop takes over ----
 
     def _wait_for_loop(self) -> bytes | None:
-        answers: SimpleQueue[bytes | None] = SimpleQueue()
+        answers = threads.mailbox()
         try:
             self._owner.must_wait()
             _check_metadata(self._metadata())
@@ -291,16 +295,17 @@ class BlockingCall(Locked):
             self._abandon(error)
             raise
         try:
-            return answers.get()
+            response: bytes | None = answers.get()
+            return response
         except BaseException:  # Ctrl-C
             self.end(*_LOCALLY)
             raise
 
-    def _start_in_loop(self, answers: SimpleQueue[bytes | None], context: contextvars.Context) -> None:
+    def _start_in_loop(self, answers: Any, context: contextvars.Context) -> None:
         self._task = asyncio.get_running_loop().create_task(self._go_on(), context=context)
         self._task.add_done_callback(lambda task: self._finish(task, answers))
 
-    def _finish(self, task: asyncio.Task[bytes | None], answers: SimpleQueue[bytes | None]) -> None:
+    def _finish(self, task: asyncio.Task[bytes | None], answers: Any) -> None:
         self._owner.ended(self)
         response = None
         if task.cancelled():
@@ -330,6 +335,22 @@ class BlockingCall(Locked):
         if type(self._action) is Attempt:
             self._attempt, self._action = self._action, None
             self._give_back(CANCELLED)
+
+
+class _Cooperative(BlockingCall):
+    """A blocking call beside gevent: the loop does all of it, for a wait in core holds up every greenlet."""
+
+    def next_event(self) -> Any:
+        """See `BlockingCall`."""
+        if self._deferred:
+            self._action = self._take(self._metadata())
+        return self._rest()
+
+
+@functools.cache
+def cooperative(kind: type[BlockingCall]) -> type[BlockingCall]:
+    """The same kind of call, as `_Cooperative`."""
+    return type(f"Cooperative{kind.__name__}", (_Cooperative, kind), {})
 
 
 class Handle:
@@ -362,7 +383,7 @@ class LoopCall:
         credentials: Any,
         batches: Sequence[Batch],
         registered: bool,
-        events: SimpleQueue[Any],
+        events: Any,
     ) -> None:
         self._channel = channel
         _, self._method, _, _, self._context = arguments

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import grpc
 
+from lb import threads
 from lb.aio import fork
 from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
@@ -28,7 +26,7 @@ from lb.core.retry import Retry
 from lb.core.settings import MethodSettings, settings
 from lb.core.snapshot import Snapshot
 from lb.sync import _grpcio, loop
-from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall
+from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall, cooperative
 from lb.sync.locked import LockedBalancer
 from lb.sync.sizes import SizedBlockingCall, SizedLocked
 from lb.sync.subchannel import Subchannel
@@ -262,8 +260,8 @@ class LogicalChannel:
         self.secure = secure
         self._blocking_type = SizedBlockingCall if inner.settings.measure_sizes else BlockingCall
         self.closed_reason = ""
-        self._events: SimpleQueue[Any] = SimpleQueue()
-        self._lock = threading.RLock()
+        self._events: Any = None
+        self._lock = threads.rlock()
         self._loop: loop.LoopThread | None = None
         self._running: set[Any] = set()
 
@@ -289,7 +287,7 @@ class LogicalChannel:
         if len(batches) == 1:
             return self._blocking_type(self, arguments, deadline, credentials, batches[0][0], registered)
         self.must_wait()
-        return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, SimpleQueue()))
+        return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, threads.mailbox()))
 
     def integrated_call(
         self,
@@ -308,6 +306,8 @@ class LogicalChannel:
             raise ValueError(self._why_closed())
         arguments = (flags, method, host, metadata, context)
         registered = bool(registered_call_handle)
+        if self._events is None:
+            self._used()
         return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, self._events))
 
     def next_call_event(self) -> Any:
@@ -342,7 +342,7 @@ class LogicalChannel:
 
     def must_wait(self) -> None:
         """The caller is about to wait for the loop. Raises ``RuntimeError`` in the loop's own thread."""
-        if self._used().thread is threading.current_thread():
+        if self._used().here():
             raise RuntimeError(
                 f"channel {self.inner.target}: a resolver or policy waits for a call in the library's own thread,"
                 " which carries out calls; make it in a thread of your own"
@@ -362,6 +362,9 @@ class LogicalChannel:
                     raise ValueError(self._why_closed())
                 used = self._loop
                 if used is None:
+                    self._events = threads.mailbox()
+                    if threads.green():
+                        self._blocking_type = cooperative(self._blocking_type)
                     used = self._loop = loop.acquire()
                     fork.remember(self)
         return used
@@ -381,11 +384,8 @@ class LogicalChannel:
         """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
         if self.closed_reason:
             raise ValueError(f"Cannot monitor channel state: {self.closed_reason}")
-        changed = self._used().run(self._changed(last_observed, on_monotonic_clock(deadline)))
-        try:
-            return _Watched(changed.result())
-        except concurrent.futures.CancelledError:
-            return _Watched(False)
+        observed = self._changed(last_observed, on_monotonic_clock(deadline))
+        return _Watched(bool(self._used().wait(observed)))
 
     async def _changed(self, last_observed: int, deadline: float | None) -> bool:
         # Not before the first use of the set, which no watch is.
@@ -420,6 +420,6 @@ class LogicalChannel:
 
     def forked(self) -> None:
         """This process is a child of the one that used the channel: nothing of it works here."""
-        self._lock = threading.RLock()
+        self._lock = threads.rlock()
         self._loop = None
         self.closed_reason = fork.FORKED

@@ -8,10 +8,10 @@ through these two classes only, so they need none of their own.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
+from lb import threads
 from lb.core.balancer import Balancer
 from lb.core.call import Call
 
@@ -21,7 +21,7 @@ class LockedBalancer(Balancer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Reentrant: a call that holds it picks, and a finalizer may run anywhere.
-        self.lock = threading.RLock()
+        self.lock = threads.rlock()
         super().__init__(*args, **kwargs)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import os
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from lb import threads
 from lb.aio import fork
+from lb.sync import _grpcio
 
 CLOSING = "lb: closing"
 """The name of the task that closes a channel."""
@@ -30,12 +30,16 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.users = 0
-        self.loop = asyncio.new_event_loop()
-        self.loop.set_exception_handler(_on_exception)
-        self._lock = threading.RLock()
+        self._lock = threads.rlock()
         self._ending = False
-        self.thread = threading.Thread(target=self._run, name="lb: loop", daemon=True)
+        self._end_callbacks = _grpcio.hold_callbacks()
+        begun = threads.real("queue", "SimpleQueue")()
+        self.thread = threads.thread(lambda: self._run(begun), "lb: loop")
         self.thread.start()
+        loop = begun.get()
+        if isinstance(loop, Exception):
+            raise loop
+        self.loop: asyncio.AbstractEventLoop = loop
 
     def soon(self, function: Callable[..., object], *arguments: Any) -> bool:
         """Call it in the loop; False when that has ended. From any thread, also from a finalizer."""
@@ -45,23 +49,37 @@ class LoopThread:
             self.loop.call_soon_threadsafe(function, *arguments)
             return True
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Its result, once the loop has it; cancelled when the loop ends before."""
-        with self._lock:
-            if not self._ending:
-                return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        coroutine.close()
-        never: concurrent.futures.Future[T] = concurrent.futures.Future()
-        never.cancel()
-        return never
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
+        """Its result, once the loop has it; None when the loop ends before, or it is cancelled there."""
+        results = threads.mailbox()
+
+        def begin() -> None:
+            self.loop.create_task(coroutine).add_done_callback(results.put)
+
+        if not self.soon(begin):
+            coroutine.close()
+            return None
+        task = results.get()
+        return None if task.cancelled() else task.result()
+
+    def here(self) -> bool:
+        """Whether the caller is in the loop's thread."""
+        return threads.ident() == self._ident
 
     def stop(self) -> None:
         """End it, after what it was told to do until now."""
         self.soon(self.loop.stop)
 
-    def _run(self) -> None:
-        loop = self.loop
+    def _run(self, begun: Any) -> None:
+        self._ident = threads.ident()
+        try:
+            loop = threads.new_event_loop()
+        except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to who starts the thread
+            begun.put(error)
+            return
+        loop.set_exception_handler(_on_exception)
         asyncio.set_event_loop(loop)
+        begun.put(loop)
         try:
             loop.run_forever()
             with self._lock:
@@ -72,6 +90,8 @@ class LoopThread:
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+            self._end_callbacks()
+            threads.leave()
 
 
 async def _drain() -> None:
@@ -88,7 +108,7 @@ async def _drain() -> None:
 
 
 # A plain lock would do, were it not for finalizers: they may run while this thread holds it.
-_lock = threading.RLock()
+_lock = threads.rlock()
 _current: LoopThread | None = None
 
 
@@ -133,7 +153,7 @@ def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 def _forked() -> None:
     global _current, _lock
-    _lock = threading.RLock()
+    _lock = threads.rlock()
     _current = None
 
 
@@ -144,5 +164,6 @@ def _at_exit() -> None:
         used.thread.join(_JOIN_S)
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 atexit.register(_at_exit)

@@ -8,11 +8,11 @@ every channel, and core compares these by identity).
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import grpc
 
+from lb import threads
 from lb.aio.subchannel import Subchannel as AioSubchannel
 from lb.sync import _grpcio
 
@@ -23,7 +23,7 @@ class Subchannel(AioSubchannel):
     """One endpoint's connection. Made and closed in the loop; `blocking` is for any thread."""
 
     def __init__(self, *arguments: Any) -> None:
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
         self._blocking: Any = None
         self._registered: dict[bytes, int] = {}
         super().__init__(*arguments)
