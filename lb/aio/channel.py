@@ -27,7 +27,7 @@ from lb.aio.resolvers import StaticResolver, make_resolver
 from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.core import checks
-from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer
+from lb.core.balancer import READY, RESOLVER_GRACE_S, Attempt, Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
@@ -616,12 +616,12 @@ class LogicalChannel:
         self._wake()
 
     def look_up_again(self, then_s: float) -> None:
-        """Ask the resolver to look again; and once more after ``then_s``, while an endpoint cannot be reached.
+        """Ask the resolver to look again; and once more after ``then_s``, while an endpoint is not connected.
 
         The source may know of a replacement a moment later. Pauses double, for an address may be dead for ever.
         """
         loop = self._loop
-        if self._resolve_now is None or self._closed or loop is None:
+        if self._resolve_now is None or self._closed or self._asleep or loop is None:
             return
         if self._look_up_timer is not None:
             self._look_up_timer.cancel()
@@ -780,7 +780,7 @@ def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None
 
 def _look_up_again(reference: weakref.ref[LogicalChannel], passed_s: float) -> None:
     channel = reference()
-    if channel is not None and any(c.failing_since is not None for c in channel.balancer.candidates):
+    if channel is not None and any(c.connectivity is not READY for c in channel.balancer.candidates):
         channel.look_up_again(2 * passed_s)
 
 

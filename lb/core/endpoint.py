@@ -116,7 +116,7 @@ class Resolver(Protocol):
 
     A third method is called if it is there: ``resolve_now()``, gRPC's request for a re-resolution. The channel
     calls it in its event loop when a connection was lost or making one begins to fail, and then after 1, 2, 4, ...
-    seconds as long as an endpoint cannot be connected to. It must not block. How often the source is read is the
+    seconds as long as an endpoint is not connected. It must not block. How often the source is read is the
     resolver's to bound: many connections may be lost at once. One that is told of changes, as Consul's, needs none.
 
     Two attributes are read if they are there: ``target``, what messages and snapshots call it, and ``authority``,

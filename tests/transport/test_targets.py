@@ -36,7 +36,7 @@ async def shop(names: Names) -> AsyncIterator[list[Backend]]:
             first = await stack.enter_async_context(Backend("a"))
             port = int(first.address.rpartition(":")[2])
             others = [Backend(name, host=host, port=port) for name, host in (("b", "127.0.0.2"), ("c", "127.0.0.3"))]
-            if all(_free(other.address) for other in others):
+            if all(_free(f"127.0.0.{host}:{port}") for host in (2, 3, 4)):
                 break
         backends = [first, *[await stack.enter_async_context(other) for other in others]]
         names.known["shop.test"] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
@@ -246,6 +246,27 @@ async def test_a_server_that_appears_later(shell: Shell, shop: list[Backend], na
         names.known["shop.test"] = ["127.0.0.2"]
         await calling
     assert len(shop[1].received) == 1
+
+
+async def test_a_replacement_that_says_nothing(shell: Shell, shop: list[Backend], names: Names) -> None:
+    """Connecting to it neither succeeds nor fails for a long time: meanwhile the name is looked up again."""
+    first, second, _ = shop
+    names.known["shop.test"] = ["127.0.0.1"]
+    with socket.create_server(("127.0.0.4", int(port_of(first)))):  # it never answers
+        async with shell.open(f"shop.test:{port_of(first)}?interval=3600", retry=IDEMPOTENT) as channel:
+            await shell.call(channel)
+            names.known["shop.test"] = ["127.0.0.4"]
+            asked = len(names.asked)
+            await first.stop()
+
+            async def asked_again() -> bool:
+                return len(names.asked) >= asked + 2
+
+            # Not after the time that connecting may take (20 s): then it has failed.
+            await until(asked_again, within_s=15, what="a second lookup")
+            names.known["shop.test"] = ["127.0.0.2"]
+            await shell.call(channel, wait_for_ready=True)
+            assert len(second.received) == 1
 
 
 class Asked(Told):
