@@ -287,7 +287,8 @@ def main() -> int:
     if unknown:
         parser.error(f"row {unknown[0]!r}; expected one of: {'; '.join(ROWS)}")
     rows = run(arguments.rows or list(ROWS), arguments.rounds, arguments.calls)
-    write("calls", rows)
+    if not arguments.rows:  # else the other rows' last figures would be lost
+        write("calls", rows)
     missed = show(rows)
     goals = sum(row["goal"] is not None for row in rows.values())
     print(f"goals: {goals - len(missed)} of {goals} met{'; missed: ' + ', '.join(missed) if missed else ''}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import socket
 import time
 from collections.abc import Generator
@@ -18,6 +19,9 @@ from tests.support import leaks, servers
 # (`--hypothesis-profile=default` looks for other examples.)
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+# A shell's background job begins with SIGINT ignored, and would hand that on to the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before the first test module imports grpcio: each server that a test stops would be worth a line to it.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -289,11 +289,21 @@ def check_arguments(
     if credentials is not None and not isinstance(credentials, grpc.ChannelCredentials):
         # Core must not see it: it counts its users down for a channel that it never counted up.
         raise TypeError(f"credentials is {credentials!r}; expected grpc.ChannelCredentials or None")
+    if compression is not None and compression not in grpc.Compression.__members__.values():
+        wrong = ValueError if isinstance(compression, (str, int)) else TypeError
+        accepted = ", ".join(f"grpc.Compression.{name}" for name in grpc.Compression.__members__)
+        raise wrong(f"compression is {compression!r}; expected one of {accepted}, or None")
     if not options and compression is None and credentials is None:
         return  # nothing to check: core is left alone, so that the process may still fork
     arguments = grpcio_channel._augment_channel_arguments(tuple(options), compression)
     lowered = getattr(credentials, "_credentials", credentials)
-    cygrpc.Channel(target.encode(), arguments, lowered).close(cygrpc.StatusCode.cancelled, "not needed")
+    try:
+        cygrpc.Channel(target.encode(), arguments, lowered).close(cygrpc.StatusCode.cancelled, "not needed")
+    except TypeError as error:
+        refused = [f"{name!r} is {value!r}" for name, value in options if not isinstance(value, (int, str, bytes))]
+        if not refused:
+            raise
+        raise TypeError(f"options: {', '.join(refused)}; expected a whole number, a text or bytes") from error
 
 
 def check_call_credentials(credentials: Any, *, secure: bool) -> None:

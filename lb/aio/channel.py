@@ -16,7 +16,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import grpc
 
@@ -41,7 +41,7 @@ from lb.core.policies import Policy, resolve
 from lb.core.proxy import proxied, resolved
 from lb.core.quantile import Quantile
 from lb.core.retry import Retry
-from lb.core.settings import MethodSettings, Settings, settings
+from lb.core.settings import NOT_COPIED, MethodSettings, Settings, channel_options, settings
 from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import DnsTarget, StaticTarget, parse_target
 from lb.core.throttle import ThrottleState
@@ -132,7 +132,8 @@ def channel(
         ValueError: a bad target, policy name, setting, service config or interceptor.
         TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
     """
-    given = tuple(options or ())
+    given = channel_options(options)
+    interceptors = checks.sequence("interceptors", interceptors, "a sequence of grpc.aio.ClientInterceptor")
     return Channel(  # type: ignore[abstract]  # grpcio's upper layer, unknown to the stubs, implements them
         LogicalChannel(
             target,
@@ -185,6 +186,9 @@ class Channel(_grpcio.UpperChannel):
         ``ValueError`` for a weight that is no whole number >= 0.
         """
         self._channel.change_weights(weights)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_COPIED.format(self))
 
     def __repr__(self) -> str:
         return f"<lb.aio.Channel {self._channel.target}>"

@@ -8,6 +8,8 @@ clocks their count. A bound that a message's own words do not name is told when 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 MOST = 1e9
 LEAST = 1e-9
@@ -50,6 +52,31 @@ def flag(what: str, value: object) -> None:
     """True or False. Raises ``TypeError``."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} is {shown(value)}; expected True or False")
+
+
+def sequence(what: str, value: object, accepted: str) -> tuple[Any, ...]:
+    """What a sequence holds; nothing for None. Raises ``TypeError``, ``ValueError`` for a mapping or a text."""
+    if value is None:
+        return ()
+    if isinstance(value, (Mapping, str, bytes)):
+        raise ValueError(f"{what} is {shown(value)}; expected {accepted}")
+    try:
+        return tuple(value)  # type: ignore[arg-type]  # that is what is asked here
+    except TypeError:
+        raise TypeError(f"{what} is {shown(value)}; expected {accepted}") from None
+
+
+def pairs(what: str, value: object, example: str) -> tuple[tuple[str, Any], ...]:
+    """Pairs of a name and a value; none for None. Raises ``TypeError`` or ``ValueError``."""
+    accepted = f"a sequence of (name, value) pairs, such as [{example}]"
+    found = sequence(what, value, accepted)
+    for pair in found:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            wrong = TypeError if pair is None else ValueError
+            raise wrong(f"{what}: an item is {shown(pair)}; expected {accepted}")
+        if not isinstance(pair[0], (str, bytes)):
+            raise TypeError(f"{what}: a name is {shown(pair[0])}; expected {accepted}")
+    return found
 
 
 def method(what: str, name: object) -> None:

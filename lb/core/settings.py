@@ -30,6 +30,14 @@ SERVICE_CONFIG_OPTION = "grpc.service_config"
 _ENABLE_RETRIES = "grpc.enable_retries"
 
 
+def channel_options(options: object) -> tuple[tuple[str, Any], ...]:
+    """Channel options as grpcio takes them. Raises ``TypeError`` or ``ValueError`` for what are no pairs."""
+    return checks.pairs("options", options, "('grpc.keepalive_time_ms', 30000)")
+
+
+NOT_COPIED = "{!r} cannot be pickled or copied: its connections belong to this process; make one where it is used"
+
+
 def _optional(name: str, value: T | Literal[False] | None, kind: type[T], *, off: Off = None) -> T | Off | None:  # type: ignore[assignment]
     """``off`` for False."""
     if value is False:

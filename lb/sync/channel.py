@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import grpc
 
@@ -13,6 +13,7 @@ from lb.aio import fork
 from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
 from lb.aio.channel import attempts as aio_attempts
+from lb.core import checks
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
 from lb.core.concurrency import ConcurrencyLimit
@@ -23,7 +24,7 @@ from lb.core.hedging import Hedging
 from lb.core.outcome import Outcome
 from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
-from lb.core.settings import MethodSettings, settings
+from lb.core.settings import NOT_COPIED, MethodSettings, channel_options, settings
 from lb.core.snapshot import Snapshot
 from lb.sync import _grpcio, loop
 from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall, cooperative
@@ -86,7 +87,8 @@ def channel(
     """
     if fork.lost():
         raise RuntimeError(fork.FORKED)
-    python_options, core_options = _grpcio.separate_options(tuple(options or ()))
+    given_interceptors = checks.sequence("interceptors", interceptors, "a sequence of grpc's client interceptors")
+    python_options, core_options = _grpcio.separate_options(channel_options(options))
     inner = InLoop(
         target,
         settings=settings(
@@ -110,7 +112,7 @@ def channel(
         options=tuple(core_options),
         compression=compression,
     )
-    return Channel(LogicalChannel(inner, secure=credentials is not None), python_options, interceptors or ())
+    return Channel(LogicalChannel(inner, secure=credentials is not None), python_options, given_interceptors)
 
 
 class Channel(grpc.Channel):
@@ -177,6 +179,9 @@ class Channel(grpc.Channel):
         ``ValueError`` for a weight that is no whole number >= 0.
         """
         self._logical.inner.change_weights(weights)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_COPIED.format(self))
 
     def __repr__(self) -> str:
         return f"<lb.sync.Channel {self._logical.inner.target}>"

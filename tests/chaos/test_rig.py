@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.rig import Rig
 from tests.chaos.rows import ROWS, Line
 from tests.chaos.server import UNARY
+from tests.support import servers
 from tests.support.wait import longer, until
 
 _SILENCE_S = 0.2
@@ -157,3 +159,16 @@ def test_rows_are_chosen_by_their_numbers() -> None:
     assert table.chosen([]) == list(ROWS)
     with pytest.raises(SystemExit, match="row '99' is unknown; expected some of 0, 1, "):
         table.chosen(["99"])
+
+
+async def test_a_part_of_the_rows_keeps_the_results() -> None:
+    """Only a whole run writes them: docs/faults.md shows its table."""
+    before = table.RESULTS.read_bytes(), table.RESULTS.stat().st_mtime_ns
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.chaos", "14", "--shorter", "0.05",
+        cwd=servers.ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(120):
+        output, _ = await process.communicate()
+    assert b"goals: " in output
+    assert (table.RESULTS.read_bytes(), table.RESULTS.stat().st_mtime_ns) == before

@@ -383,7 +383,6 @@ def test_ctrl_c_in_a_blocking_call(server: Server) -> None:
     server.always = wait_for(threading.Event())
     code = """
         import os, signal, sys, threading, lb
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # else it is ignored where the tests' shell does
         channel = lb.sync.channel("static:///" + sys.argv[1])
         nobody = lb.sync.channel("static:///127.0.0.1:1")
         first = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
