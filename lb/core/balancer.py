@@ -489,7 +489,6 @@ class Balancer:
         if took_s >= BEAT_S:  # what held the driver says nothing of the endpoint
             took_s = self.pulse.ran_s(attempt.started_at, attempt.started_at + took_s)
         limit = candidate.limit
-        bad = False
         if outcome is OK:  # an error is quick, and says nothing of how long an answer takes
             self._comparison.good += 1
             candidate.load.observe(took_s, now)
@@ -498,7 +497,6 @@ class Balancer:
             if limit is not None:
                 limit.observe(took_s, candidate.running + 1)
         else:
-            bad = outcome.bad
             if outcome.origin is _PEER:
                 self._hold(candidate, attempt.started_at, now)
             if verdict is _FAILURE:
@@ -523,7 +521,9 @@ class Balancer:
             verdict = _FAILURE
             candidate.last_error = f"slower than {self._slow_s:g} s"
         generation, breaker = attempt.generation, candidate.breaker
-        if verdict is _IGNORED and outcome.origin is _LATE:
+        if outcome is OK:
+            move = breaker.release(generation, verdict, now, self.rng)
+        elif verdict is _IGNORED and outcome.origin is _LATE:
             candidate.last_error = "answers came from elsewhere, much sooner"
             move = breaker.late(generation, now, self.rng)
         elif (
@@ -535,7 +535,7 @@ class Balancer:
             move = breaker.refused(generation, now, self.rng)
         elif outcome.origin is _CLOSING:
             move = None  # the permit is given back when that is `judged`
-        elif bad:
+        elif outcome.bad:
             move = self._answered_badly(attempt, outcome, verdict, now)
         else:
             move = breaker.release(generation, verdict, now, self.rng)

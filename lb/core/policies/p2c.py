@@ -138,20 +138,20 @@ class P2C:
     def ended(self, candidate: Candidate, outcome: Outcome, duration_s: float, now: float) -> None:
         """Take in how long an attempt took."""
         peak: Peak | None = candidate.stats
-        if outcome is not OK:
-            counts_s = self._counts_s(outcome, duration_s, peak)
-            if counts_s is None:
-                return
-            duration_s = counts_s
-        if peak is None:
-            candidate.stats = peak = Peak(duration_s, now)
-            if outcome.verdict is _FAILURE:
-                peak.measured = False
-                peak.fail(duration_s, now, self.decay_s)
-        elif outcome is not OK and outcome.verdict is _FAILURE:
-            peak.fail(duration_s, now, self.decay_s)
-        else:
+        if outcome is OK and peak is not None:
             peak.observe(duration_s, now, self.decay_s)
+            return
+        counts_s = duration_s if outcome is OK else self._counts_s(outcome, duration_s, peak)
+        if counts_s is None:
+            return
+        failed = outcome.verdict is _FAILURE
+        if peak is None:
+            candidate.stats = peak = Peak(counts_s, now)
+            peak.measured = not failed
+        if failed:
+            peak.fail(counts_s, now, self.decay_s)
+        else:
+            peak.observe(counts_s, now, self.decay_s)
 
     def _counts_s(self, outcome: Outcome, duration_s: float, peak: Peak | None) -> float | None:
         """Which latency stands for an attempt that did not end well; None: it says nothing."""
