@@ -342,6 +342,24 @@ def test_while_one_may_still_connect_calls_wait() -> None:
     assert not rig.unpicked().wait
 
 
+@pytest.mark.parametrize(
+    ("states", "reasons"),
+    [
+        ([CONNECTING, READY], [False, False]),
+        ([READY, IDLE], [False, True]),
+        ([READY, FAILING, FAILING], [False, True, False]),
+        ([READY, IDLE, CONNECTING, FAILING, CONNECTING, FAILING], [False, True, False, True, False, False]),
+        ([CONNECTING, FAILING, READY, IDLE], [False, True, False, True]),
+    ],
+    ids=str,
+)
+def test_when_the_resolver_should_look_again(states: list[Connectivity], reasons: list[bool]) -> None:
+    """A connection is lost, or making one begins to fail; not each time that it fails again."""
+    rig = Rig("")
+    rig.update("a")
+    assert [rig.balancer.set_connectivity(rig.candidate("a"), state, rig.now) for state in states] == reasons
+
+
 def test_a_reason_that_several_share_is_told_once() -> None:
     """With the names of those it holds for; the address beside an id only where they differ; both in bounds."""
     rig = Rig()
