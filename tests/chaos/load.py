@@ -52,6 +52,17 @@ class Figures:
         """All calls that ended, however."""
         return len(self.latencies_s)
 
+    def count(self, ended: Ended) -> None:
+        """Take in one call."""
+        self.latencies_s.append(ended.took_s)
+        if ended.error is not None:
+            self.failed += 1
+            self.codes[ended.error.code().name] += 1
+            self.slowest_failure_s = max(self.slowest_failure_s, ended.took_s)
+            if len(self.errors) < _KEPT_ERRORS:
+                tried = "; ".join(map(repr, ended.attempts))
+                self.errors.append(f"after {ended.took_s:.3f} s {ended.words()} [{tried}]")
+
     def add(self, other: Figures) -> None:
         """Take in another stretch."""
         self.latencies_s += other.latencies_s
@@ -217,7 +228,7 @@ class Load:
 
     def _count(self, ended: Ended) -> None:
         figures = self.figures
-        figures.latencies_s.append(ended.took_s)
+        figures.count(ended)
         for attempt in ended.attempts:
             if attempt.number > 1:
                 figures.extra[attempt.why.partition(":")[0]] += 1
@@ -235,9 +246,3 @@ class Load:
                 self._news.set()
         if ended.error is not None:
             self._news.set()
-            figures.failed += 1
-            figures.codes[ended.error.code().name] += 1
-            figures.slowest_failure_s = max(figures.slowest_failure_s, ended.took_s)
-            if len(figures.errors) < _KEPT_ERRORS:
-                tried = "; ".join(map(repr, ended.attempts))
-                figures.errors.append(f"after {ended.took_s:.3f} s {ended.words()} [{tried}]")

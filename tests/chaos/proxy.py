@@ -7,6 +7,7 @@ It prints its port. Each line of standard input is a JSON object with a ``mode``
 `refuse`   nobody listens any more; connections that stand are closed
 `hole`     bytes vanish in both directions, of old connections and of new ones, and nobody is told
 `reset`    connections that stand are reset (RST), once; new ones pass
+`hang up`  connections that stand are closed; new ones are, after the first bytes of the server
 =========  ==============================================================================
 
 A connection that lost bytes in the hole is reset when bytes pass again: it could only carry nonsense.
@@ -31,6 +32,7 @@ class Pipe:
     """One connection of a client, and the one to the server behind."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.client = client
         self._ends = (client, server)
         self.lossy = False
 
@@ -53,6 +55,7 @@ class Proxy:
         self._behind = int(behind)
         self.port = port
         self._mode = "pass"
+        self._taken = 0
         self._pipes: set[Pipe] = set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,7 +66,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def obey(self, wishes: dict[str, Any]) -> dict[str, int]:
-        """Change the mode; returns how many connections stood."""
+        """Change the mode; returns how many connections stood, and how many were taken so far."""
         mode = wishes["mode"]
         stood = len(self._pipes)
         if mode == "reset":
@@ -73,6 +76,8 @@ class Proxy:
                 self._server.close()
                 self._server = None
             self._close_pipes(reset=False)
+        elif mode == "hang up":
+            self._close_pipes(reset=False)
         elif mode == "pass":
             self._close_pipes(reset=True, lossy_only=True)
             if self._server is None:
@@ -80,7 +85,7 @@ class Proxy:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self._mode = "pass" if mode == "reset" else mode
-        return {"stood": stood}
+        return {"stood": stood, "taken": self._taken}
 
     def _close_pipes(self, *, reset: bool, lossy_only: bool = False) -> None:
         for pipe in tuple(self._pipes):
@@ -88,6 +93,7 @@ class Proxy:
                 pipe.close(reset=reset)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._taken += 1
         try:
             there, here = await asyncio.open_connection(self._host, self._behind)
         except OSError:
@@ -110,6 +116,8 @@ class Proxy:
                     continue
                 writer.write(data)
                 await writer.drain()
+                if self._mode == "hang up" and writer is pipe.client:
+                    break
         if not pipe.lossy:  # nobody hears of an end in the hole, either
             writer.close()
 

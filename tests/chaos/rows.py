@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +40,8 @@ _FAILED = 0.02
 _ASKED_AGAIN_S = 10.0
 _LOOKS_S = 0.02
 _REFUSED = 0.05
+_NEW_A_SECOND = 25
+"""So many new channels, for each second that a row of them is told to last."""
 
 
 @dataclass
@@ -483,6 +486,74 @@ async def answers_badly(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     return lines
 
 
+async def new_beside_one_that_waits(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """The server was away and is back; a channel waits a minute to connect again. New ones must not wait, nor fail."""
+    (server,) = await rig.servers("a")
+    settings = {"connection": lb.Connection(backoff_s=60, max_backoff_s=60), "retry": lb.Retry()}
+    waits = await rig.channel(Told(server), **settings)
+    assert (await rig.caller(waits)(timeout=TIMEOUT_S)).error is None
+    await server.kill()
+    while (await rig.caller(waits)(timeout=TIMEOUT_S)).error is None:
+        pass
+    await server.start()
+    figures = Figures()
+    for _ in range(round(lasts_s * _NEW_A_SECOND)):
+        figures.count(await rig.caller(await rig.channel(Told(server), **settings))(timeout=TIMEOUT_S))
+    return [_line(row, figures)]
+
+
+async def first_calls(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Many channels of one call each, not idempotent: each of three servers gets its share of them."""
+    servers = await rig.servers("abc")
+    figures, got = Figures(), Counter[str]()
+    for _ in range(round(lasts_s * _NEW_A_SECOND)):
+        call = rig.caller(await rig.channel(Told(*servers), retry=lb.Retry()))
+        ended = await call(timeout=TIMEOUT_S)
+        figures.count(ended)
+        got.update(attempt.endpoint_id for attempt in ended.attempts)
+    line = _line(row, figures)
+    least = min(got[server.id] for server in servers)
+    line.promise(least > figures.calls / 10, f"shares {dict(got)}")
+    line.notes.append("shares " + ", ".join(f"{name} {count}" for name, count in sorted(got.items())))
+    return [line]
+
+
+async def hanging_up(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """One of three accepts each connection, greets and hangs up: it is connected to at a pace."""
+    proxy, *others = await _one_behind_a_proxy(rig)
+    line = await _proxied(rig, row, lasts_s, [proxy, *others], "hang up")
+    before = (await proxy.tell(mode="hang up"))["taken"]
+    since = time.monotonic()
+    channel = await rig.channel(Told(proxy, *others))
+    async with rig.load(channel) as load:
+        await load.warm(*(other.id for other in others))
+        await asyncio.sleep(lasts_s)
+    took_s = time.monotonic() - since
+    taken = (await proxy.tell(mode="hang up"))["taken"] - before
+    # Two channels; 0.1 s, 0.2 s, 0.4 s, then 0.5 s, a fifth less at most.
+    line.promise(taken <= 2 * (took_s / 0.4 + 5), f"{taken} connections in {took_s:.1f} s")
+    line.notes.append(f"{taken / took_s:.1f} connections a second of two channels")
+    return [line]
+
+
+async def dead_addresses(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
+    """Six servers, and six addresses that lead nowhere; one server fails all its calls. That one is left out."""
+    servers = await rig.servers("abcdef")
+    nowhere = [Process(name, "nowhere") for name in "ABCDEF"]
+    for at, process in enumerate(nowhere, 1):
+        process.port = at  # nobody listens on the first ports
+    channel = await rig.channel(Told(*servers, *nowhere))
+    async with rig.load(channel) as load:
+        await load.warm("a", "b", "c", "d", "e", "f")
+        load.fault("a")
+        await servers[0].tell(failing=1.0)
+        await asyncio.sleep(lasts_s)
+        panic = channel.snapshot().panic_reason
+    line = _line(row, load.figures)
+    line.promise(not panic, f"panic: {panic}")
+    return [line]
+
+
 _ASYNCIO = (
     Row("0", "all healthy", healthy),
     Row("1", "SIGKILL one of three", killed),
@@ -504,10 +575,14 @@ _ASYNCIO = (
     Row("17", "five streams a connection, aged 1 s", streams_and_ages, short_s=1.4, needs="gopeer"),
     Row("18", "streams refused beyond 100", refused_streams, short_s=1.0),
     Row("19", "one answers UNIMPLEMENTED at once", answers_badly, full_s=20.0),
+    Row("20", "new channels beside one that waits", new_beside_one_that_waits, full_s=4.0),
+    Row("21", "one accepts and hangs up", hanging_up),
+    Row("22", "channels of one call each", first_calls, full_s=4.0, short_s=2.0),
+    Row("23", "six of twelve addresses dead", dead_addresses),
 )
 
 # Where the driver has a part. (The other rows are the resolver's and the policy's matter, which both drivers share.)
-_IN_THREADS = {"1", "2", "3", "4", "5", "6", "8", "9", "12", "13", "14", "17", "18", "19"}
+_IN_THREADS = {"1", "2", "3", "4", "5", "6", "8", "9", "12", "13", "14", "17", "18", "19", "20", "21"}
 
 ROWS = tuple(
     replace(row, threads=threads)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
 import pytest
 
 import lb
@@ -53,20 +52,21 @@ def channel_for(*addresses: str, **settings: Any) -> Any:
 
 
 @asynccontextmanager
-async def waits_to_reconnect(address: str) -> AsyncIterator[None]:
-    """Another channel of the process has failed to connect there, and tries again only in a minute."""
-    async with channel_for(address, connection=PATIENT) as other:
-        assert (await failure(UU.start(other))).code() is grpc.StatusCode.UNAVAILABLE
+async def waits_to_reconnect(port: int) -> AsyncIterator[None]:
+    """Another channel of the process has lost its connection there, and tries again only in a minute."""
+    async with channel_for(f"127.0.0.1:{port}", connection=PATIENT) as other:
+        async with Backend(port=port):
+            assert await UU.run(other) == UU.echo()
+        await eventually(lambda: other.snapshot().endpoints[0].connectivity == "TRANSIENT_FAILURE", "it waits")
         yield
 
 
 async def test_a_new_channel_does_not_inherit_the_failure_of_another(kind: Kind, free_port: int) -> None:
     """The server is up: the new channel's first call passes, though another one waits before it tries again."""
-    address = f"127.0.0.1:{free_port}"
     async with (
-        waits_to_reconnect(address),
+        waits_to_reconnect(free_port),
         Backend(port=free_port),
-        channel_for(address, connection=PATIENT) as channel,
+        channel_for(f"127.0.0.1:{free_port}", connection=PATIENT) as channel,
     ):
         assert await kind.run(channel) == kind.echo()
 
@@ -79,7 +79,7 @@ async def test_nor_does_one_that_wakes_up(free_port: int) -> None:
         async with Backend(port=free_port):
             assert await UU.run(channel) == UU.echo()
             await eventually(lambda: channel.snapshot().endpoints[0].connectivity == "IDLE", "it is asleep")
-        async with waits_to_reconnect(address), Backend(port=free_port):
+        async with waits_to_reconnect(free_port), Backend(port=free_port):
             assert await UU.run(channel) == UU.echo()
 
 
