@@ -1,8 +1,8 @@
-"""Talking to a Consul agent: py-consul's client, our parameters, one kind of error.
+"""Talking to a Consul agent: py-consul's HTTP layer, our parameters, one kind of error.
 
-py-consul's health reads send neither ``stale`` nor a read time-out that fits the wait, so
-reads go through its HTTP layer; registering goes through its API. It raises its own errors,
-aiohttp's and timeouts: all of them become :class:`ConsulError` here, and only here::
+py-consul's own calls send neither ``stale`` nor a read time-out that fits the wait, and drop parts of a
+registration, so requests go through its HTTP layer (`_consul_http`). aiohttp's errors and timeouts become
+:class:`ConsulError` here, and only here::
 
     Exception
     └── ConsulError            the agent's address, what was asked, why it failed
@@ -20,29 +20,28 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from lb.aio import pulse
+from lb.core import checks
 from lb.core.target import CONSUL_PORT, join_host_port, split_host_port
 
-T = TypeVar("T")
-
 _BODY_SHOWN = 200
-_NEVER_S = 7 * 86400.0
-# The errors that py-consul raises without the number, by their names.
-_STATUS = {"ACLDisabled": 401, "ACLPermissionDenied": 403, "NotFound": 404}
+# What a proxy answers when it waited too long, or lost its upstream.
+_CUT = (502, 504)
 
 
 class ConsulError(Exception):
     """An agent did not give what was asked. ``status`` is its HTTP status, None without an answer."""
 
-    def __init__(self, agent: str, reason: str, status: int | None = None) -> None:
+    def __init__(self, agent: str, reason: str, status: int | None = None, *, lost: bool = False) -> None:
         super().__init__(f"consul {agent}: {reason}")
         self.agent = agent
         self.status = status
+        self.lost = lost or status in _CUT
+        """Whether a question that had been sent was broken off, by the agent's end or by a proxy."""
 
     @property
     def overloaded(self) -> bool:
@@ -52,7 +51,7 @@ class ConsulError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentAddress:
-    """One agent and how to talk to it. ``token_file`` is read anew for each request."""
+    """One agent and how to talk to it. ``token_file`` is read for each request."""
 
     host: str
     port: int
@@ -86,6 +85,8 @@ def agents_from(base: str | None, env: Mapping[str, str] = os.environ) -> tuple[
 
     Raises ``ValueError`` naming the variable, its value and what is accepted.
     """
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"consul is {checks.shown(base)}; expected host:port or a URL")
     where, text = ("consul", base) if base else ("CONSUL_HTTP_ADDR", env.get("CONSUL_HTTP_ADDR", ""))
     scheme = "https" if _flag(env, "CONSUL_HTTP_SSL", default=False) else "http"
     verify: bool | str = _flag(env, "CONSUL_HTTP_SSL_VERIFY", default=True)
@@ -128,23 +129,38 @@ def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
     return value in ("true", "1") if value else default
 
 
+def load(what: str) -> None:
+    """Imports Consul's client, which takes up to a second: before a loop depends on it.
+
+    Raises ``ImportError`` that says what ``what`` needs.
+    """
+    try:
+        import lb.aio._consul_http  # noqa: F401  # for its time
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{what} needs Consul's client ({error.name} is missing); pip install 'lb-mesh[consul]'"
+        ) from error
+
+
 class AgentClient:
-    """One agent's client. Must be made, used and closed in one running event loop."""
+    """One agent's client. Must be made, used and closed in one running event loop.
+
+    ``timeout_s`` bounds each silence of the agent: an answer is read as long as bytes come.
+    """
 
     def __init__(self, address: AgentAddress) -> None:
-        # Here and not above: aiohttp is half of the import time of `lb`, which may never meet Consul.
-        import consul.aio  # type: ignore[import-untyped]  # the package carries no types
+        # Here and not above: see its first lines.
+        from lb.aio._consul_http import Http
 
         self.address = address
-        host = f"[{address.host}]" if ":" in address.host else address.host
         with warnings.catch_warnings():
             # py-consul passes arguments to aiohttp that are deprecated there.
             warnings.simplefilter("ignore", DeprecationWarning)
             try:
-                self._client = consul.aio.Consul(
-                    host=host,
-                    port=address.port,
-                    scheme=address.scheme,
+                self._http = Http(
+                    f"[{address.host}]" if ":" in address.host else address.host,
+                    address.port,
+                    address.scheme,
                     # Without TLS there is nothing to verify, and loading the trust store takes 20 ms.
                     verify=address.verify if address.scheme == "https" else False,
                     cert=address.cert,
@@ -152,70 +168,8 @@ class AgentClient:
             except OSError as error:
                 raise ConsulError(address.name, f"cannot load CONSUL_CACERT or CONSUL_CLIENT_CERT: {error}") from error
 
-    async def get(self, path: str, params: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Reply:
-        """The answer to a GET, whatever its status. Raises :class:`ConsulError` when there is none."""
-        headers = {"X-Consul-Token": token} if (token := self._token()) else {}
-        return await self._translated(
-            self._client.http.get(
-                lambda r: Reply(r.code, r.headers, r.body),
-                path,
-                params=list(params),
-                headers=headers,
-                connections_timeout=_NEVER_S,  # `_translated` has the time-out, which knows when the loop was held
-            ),
-            timeout_s,
-        )
-
-    def refused(self, reply: Reply) -> ConsulError:
-        """The error for an answer that is not what was asked for."""
-        words = " ".join(reply.body.split())[:_BODY_SHOWN] or "no reason given"
-        return ConsulError(self.address.name, f"HTTP {reply.status}: {words}", reply.status)
-
-    async def register(
-        self,
-        service: str,
-        service_id: str,
-        host: str,
-        port: int,
-        *,
-        weights: Mapping[str, int],
-        tags: Sequence[str],
-        meta: Mapping[str, str],
-        check: Mapping[str, Any] | None,
-        timeout_s: float,
-    ) -> None:
-        """Registers an instance. A check that exists under the same id keeps its status."""
-        await self._translated(
-            self._client.agent.service.register(
-                service,
-                service_id=service_id,
-                address=host,
-                port=port,
-                weights=dict(weights),
-                tags=list(tags),
-                meta=dict(meta),
-                check=dict(check) if check else None,
-                token=self._token() or None,
-            ),
-            timeout_s,
-        )
-
-    async def deregister(self, service_id: str, *, timeout_s: float) -> bool:
-        """Removes an instance; False when the agent did not know it."""
-        done = self._client.agent.service.deregister(service_id, token=self._token() or None)
-        return bool(await self._translated(done, timeout_s))
-
-    async def maintenance(self, service_id: str, *, enable: bool, reason: str, timeout_s: float) -> bool:
-        """Switches an instance's maintenance mode; False when the agent did not know it."""
-        words = "true" if enable else "false"
-        done = self._client.agent.service.maintenance(service_id, words, reason=reason, token=self._token() or None)
-        return bool(await self._translated(done, timeout_s))
-
-    async def close(self) -> None:
-        """Closes the connections. Idempotent."""
-        await self._client.close()
-
-    def _token(self) -> str:
+    def token(self) -> str:
+        """The token as it is now. Raises :class:`ConsulError` when its file cannot be read."""
         if not self.address.token_file:
             return self.address.token
         try:
@@ -223,27 +177,49 @@ class AgentClient:
         except OSError as error:
             raise ConsulError(self.address.name, f"CONSUL_HTTP_TOKEN_FILE cannot be read: {error}") from error
 
-    async def _translated(self, request: Awaitable[T], timeout_s: float) -> T:
-        """The one place where py-consul's and aiohttp's errors become ours."""
-        import aiohttp
-        from consul.exceptions import ConsulException  # type: ignore[import-untyped]  # as above
+    async def get(self, path: str, params: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Reply:
+        """The answer to a GET, whatever its status. Raises :class:`ConsulError` when there is none."""
+        return await self._send(self._http.get, path, params, timeout_s)
 
-        name = self.address.name
+    async def put(
+        self, path: str, params: Sequence[tuple[str, str]] = (), body: object = None, *, timeout_s: float
+    ) -> Reply:
+        """The answer to a PUT, whatever its status. Raises :class:`ConsulError` when there is none."""
+        data = "" if body is None else json.dumps(body)
+        return await self._send(self._http.put, path, params, timeout_s, data=data)
+
+    def refused(self, reply: Reply) -> ConsulError:
+        """The error for an answer that is not what was asked for."""
+        words = " ".join(reply.body.split())[:_BODY_SHOWN] or "no reason given"
+        return ConsulError(self.address.name, f"HTTP {reply.status}: {words}", reply.status)
+
+    async def close(self) -> None:
+        """Closes the connections. Idempotent."""
+        await self._http.close()
+
+    async def _send(
+        self, method: Any, path: str, params: Sequence[tuple[str, str]], timeout_s: float, **more: Any
+    ) -> Reply:
+        """The one place where aiohttp's errors become ours."""
+        import aiohttp
+
+        name, token = self.address.name, self.token()
+        headers = {"X-Consul-Token": token} if token else {}
         try:
-            async with pulse.timeout(timeout_s):
-                return await request
+            reply: Reply = await method(
+                Reply, path, params=list(params), headers=headers, connections_timeout=timeout_s, **more
+            )
+        except aiohttp.ConnectionTimeoutError as error:
+            raise ConsulError(name, "cannot connect: no answer") from error
         except TimeoutError as error:
             raise ConsulError(name, f"no answer within {timeout_s:g} s") from error
-        except ConsulException as error:
-            # "400 Invalid Weights: ..."; for 401 and 403 py-consul leaves the number out.
-            words = " ".join(str(error).split())[:_BODY_SHOWN]
-            first = words.split(" ", 1)[0]
-            status = int(first) if len(first) == 3 and first.isdigit() else _STATUS.get(type(error).__name__)
-            raise ConsulError(name, f"HTTP {words}" if first == str(status) else words, status) from error
         except aiohttp.ClientConnectorError as error:
             raise ConsulError(name, f"cannot connect: {_words(error.os_error)}") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ConsulError(name, f"connection lost: {error or type(error).__name__}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConsulError(name, f"connection lost: {error or type(error).__name__}", lost=True) from error
+        except ValueError as error:
+            raise ConsulError(name, f"the answer cannot be read: {error or type(error).__name__}") from error
+        return reply
 
 
 def _words(error: OSError) -> str:

@@ -13,32 +13,39 @@
 Consul being away is no reason for a server not to serve: registering is tried until it works,
 and said in the log once. Every ``reassert_s`` the agent is asked whether it still knows the
 instance. An agent that restarted may not (consul#4955): then it is registered again, with the
-status its check had last, so that clients lose nothing.
+status its check had last, so that clients lose nothing. What has to be done is ruled by
+``core/presence``.
 
-Only what is missing is put back. A weight, a tag or maintenance that somebody changed in Consul
-stands, and is what is registered should the agent forget it. An instance whose id was taken
-by another address (a successor with the same name) gives way.
-
-Weight 0: Consul refuses it for a passing instance, so it is registered as weight 1 with the
-metadata ``weight=0``, which the resolver of ``lb`` reads as 0. Other readers of Consul see 1.
+**What was sent is owned.** A registration may arrive although its answer did not: the caller was
+cancelled, the agent is slow, the line broke. So a request that writes runs in a task of its own,
+which nobody cancels; from the moment it is sent the instance is left at that agent, until the
+agent confirms that, or says that it does not know the instance. With several agents each is left
+by itself and at the same time, so that one that is away or hangs delays no other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from lb.aio._consul import AgentClient, ConsulError, agents_from
+from lb.aio._consul import AgentClient, ConsulError, agents_from, load
 from lb.core import checks
 from lb.core.consul_health import WEIGHT_META, ZONE_META
+from lb.core.presence import LEAVING, Presence, Step
 from lb.core.target import join_host_port, split_host_port
 
 _log = logging.getLogger("lb.consul")
 
+# For a look, and for how long a caller waits for a write.
 _REQUEST_S = 2.0
-_LEAVE_S = 3.0
+# For how long a write may take at an agent that answers looks.
+_WRITE_S = 8.0
+# Looks after a write whose fate is not known: it may still be on its way.
+_UNSURE_S = (0.1, 0.3, 0.6)
+_BAD_REQUEST = 400
 _MAX_WEIGHT = 65535
 # Consul: "the minimum timeout is 1 minute".
 _DEREGISTER_LEAST_S = 60.0
@@ -47,58 +54,167 @@ _WILDCARDS = ("0.0.0.0", "::", "*")
 _STATUSES = ("critical", "warning", "passing")
 
 
-class Registration:
-    """An instance registered in Consul; made by :func:`registration`, used as an async context manager."""
+class _Place:
+    """One agent, and what was sent to it."""
 
-    def __init__(
-        self,
-        service: str,
-        address: str,
-        service_id: str,
-        weight: int,
-        warning_weight: int,
-        tags: Sequence[str],
-        meta: Mapping[str, str],
-        check: Mapping[str, Any] | None,
-        consul: str | None,
-        status: str,
-        reassert_s: float,
-    ) -> None:
-        self._service = service
-        self._host, self._port = split_host_port(address, where="registration: address")
-        self._id = service_id
-        self._weight = weight
-        self._warning_weight = warning_weight
-        self._tags = tuple(tags)
-        self._meta = dict(meta)
-        self._check = check
-        self._status = status
+    def __init__(self, client: AgentClient, id: str) -> None:
+        self.client = client
+        self.name = client.address.name
+        self.sent = False
+        """Whether a registration was sent that may be there."""
+        self.owned = False
+        """Whether one was confirmed."""
+        self.token = ""
+        """With which it was registered."""
+        self.said: object = None
+        """What the log was last told of its trouble."""
+        self.leaving: asyncio.Task[None] | None = None
+        self._id = id
+        self._unsure = False
+        self._write: asyncio.Task[None] | None = None
+
+    async def look(self) -> dict[str, Any] | None:
+        """What the agent knows of the instance: its service and its checks; None when it does not."""
+        reply = await self.client.get(f"/v1/agent/health/service/id/{self._id}", timeout_s=_REQUEST_S)
+        if reply.status == 404:
+            return None
+        # The status code tells the health: 200 passing, 429 warning, 503 critical.
+        try:
+            body = reply.json()
+            if reply.status in (200, 429, 503) and isinstance(body, dict) and isinstance(body["Service"], dict):
+                return body
+        except (KeyError, ValueError):
+            pass
+        raise self.client.refused(reply)
+
+    async def register(self, body: Mapping[str, Any]) -> None:
+        """Raises `ConsulError`. From here on the agent has to be left."""
+        self.sent = True
+        await self._run(self._register(body, self.client.token()))
+
+    async def maintenance(self, reason: str, *, within_s: float = _REQUEST_S) -> None:
+        """Switches it on with a reason, off with none. Raises `ConsulError`."""
+        params = [("enable", "true"), ("reason", reason)] if reason else [("enable", "false")]
+        await self._run(self._put(f"maintenance/{self._id}", params), within_s)
+
+    async def deregister(self) -> None:
+        """Raises `ConsulError`."""
+        await self._run(self._put(f"deregister/{self._id}"), _WRITE_S)
+
+    async def answered(self, within_s: float) -> None:
+        """Waits until nothing that was sent before is on its way. Raises `ConsulError` when that takes longer."""
+        if self._write is None:
+            return
+        _, pending = await asyncio.wait([self._write], timeout=within_s)
+        if pending:
+            raise ConsulError(self.name, f"no answer within {within_s:g} s")
+
+    async def leave(self, ours: Callable[[dict[str, Any] | None], bool]) -> bool:
+        """Deregisters the instance, if it is there. Whether it was. Raises `ConsulError`."""
+        # First a look: an agent that does not even answer that need not be waited for.
+        known = await self.look()
+        if self._write is not None:
+            await self.answered(_WRITE_S)
+            known = await self.look()
+        found, pauses = False, iter(_UNSURE_S)
+        while True:
+            # A successor may have taken the id: its registration is not ours to remove.
+            if ours(known):
+                await self.deregister()
+                found = True
+            if not self._unsure or (pause_s := next(pauses, None)) is None:
+                break
+            await asyncio.sleep(pause_s)
+            known = await self.look()
+        self.sent = self.owned = self._unsure = False
+        return found
+
+    async def close(self) -> None:
+        """Ends what is on its way."""
+        tasks = [task for task in (self.leaving, self._write) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.client.close()
+
+    async def _run(self, write: Coroutine[Any, Any, None], within_s: float = _REQUEST_S) -> None:
+        """Sends one after the other, each in a task of its own: the caller may be cancelled, what was sent goes on."""
+        try:
+            while self._write is not None:
+                await self.answered(within_s)
+        except BaseException:
+            write.close()
+            raise
+        task = self._write = asyncio.create_task(write, name=f"lb registration {self._id} at {self.name}")
+        task.add_done_callback(self._done)
+        await self.answered(within_s)
+        task.result()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        # An answer is an answer, whatever its status; without one the agent may have done it or not.
+        self._unsure = isinstance(error, ConsulError) and error.status is None
+        if self._write is task:
+            self._write = None
+
+    async def _register(self, body: Mapping[str, Any], token: str) -> None:
+        await self._put("register", body=body)
+        self.owned, self.token = True, token
+
+    async def _put(self, path: str, params: Sequence[tuple[str, str]] = (), body: object = None) -> None:
+        reply = await self.client.put(f"/v1/agent/service/{path}", params, body, timeout_s=_WRITE_S)
+        if reply.status not in (200, 404):  # 404: it does not know the instance
+            raise self.client.refused(reply)
+
+
+class Registration:
+    """An instance registered in Consul; made by :func:`registration`, used once, as an async context manager."""
+
+    def __init__(self, presence: Presence, consul: str | None, reassert_s: float) -> None:
+        self._presence = presence
         self._reassert_s = reassert_s
         self._agents = agents_from(consul)
-        self._clients: list[AgentClient] = []
+        self._places: list[_Place] = []
+        self._entered = False
         self._current = 0
-        self._registered_at: set[int] = set()
-        self._pending = True
-        self._given_way = False
-        self._said = ""
+        self._registered = False
+        self._refusal: ValueError | None = None
+        self._remarked = ""
+        self._news = asyncio.Event()
         self._lock = asyncio.Lock()
         self._leaving = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def id(self) -> str:
         """The instance's id in Consul."""
-        return self._id
+        return self._presence.id
 
     @property
     def weight(self) -> int:
         """Its passing weight, as last set here or seen in Consul."""
-        return self._weight
+        return self._presence.weight
 
     @property
     def registered(self) -> bool:
-        """Whether the agent knew the instance when it was asked last."""
-        return bool(self._registered_at) and not self._said
+        """Whether the agent had the instance when it was asked last: this one, and not another with its id."""
+        return self._registered
+
+    async def wait_registered(self) -> None:
+        """Waits until the instance is registered; bound it with ``asyncio.timeout``.
+
+        Raises ``ValueError`` when Consul refuses the registration as invalid, ``RuntimeError`` when it was left, or
+        not entered.
+        """
+        while not self._registered:
+            if self._refusal is not None:
+                raise self._refusal
+            if not self._entered or self._leaving.is_set():
+                raise RuntimeError(f"registration: {self.id} {'was left' if self._entered else 'was not entered'}")
+            self._news.clear()
+            await self._news.wait()
 
     async def set_weight(self, weight: int, *, warning: int | None = None) -> None:
         """Changes the weight in place; while Consul is away it is changed once it is back.
@@ -106,51 +222,56 @@ class Registration:
         Raises ``ValueError`` when a weight is not a whole number from 0 to 65535.
         """
         _check_weight("weight", weight)
-        _check_weight("warning", self._warning_weight if warning is None else warning)
+        _check_weight("warning", self._presence.warning_weight if warning is None else warning)
         async with self._lock:
-            self._weight = weight
-            self._warning_weight = self._warning_weight if warning is None else warning
-            self._pending = True
-            if not self._leaving.is_set():
+            self._presence.set_weight(weight, self._presence.warning_weight if warning is None else warning)
+            if self._places and not self._leaving.is_set():
                 await self._turn()
 
     async def drain(self) -> None:
-        """Asks for no new calls: service maintenance on. What is in flight goes on. Never raises."""
+        """Asks for no new calls: service maintenance on, at each agent that may know the instance, at the same time.
+
+        What is in flight goes on. Takes up to 2 s when an agent is away, up to 8 s when it answers slowly. Never
+        raises.
+        """
         await self._stop_asserting()
-        for number in sorted(self._registered_at):
-            client = self._clients[number]
-            try:
-                await client.maintenance(self._id, enable=True, reason="draining", timeout_s=_REQUEST_S)
-            except ConsulError as error:
-                _log.warning("%s: cannot announce the drain: %s", self._id, error)
+        await asyncio.gather(*(self._drain(place) for place in self._places if place.sent))
 
     async def close(self) -> None:
-        """Leaves Consul, within a few seconds even when Consul is away. Idempotent, never raises."""
-        try:
-            await self._stop_asserting()
-            async with asyncio.timeout(_LEAVE_S):
-                for number in sorted(self._registered_at):
-                    await self._deregister(number)
-        except (ConsulError, TimeoutError) as error:
-            _log.warning("%s: cannot deregister (Consul removes it once its check fails): %s", self._id, error)
-        finally:
-            self._registered_at.clear()
-            clients, self._clients = self._clients, []
-            for client in clients:
-                await client.close()
+        """Leaves Consul, at each agent at the same time. Idempotent, never raises.
+
+        Takes up to 2 s when an agent is away, up to 8 s when it answers slowly. When the caller is cancelled,
+        leaving goes on in the background.
+        """
+        self._leaving.set()
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name=f"lb registration {self.id} leaves")
+        await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Registration:
-        """Registers; when Consul is away, goes on trying in the background and returns."""
+        """Registers; when Consul is away, goes on trying in the background and returns.
+
+        Raises ``ValueError`` when Consul refuses the registration as invalid (HTTP 400), ``RuntimeError`` when it was
+        entered before.
+        """
+        if self._entered:
+            raise RuntimeError(f"registration: {self.id} was entered before; each is used once, make another one")
+        self._entered = True
         try:
-            self._clients = [AgentClient(agent) for agent in self._agents]
+            self._places = [_Place(AgentClient(agent), self.id) for agent in self._agents]
             for _ in self._agents:
-                await self._turn()
-                if self._registered_at:
+                async with self._lock:
+                    if self._leaving.is_set():
+                        break
+                    await self._turn()
+                if self._refusal is not None:
+                    raise self._refusal
+                if self._places[self._current].owned:
                     break
         except BaseException:
             await self.close()
             raise
-        self._task = asyncio.create_task(self._assert(), name=f"lb registration {self._id}")
+        self._task = asyncio.create_task(self._assert(), name=f"lb registration {self.id}")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -166,134 +287,116 @@ class Registration:
                     await self._turn()
 
     async def _stop_asserting(self) -> None:
-        """Lets a turn under way end: a registration cancelled now might arrive after we left."""
         self._leaving.set()
+        self._registered = False
+        self._news.set()
+        # A turn is cut short: what it sent goes on, and is left below.
         task, self._task = self._task, None
-        if task is None:
-            return
-        _, pending = await asyncio.wait([task], timeout=_REQUEST_S)
-        if pending:
+        if task is not None:
             task.cancel()
             await asyncio.wait([task])
 
     async def _turn(self) -> None:
         """One look at the agent; puts back what is missing. Never raises."""
-        number = self._current
-        client = self._clients[number]
+        place = self._places[self._current]
+        step = Step(gives_way=True)
         try:
-            known = await self._look(client) if number in self._registered_at else None
-            if known is not None and not self._ours(known["Service"]):
-                self._give_way(known["Service"])
-                return
-            self._given_way = False
-            if known is None:
-                await self._register(number, "registered", with_check=True)
-            elif self._pending:
-                # Without the check: registering that again begins its interval anew.
-                await self._register(number, "changed", with_check=False)
-            elif not self._see(known):
-                await self._register(number, "its check was gone, registered again", with_check=True)
-            for other in sorted(self._registered_at - {number}):
-                await self._leave_behind(other)
-        except ConsulError as error:
-            self._current = (number + 1) % len(self._agents)
-            self._say(f"{error}; trying on")
+            step = await self._put_back(place)
+        except Exception as error:  # noqa: BLE001  # a bug, here or in py-consul: the instance must stay registered
+            if not self._leaving.is_set():
+                self._failed(place, error)
         else:
-            self._say("")
+            if place.said is not None:
+                _log.info("%s: Consul is back", self.id)
+            place.said = self._refusal = None
+        self._registered = place.owned and not step.gives_way and not self._leaving.is_set()
+        self._news.set()
+        for other in self._places:
+            # Registered elsewhere meanwhile: leave the agent that could not be reached, once it can.
+            if (
+                self._registered
+                and other is not place
+                and other.sent
+                and (other.leaving is None or other.leaving.done())
+            ):
+                other.leaving = asyncio.create_task(self._leave_behind(other), name=f"lb registration {self.id} moves")
 
-    async def _register(self, number: int, words: str, *, with_check: bool) -> None:
-        client = self._clients[number]
-        meta = self._meta | ({WEIGHT_META: "0"} if self._weight == 0 else {})
-        await client.register(
-            self._service,
-            self._id,
-            self._host,
-            self._port,
-            weights={"Passing": max(1, self._weight), "Warning": self._warning_weight},
-            tags=self._tags,
-            meta=meta,
-            check={**self._check, "Status": self._status} if self._check and with_check else None,
-            timeout_s=_REQUEST_S,
-        )
-        if number in self._registered_at:
-            words = "registered again, the agent had forgotten it" if words == "registered" else words
-        else:
-            # A predecessor with this id may have died while it was draining.
-            await client.maintenance(self._id, enable=False, reason="", timeout_s=_REQUEST_S)
-        self._registered_at.add(number)
-        self._pending = False
-        where = join_host_port(self._host, self._port)
-        _log.info("%s: %s (%s at %s, weight %d)", self._id, words, self._service, where, self._weight)
+    async def _put_back(self, place: _Place) -> Step:
+        await place.answered(_REQUEST_S)
+        token = place.client.token()
+        known = await place.look()
+        step = self._presence.step(known, owned=place.owned, rotated=place.owned and token != place.token)
+        self._remark(step.remark)
+        if self._leaving.is_set():
+            return step
+        if step.body is not None:
+            await place.register(step.body)
+            self._presence.registered()
+            _log.info("%s: %s (%r)", self.id, step.words, self._presence)
+        if step.maintenance is not None and not self._leaving.is_set():
+            await place.maintenance(step.maintenance)
+        return step
 
-    async def _look(self, client: AgentClient) -> Mapping[str, Any] | None:
-        """What the agent knows of the instance: its service and its checks; None when it does not."""
-        reply = await client.get(f"/v1/agent/health/service/id/{self._id}", timeout_s=_REQUEST_S)
-        if reply.status == 404:
-            return None
-        # The status code tells the health: 200 passing, 429 warning, 503 critical.
+    def _failed(self, place: _Place, error: Exception) -> None:
+        self._current = (self._current + 1) % len(self._places)
+        ours = isinstance(error, ConsulError)
+        words = str(error) if ours else f"consul {place.name}: {error!r}"
+        status = error.status if isinstance(error, ConsulError) else None
+        if status == _BAD_REQUEST:
+            self._refusal = ValueError(f"registration: {self.id} is refused: {words}")
+        # The same trouble is told once, though its words may differ each time (a request's id).
+        said = status or words
+        if place.said != said:
+            _log.warning("%s: %s; trying on", self.id, words, exc_info=None if ours else error)
+        place.said = said
+
+    def _remark(self, remark: str) -> None:
+        if remark and remark != self._remarked:
+            _log.warning("%s: %s", self.id, remark)
+        self._remarked = remark
+
+    async def _drain(self, place: _Place) -> None:
         try:
-            body = reply.json()
-            if reply.status in (200, 429, 503) and isinstance(body, dict) and isinstance(body["Service"], dict):
-                return body
-        except (KeyError, ValueError):
-            pass
-        raise client.refused(reply)
+            async with asyncio.timeout(_WRITE_S):
+                known = await place.look()
+                await place.answered(_WRITE_S)
+                if known is None:
+                    known = await place.look()
+                if self._presence.ours(known):
+                    await place.maintenance(LEAVING, within_s=_WRITE_S)
+        except (ConsulError, TimeoutError) as error:
+            _log.warning("%s: cannot announce the drain: %s", self.id, self._why(place, error))
 
-    def _ours(self, service: Mapping[str, Any]) -> bool:
-        return (service.get("Address"), service.get("Port")) == (self._host, self._port)
+    async def _leave_behind(self, place: _Place) -> None:
+        with contextlib.suppress(ConsulError):  # the next turn tries again
+            await self._leave(place)
 
-    def _see(self, known: Mapping[str, Any]) -> bool:
-        """Takes over what Consul says now. False when the check is missing."""
-        service = known["Service"]
-        meta = dict(service.get("Meta") or {})
-        weights = service.get("Weights") or {}
-        passing = 0 if meta.pop(WEIGHT_META, "") == "0" else int(weights.get("Passing", 1))
-        if passing != self._weight:
-            _log.info("%s: weight changed in Consul from %d to %d", self._id, self._weight, passing)
-        self._weight, self._warning_weight = passing, int(weights.get("Warning", 1))
-        self._tags, self._meta = tuple(service.get("Tags") or ()), meta
-        if self._check is None:
-            return True
-        for check in known.get("Checks") or ():
-            if check["CheckID"] == f"service:{self._id}":
-                self._status = check["Status"]
-                return True
-        return False
+    async def _leave(self, place: _Place) -> None:
+        if await place.leave(self._presence.ours):
+            _log.info("%s: deregistered", self.id)
 
-    def _give_way(self, service: Mapping[str, Any]) -> None:
-        if not self._given_way:
-            other = join_host_port(str(service.get("Address")), int(service.get("Port") or 0))
-            _log.warning("%s: the id is now that of %s; this instance gives way", self._id, other)
-        self._given_way = True
-
-    async def _leave_behind(self, number: int) -> None:
-        """Registered elsewhere meanwhile: leave the agent that could not be reached, once it can."""
+    async def _leave_last(self, place: _Place) -> None:
         try:
-            await self._deregister(number)
-        except ConsulError:
-            return
+            async with asyncio.timeout(_WRITE_S):
+                await self._leave(place)
+        except (ConsulError, TimeoutError) as error:
+            why = self._why(place, error)
+            _log.warning("%s: cannot deregister (Consul removes it once its check fails): %s", self.id, why)
 
-    async def _deregister(self, number: int) -> None:
-        client = self._clients[number]
-        known = await self._look(client)
-        # A successor may have taken the id: its registration is not ours to remove.
-        if known is not None and self._ours(known["Service"]):
-            await client.deregister(self._id, timeout_s=_REQUEST_S)
-            _log.info("%s: deregistered", self._id)
-        self._registered_at.discard(number)
+    def _why(self, place: _Place, error: Exception) -> str:
+        return str(error) or f"consul {place.name}: no answer within {_WRITE_S:g} s"
 
-    def _say(self, words: str) -> None:
-        """Logs a trouble once, and its end."""
-        if words and not self._said:
-            _log.warning("%s: %s", self._id, words)
-        elif self._said and not words:
-            _log.info("%s: Consul is back", self._id)
-        self._said = words
+    async def _close(self) -> None:
+        await self._stop_asserting()
+        try:
+            await asyncio.gather(*(self._leave_last(place) for place in self._places if place.sent))
+        finally:
+            places, self._places = self._places, []
+            for place in places:
+                await place.close()
 
     def __repr__(self) -> str:
-        state = "registered" if self.registered else "not registered"
-        where = join_host_port(self._host, self._port)
-        return f"Registration({self._id!r} of {self._service!r} at {where}, weight={self._weight}, {state})"
+        return f"Registration({self._presence!r}, {'registered' if self.registered else 'not registered'})"
 
 
 def registration(
@@ -306,6 +409,7 @@ def registration(
     tags: Sequence[str] = (),
     meta: Mapping[str, str] | None = None,
     zone: str = "",
+    tagged_addresses: Mapping[str, str] | None = None,
     check: str | None = "grpc",
     check_interval_s: float = 1.0,
     check_tls: bool = False,
@@ -328,6 +432,8 @@ def registration(
         tags: Consul tags (``consul:///NAME?tag=``).
         meta: metadata, text to text. ``weight`` is reserved.
         zone: where it runs; the metadata ``zone``.
+        tagged_addresses: other addresses by their labels, each ``host:port`` or a URL with both. ``grpc`` is
+            ``grpc://ADDRESS`` unless you say otherwise, which is where go-kratos looks.
         check: what the agent checks: ``grpc`` (``grpc.health.v1.Health``, which the server must serve; its
             answer for the whole server),
             ``grpc/NAME`` (the health of NAME), ``tcp``, an ``http://`` or ``https://`` URL, or
@@ -343,18 +449,17 @@ def registration(
 
     Raises:
         ValueError: naming the argument, its value and what is accepted.
+        ImportError: when Consul's client is not installed (the extra ``consul``).
     """
-    for name, text in (("service", service), ("id", id or "-")):
-        if not isinstance(text, str) or not text or "/" in text or any(c.isspace() for c in text):
-            raise ValueError(
-                f"registration: {name} is {checks.shown(text)}; expected a name without blanks and slashes"
-            )
+    load("registration")
+    for name, text in (("service", service), ("id", "-" if id is None else id)):
+        _check_name(name, text)
     if not isinstance(address, str):
         raise ValueError(f"registration: address is {address!r}; expected host:port")
     host, port = split_host_port(address, where="registration: address")
     if host in _WILDCARDS:
         raise ValueError(f"registration: address is {address!r}; expected the one that clients connect to")
-    if isinstance(tags, str) or not isinstance(tags, Sequence):
+    if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(tag, str) for tag in tags):
         raise ValueError(f"registration: tags is {checks.shown(tags)}; expected a sequence of texts")
     _check_weight("weight", weight)
     _check_weight("warning_weight", warning_weight)
@@ -366,27 +471,51 @@ def registration(
         )
     if status not in _STATUSES:
         raise ValueError(f"registration: status is {status!r}; expected {', '.join(_STATUSES)}")
-    metadata = dict(meta or {})
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise ValueError(f"registration: meta has {key!r}: {value!r}; expected text to text")
+    if not isinstance(zone, str):
+        raise ValueError(f"registration: zone is {checks.shown(zone)}; expected a text")
+    metadata = _texts("meta", meta)
     if WEIGHT_META in metadata:
         raise ValueError(f"registration: meta has {WEIGHT_META!r}, which is reserved; use the argument weight")
     if zone:
         metadata[ZONE_META] = zone
-    return Registration(
+    tagged = {"grpc": f"grpc://{join_host_port(host, port)}"} | _texts("tagged_addresses", tagged_addresses)
+    presence = Presence(
         service,
-        address,
         id or f"{service}-{host}-{port}",
-        weight,
-        warning_weight,
-        tags,
-        metadata,
-        _definition(check, host, port, check_interval_s, check_tls, deregister_after_s),
-        consul,
-        status,
-        reassert_s,
+        host,
+        port,
+        weight=weight,
+        warning_weight=warning_weight,
+        tags=tags,
+        meta=metadata,
+        tagged={label: _tagged(label, at) for label, at in tagged.items()},
+        check=_definition(check, host, port, check_interval_s, check_tls, deregister_after_s),
+        status=status,
     )
+    return Registration(presence, consul, reassert_s)
+
+
+def _check_name(name: str, text: object) -> None:
+    """A name that is one part of a URL's path."""
+    if not isinstance(text, str) or not text or "/" in text or not text.isprintable() or any(c.isspace() for c in text):
+        raise ValueError(f"registration: {name} is {checks.shown(text)}; expected a name without blanks and slashes")
+    if text in (".", ".."):
+        raise ValueError(f"registration: {name} is {text!r}, which means another place in a URL; expected a name")
+
+
+def _texts(name: str, given: Mapping[str, str] | None) -> dict[str, str]:
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"registration: {name} is {checks.shown(given)}; expected a mapping of text to text")
+    for key, value in (given or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError(f"registration: {name} has {key!r}: {checks.shown(value)}; expected text to text")
+    return dict(given or {})
+
+
+def _tagged(label: str, at: str) -> dict[str, Any]:
+    _, separator, address = at.rpartition("://")
+    host, port = split_host_port(address, where=f"registration: tagged_addresses: {label}")
+    return {"Address": at if separator else host, "Port": port}
 
 
 def _check_weight(name: str, weight: int) -> None:
@@ -399,6 +528,9 @@ def _definition(
 ) -> Mapping[str, Any] | None:
     if check is None:
         return None
+    accepted = "expected grpc, grpc/NAME, tcp, an http(s):// URL or None"
+    if not isinstance(check, str):
+        raise ValueError(f"registration: check is {checks.shown(check)}; {accepted}")
     target = join_host_port(host, port)
     kind, _, name = check.partition("/")
     what: dict[str, Any]
@@ -409,7 +541,7 @@ def _definition(
     elif check.startswith(("http://", "https://")):
         what = {"HTTP": check}
     else:
-        raise ValueError(f"registration: check is {check!r}; expected grpc, grpc/NAME, tcp, an http(s):// URL or None")
+        raise ValueError(f"registration: check is {check!r}; {accepted}")
     what["Interval"] = _duration(interval_s)
     # A busy instance may answer late; a dead one refuses at once.
     what["Timeout"] = _duration(max(2.0, interval_s))

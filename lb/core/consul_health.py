@@ -12,7 +12,7 @@ entry is honoured for ``"0"`` only, so that a weight changed in Consul always co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -22,11 +22,13 @@ from lb.core.target import join_host_port
 Status = Literal["passing", "warning", "critical", "maintenance", "no port"]
 
 _LONGEST_WHY = 200
+RIGHTS: Final = "service:read for the service and node:read for its nodes"
+"""What a token must be allowed, to read a service's health."""
 
 WEIGHT_META: Final = "weight"
 ZONE_META: Final = "zone"
 _NODE_MAINTENANCE = "_node_maintenance"
-_SERVICE_MAINTENANCE = "_service_maintenance:"
+SERVICE_MAINTENANCE: Final = "_service_maintenance:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,14 @@ class Instance:
 
     ``judged`` tells a verdict from a beginning: a check just registered is critical too, with
     no output yet. ``origin`` (node id, creation index) is the same as long as Consul remembers
-    this registration.
+    this registration. ``node`` is the node's name.
     """
 
     endpoint: Endpoint
     status: Status
     judged: bool
     origin: tuple[str, int]
+    node: str = ""
     why: str = field(default="", compare=False)
     """What the first critical check said, in one line."""
 
@@ -53,17 +56,24 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A good answer: ``X-Consul-Index`` and the instances in Consul's order, each once."""
+    """A good answer: ``X-Consul-Index`` and the instances in Consul's order, each once.
+
+    ``filtered``: there are more, which this token may not read. ``streamed``: from Consul's streaming
+    backend, which filters as well and does not say so (1.22).
+    """
 
     index: int
     instances: tuple[Instance, ...]
+    filtered: bool = False
+    streamed: bool = False
 
 
 def parse_answer(headers: Mapping[str, str], body: object) -> Answer:
     """Reads an answer of status 200. ``headers`` must ignore case; ``body`` is the decoded JSON.
 
     Raises ``ValueError`` when it cannot be used: not Consul's shape, no index, or an empty list
-    from an agent that knows no leader (it may simply not have loaded its state yet).
+    from an agent that knows no leader (it may simply not have loaded its state yet), or for a token
+    that may not read: Consul answers that with 200 and what is left after filtering.
     """
     try:
         index = int(headers["X-Consul-Index"])
@@ -71,21 +81,21 @@ def parse_answer(headers: Mapping[str, str], body: object) -> Answer:
         raise ValueError("the answer has no X-Consul-Index; is this Consul's HTTP port?") from None
     if not isinstance(body, list):
         raise ValueError(f"the answer is a {type(body).__name__}; expected a list of instances")
+    streamed = headers.get("X-Consul-Query-Backend", "").lower() == "streaming"
     # Consul's streaming backend, which serves the blocking queries, answers "false" on a
     # healthy cluster too (1.22): there the header means nothing.
-    leaderless = (
-        headers.get("X-Consul-KnownLeader", "true").lower() == "false"
-        and headers.get("X-Consul-Query-Backend", "").lower() != "streaming"
-    )
-    if leaderless and not body:
+    if headers.get("X-Consul-KnownLeader", "true").lower() == "false" and not streamed and not body:
         raise ValueError("it has no cluster leader yet, and an empty list")
+    filtered = headers.get("X-Consul-Results-Filtered-By-ACLs", "").lower() == "true"
+    if filtered and not body:
+        raise ValueError(f"Consul's ACLs hide every instance from this token; it needs {RIGHTS}")
     try:
-        return Answer(max(index, 0), _each_once([_instance(entry) for entry in body]))
+        return Answer(max(index, 0), _each_once([_instance(entry) for entry in body]), filtered, streamed)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the answer is not in the shape of /v1/health/service: {error!r}") from error
 
 
-def _instance(entry: dict[str, Any]) -> tuple[Instance, str]:
+def _instance(entry: dict[str, Any]) -> Instance:
     service, node, checks = entry["Service"], entry["Node"], entry.get("Checks") or []
     status, judged, why = _status(checks)
     meta: dict[str, str] = service.get("Meta") or {}
@@ -101,7 +111,7 @@ def _instance(entry: dict[str, Any]) -> tuple[Instance, str]:
         metadata=MappingProxyType(dict(meta)),
     )
     origin = (str(node.get("ID") or node["Node"]), int(service.get("CreateIndex") or 0))
-    return Instance(endpoint, status, judged, origin, why), str(node["Node"])
+    return Instance(endpoint, status, judged, origin, str(node["Node"]), why)
 
 
 def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool, str]:
@@ -110,7 +120,7 @@ def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool, str]:
     judged, why = False, ""
     for check in checks:
         check_id, status = check["CheckID"], check["Status"]
-        if check_id == _NODE_MAINTENANCE or check_id.startswith(_SERVICE_MAINTENANCE):
+        if check_id == _NODE_MAINTENANCE or check_id.startswith(SERVICE_MAINTENANCE):
             return "maintenance", True, ""
         if status == "warning":
             worst = "critical" if worst == "critical" else "warning"
@@ -129,27 +139,14 @@ def _weight(weights: Mapping[str, Any], status: Status, meta: Mapping[str, str])
     return min(MOST_WEIGHT, max(0, int(weights.get("Warning" if status == "warning" else "Passing", 1))))
 
 
-def _each_once(entries: list[tuple[Instance, str]]) -> tuple[Instance, ...]:
-    """Service ids are unique only on one node.
-
-    The same id at the same address is one instance registered at two agents: the better entry
-    counts. The same id at several addresses are several: they are told apart by their nodes.
-    """
-    ranks: dict[Status, int] = {"passing": 0, "warning": 1, "critical": 2, "maintenance": 3, "no port": 4}
-    best: dict[tuple[str, str], tuple[Instance, str]] = {}
-    addresses: dict[str, set[str]] = {}
-    for instance, node in entries:
+def _each_once(entries: list[Instance]) -> tuple[Instance, ...]:
+    """The same id at the same address is one instance registered at two agents: the better entry counts."""
+    best: dict[tuple[str, str], Instance] = {}
+    for instance in entries:
         key = instance.endpoint.key
-        addresses.setdefault(key[0], set()).add(key[1])
-        if key not in best or ranks[instance.status] < ranks[best[key][0].status]:
-            best[key] = (instance, node)
-    return tuple(
-        _qualified(instance, node) if len(addresses[instance.endpoint.id]) > 1 else instance
-        for instance, node in best.values()
-    )
+        if key not in best or _RANKS[instance.status] < _RANKS[best[key].status]:
+            best[key] = instance
+    return tuple(best.values())
 
 
-def _qualified(instance: Instance, node: str) -> Instance:
-    e = instance.endpoint
-    endpoint = Endpoint(e.address, id=f"{e.id}@{node}", weight=e.weight, zone=e.zone, metadata=e.metadata)
-    return replace(instance, endpoint=endpoint)
+_RANKS: Final[dict[Status, int]] = {"passing": 0, "warning": 1, "critical": 2, "maintenance": 3, "no port": 4}

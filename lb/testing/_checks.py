@@ -126,7 +126,7 @@ class Runner:
     async def _get(self) -> tuple[str, str]:
         probe = self.probe
         async with self._http.request(
-            probe.method, probe.target, headers=probe.header, data=probe.body or None
+            probe.method, probe.target, headers=probe.header, data=probe.body or None, ssl=probe.verify
         ) as answer:
             body = (await answer.content.read(_OUTPUT_MAX)).decode(errors="replace")
         output = f"HTTP {probe.method} {probe.target}: {answer.status} {answer.reason} Output: {body}"

@@ -12,6 +12,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Any, Final
 
 VERSION: Final = "1.22.2"
@@ -86,6 +87,7 @@ class Probe:
     method: str = "GET"
     header: tuple[tuple[str, str], ...] = ()
     body: str = ""
+    verify: bool = True
     success_before_passing: int = 0
     failures_before_critical: int = 0
     failures_before_warning: int = 0
@@ -124,6 +126,9 @@ class Service:
     passing: int = 1
     warning: int = 1
     enable_tag_override: bool = False
+    tagged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    token: str = field(default="", repr=False, compare=False)
+    """As Consul does, it is kept and never shown."""
     created: int = field(default=0, compare=False)
     modified: int = field(default=0, compare=False)
 
@@ -177,7 +182,7 @@ class Registry:
         checks = [_check(service, lower, n, len(lowered)) for n, lower in enumerate(lowered, 1)]
 
         before = self.services.get(service.id)
-        if before is not None and before.name != service.name:
+        if before is not None and before.name.lower() != service.name.lower():
             self.deregister(service.id)
             before = None
         dirty = before != service
@@ -214,8 +219,8 @@ class Registry:
         for check in self._checks_of(service_id):
             del self.checks[check.check_id]
         self._bump(service.name)
-        if all(other.name != service.name for other in self.services.values()):
-            del self._indexes[service.name]
+        if all(other.name.lower() != service.name.lower() for other in self.services.values()):
+            del self._indexes[service.name.lower()]
             self._extinct = self.index
 
     def maintenance(self, service_id: str, *, enable: bool, reason: str, now: float) -> None:
@@ -283,7 +288,7 @@ class Registry:
 
     def index_of(self, name: str) -> int:
         """The index of a service: its own, else the last extinction's, else the catalog's."""
-        return self._indexes.get(name) or self._extinct or self.index
+        return self._indexes.get(name.lower()) or self._extinct or self.index
 
     def health_service(self, name: str, tags: list[str], *, passing: bool) -> list[dict[str, Any]]:
         """``/v1/health/service/NAME``."""
@@ -399,11 +404,16 @@ class Registry:
 
     def _bump(self, name: str) -> None:
         self.index += 1
-        self._indexes[name] = self.index
+        self._indexes[name.lower()] = self.index
         self._changed()
 
     def _named(self, name: str) -> list[Service]:
-        return sorted((s for s in self.services.values() if s.name == name), key=lambda s: s.id)
+        """The catalog minds no case, neither of names nor of ids; the agent minds it in ids."""
+        found: dict[str, Service] = {}
+        for service in self.services.values():
+            if service.name.lower() == name.lower():
+                found.setdefault(service.id.lower(), service)
+        return sorted(found.values(), key=lambda s: s.id)
 
     def _checks_of(self, service_id: str) -> list[Check]:
         return sorted((c for c in self.checks.values() if c.service_id == service_id), key=lambda c: c.check_id)
@@ -422,7 +432,6 @@ class Registry:
         }
 
     def _service_json(self, service: Service) -> dict[str, Any]:
-        address = {"Address": service.address, "Port": service.port}
         return {
             "ID": service.id,
             "Service": service.name,
@@ -430,7 +439,7 @@ class Registry:
             "Meta": service.meta,
             "Port": service.port,
             "Address": service.address,
-            "TaggedAddresses": {"lan_ipv4": address, "wan_ipv4": address},
+            "TaggedAddresses": _of_address(service) | service.tagged,
             "Weights": {"Passing": service.passing, "Warning": service.warning},
             "EnableTagOverride": service.enable_tag_override,
         }
@@ -459,6 +468,16 @@ class Registry:
     def _serf(self) -> dict[str, Any]:
         serf = Check("serfHealth", "Serf Health Status", "", None, "", status="passing")
         return self._check_json(replace(serf, output="Agent alive and reachable", created=_FIRST_INDEX))
+
+
+def _of_address(service: Service) -> dict[str, dict[str, Any]]:
+    """The tagged addresses that Consul makes of an address of numbers."""
+    try:
+        version = ip_address(service.address).version
+    except ValueError:
+        return {}
+    at = {"Address": service.address, "Port": service.port}
+    return {f"lan_ipv{version}": at, f"wan_ipv{version}": at}
 
 
 def _lowered(body: object, known: frozenset[str]) -> dict[str, Any]:
@@ -508,16 +527,31 @@ def _service(fields: Mapping[str, Any]) -> Service:
             raise Refused(400, "Invalid Weights: Warning must be greater or equal than 0")
         if max(passing, warning) > _MAX_WEIGHT:
             raise Refused(400, f"Invalid Weights: DNS Weight must be between 0 and {_MAX_WEIGHT}")
+    if fields.get("connect"):
+        raise Refused(400, "the embedded agent does no Connect; expected a registration without it")
+    tags = _typed(fields, "tags", list, [])
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise Refused(400, f"Request decode failed: json: cannot unmarshal {tag!r} into field Tags of type string")
+    tagged: dict[str, dict[str, Any]] = {}
+    for label, at in _typed(fields, "taggedaddresses", dict, {}).items():
+        if not isinstance(at, Mapping):
+            words = f"cannot unmarshal {at!r} into field TaggedAddresses of type structs.ServiceAddress"
+            raise Refused(400, f"Request decode failed: json: {words}")
+        parts = _lowered(at, frozenset(("address", "port")))
+        tagged[label] = {"Address": _typed(parts, "address", str, ""), "Port": _typed(parts, "port", int, 0)}
     return Service(
         id=_typed(fields, "id", str, "") or name,
         name=name,
         address=_typed(fields, "address", str, ""),
         port=_typed(fields, "port", int, 0),
-        tags=tuple(_typed(fields, "tags", list, [])),
+        tags=tuple(tags),
         meta=dict(meta),
         passing=passing,
         warning=warning,
         enable_tag_override=_typed(fields, "enabletagoverride", bool, False),
+        tagged=tagged,
+        token=_typed(fields, "token", str, ""),
     )
 
 
@@ -548,6 +582,7 @@ def _check(service: Service, fields: Mapping[str, Any], number: int, of: int) ->
         method=_typed(fields, "method", str, "") or "GET",
         header=tuple((k, v) for k, values in _typed(fields, "header", dict, {}).items() for v in values),
         body=_typed(fields, "body", str, ""),
+        verify=not _typed(fields, "tlsskipverify", bool, False),
         success_before_passing=_typed(fields, "successbeforepassing", int, 0),
         failures_before_critical=critical_after,
         failures_before_warning=_typed(fields, "failuresbeforewarning", int, critical_after),

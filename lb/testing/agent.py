@@ -12,7 +12,8 @@ As a process (the demo's)::
 It is a catalog of one node that is agent and server in one, like ``consul agent -dev``: nothing
 is kept on disk, every token is accepted. gRPC, HTTP, TCP and TTL checks are really performed.
 The same tests run against it and against a real Consul. What it has no idea of: access control,
-several nodes or datacenters, ``filter=``, the DNS port, key/value, sessions.
+several nodes or datacenters, ``filter=``, peers, Connect, the DNS port, key/value, sessions. It says
+so when it is asked for them, and drops nothing that it takes.
 
 One difference is on purpose: a check runs for the first time at once, where Consul waits for a
 random part of its interval.
@@ -30,8 +31,14 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import aiohttp
-from aiohttp import web
+try:
+    import aiohttp
+    from aiohttp import web
+except ModuleNotFoundError as error:
+    _words = "the embedded agent needs aiohttp; pip install 'lb-mesh[consul]'"
+    if __name__ == "__main__":
+        sys.exit(_words)
+    raise ImportError(_words) from error
 
 from lb.core.target import join_host_port
 from lb.testing._checks import Runner
@@ -40,6 +47,10 @@ from lb.testing._registry import STATUSES, Refused, Registry, duration
 
 _WAIT_DEFAULT_S = 300.0
 _WAIT_MAX_S = 600.0
+# Parameters that change no answer of one node without access control.
+_EVERYWHERE = ("stale", "consistent", "cached", "dc", "near", "pretty", "token")
+_ENTERPRISE = {"ns": "Namespaces are", "partition": "Partitions are"}
+_ELSEWHERE = "it is the agent of lb.testing, for one machine; a real Consul has the rest"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -156,27 +167,30 @@ class Agent:
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._errors])
-        app.add_routes(
-            [
-                web.get("/v1/status/leader", self._leader),
-                web.get("/v1/status/peers", self._peers),
-                web.get("/v1/agent/self", self._self),
-                web.get("/v1/agent/services", self._agent_services),
-                web.get("/v1/agent/checks", self._agent_checks),
-                web.get("/v1/agent/service/{id}", self._agent_service),
-                web.get("/v1/agent/health/service/id/{id}", self._agent_health),
-                web.put("/v1/agent/service/register", self._register),
-                web.put("/v1/agent/service/deregister/{id}", self._deregister),
-                web.put("/v1/agent/service/maintenance/{id}", self._maintenance),
-                web.put("/v1/agent/check/{verb:pass|warn|fail|update}/{id}", self._ttl),
-                web.get("/v1/catalog/services", self._catalog_services),
-                web.get("/v1/catalog/service/{name}", self._catalog_service),
-                web.get("/v1/health/service/{name}", self._health_service),
-                web.get("/v1/health/checks/{name}", self._health_checks),
-                web.get("/v1/health/state/{state}", self._health_state),
-            ]
-        )
+        for method, path, handler, parameters in self._routes():
+            app.router.add_route(method, path, _accepting(handler, parameters))
         return app
+
+    def _routes(self) -> list[tuple[str, str, _Handler, str]]:
+        """Each with the parameters that are its own."""
+        return [
+            ("GET", "/v1/status/leader", self._leader, ""),
+            ("GET", "/v1/status/peers", self._peers, ""),
+            ("GET", "/v1/agent/self", self._self, ""),
+            ("GET", "/v1/agent/services", self._agent_services, ""),
+            ("GET", "/v1/agent/checks", self._agent_checks, ""),
+            ("GET", "/v1/agent/service/{id}", self._agent_service, ""),
+            ("GET", "/v1/agent/health/service/id/{id}", self._agent_health, ""),
+            ("PUT", "/v1/agent/service/register", self._register, "replace-existing-checks"),
+            ("PUT", "/v1/agent/service/deregister/{id}", self._deregister, ""),
+            ("PUT", "/v1/agent/service/maintenance/{id}", self._maintenance, "enable reason"),
+            ("PUT", "/v1/agent/check/{verb:pass|warn|fail|update}/{id}", self._ttl, "note"),
+            ("GET", "/v1/catalog/services", self._catalog_services, "index wait"),
+            ("GET", "/v1/catalog/service/{name}", self._catalog_service, "index wait tag"),
+            ("GET", "/v1/health/service/{name}", self._health_service, "index wait tag passing"),
+            ("GET", "/v1/health/checks/{name}", self._health_checks, "index wait"),
+            ("GET", "/v1/health/state/{state}", self._health_state, "index wait"),
+        ]
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -185,7 +199,9 @@ class Agent:
         except Refused as error:
             return web.Response(status=error.status, text=error.words)
         except web.HTTPNotFound:
-            return web.Response(status=404, text="Invalid URL path: not a recognized HTTP API endpoint")
+            served = ", ".join(f"{method} {path}" for method, path, *_ in self._routes())
+            words = f"the embedded Consul agent does not serve {request.path}: {_ELSEWHERE}. It serves {served}"
+            return web.Response(status=404, text=words)
         except web.HTTPMethodNotAllowed as error:
             return web.Response(
                 status=405,
@@ -296,8 +312,6 @@ class Agent:
         for conflict in ("stale", "cached"):
             if conflict in query and "consistent" in query:
                 raise Refused(400, f"Cannot specify ?{conflict} with ?consistent, conflicting semantics.")
-        if "filter" in query:
-            raise Refused(400, "the embedded agent knows no ?filter")
         if query.get("dc", "") not in ("", self._registry.datacenter):
             raise Refused(500, "No path to datacenter")
         index_text, wait_text = query.get("index", ""), query.get("wait", "")
@@ -375,6 +389,22 @@ class Agent:
             await asyncio.sleep(self._reap_s)
             for service_id in self._registry.expired(self._now(), self._least_s):
                 self._remove(service_id)
+
+
+def _accepting(handler: _Handler, parameters: str) -> _Handler:
+    """The handler, where a parameter that would change the answer and is not known is refused."""
+    known = {*parameters.split(), *_EVERYWHERE}
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        for name in request.query:
+            if name in _ENTERPRISE:
+                words = f'Invalid query parameter: "{name}" - {_ENTERPRISE[name]} a Consul Enterprise feature'
+                raise Refused(400, words)
+            if name not in known:
+                raise Refused(400, f"the embedded agent knows no ?{name} for {request.path}: {_ELSEWHERE}")
+        return await handler(request)
+
+    return checked
 
 
 async def _json(request: web.Request) -> Any:

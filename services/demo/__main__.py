@@ -280,6 +280,8 @@ async def _live(settings: DemoSettings, port: int, data: Path, started: float, s
     print(
         f"up in {time.monotonic() - started:.1f} s, {megabytes:.0f} MB in {len(pids)} processes ({measure})", flush=True
     )
+    # With this a program of one's own, README's for example, finds the mesh.
+    print(f"export CONSUL_HTTP_ADDR={consul}", flush=True)
     await asyncio.sleep(float("inf") if settings.duration is None else settings.duration)
     return 0
 

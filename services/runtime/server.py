@@ -99,6 +99,11 @@ class Instance:
         """What is registered: ``host:port``."""
         return self._about.address
 
+    @property
+    def announced(self) -> bool:
+        """Whether clients may know of it, so that it has to be drained."""
+        return self._registration is not None
+
     async def __aenter__(self) -> Self:
         try:
             await self._start()
@@ -135,17 +140,17 @@ class Instance:
         await self._healthy.wait()
         if self._register:
             meta = {"pid": str(os.getpid()), "version": self._about.version, "zone": settings.zone}
-            self._registration = await self._stack.enter_async_context(
-                lb.aio.registration(
-                    self._name,
-                    address=self.address,
-                    id=self.instance_id,
-                    weight=settings.weight,
-                    meta=meta,
-                    zone=settings.zone,
-                    check="grpc",
-                )
+            # Known before it is entered: what it sends has to be drained, whether its answer comes or not.
+            self._registration = lb.aio.registration(
+                self._name,
+                address=self.address,
+                id=self.instance_id,
+                weight=settings.weight,
+                meta=meta,
+                zone=settings.zone,
+                check="grpc",
             )
+            await self._stack.enter_async_context(self._registration)
 
     async def drain(self) -> None:
         """Leave: tell everyone, wait, refuse new calls, deregister, finish what is in flight."""
@@ -274,7 +279,8 @@ async def _live(instance: Instance, stopped: asyncio.Task[str]) -> None:
         if starting.done():
             await starting
             log.info("ready", address=instance.address, pid=os.getpid())
-            log.info("stopping", because=await stopped)
+        log.info("stopping", because=await stopped)
+        if instance.announced or starting.done():
             await instance.drain()
     finally:
         starting.cancel()

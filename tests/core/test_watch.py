@@ -53,9 +53,14 @@ def entry(
     }
 
 
-def answer(index: int, *entries: dict[str, Any]) -> Answer:
+def answer(index: int, *entries: dict[str, Any], filtered: bool = False, streamed: bool = False) -> Answer:
     """A good answer."""
-    return parse_answer({"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true"}, list(entries))
+    headers = {"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true"}
+    if streamed:
+        headers["X-Consul-Query-Backend"] = "streaming"
+    if filtered:
+        headers["X-Consul-Results-Filtered-By-ACLs"] = "true"
+    return parse_answer(headers, list(entries))
 
 
 def one(e: dict[str, Any]) -> Endpoint:
@@ -71,14 +76,14 @@ class World:
         self.ids: list[str] | None = None
         self.note = ""
         self.changes = 0
+        self.said: list[str] = []
+        self.keys: list[tuple[str, str]] = []
+        self.endpoints: tuple[Endpoint, ...] = ()
 
-    def answer(self, now: float, index: int, *entries: dict[str, Any]) -> None:
+    def answer(self, now: float, index: int, *entries: dict[str, Any], **kind: bool) -> None:
         """A good answer arrives."""
-        self._take(self.watch.answered(now, answer(index, *entries), SOURCE))
-
-    def tick(self, now: float) -> None:
-        """The timer rings."""
-        self._take(self.watch.tick(now))
+        self._take(self.watch.answered(now, answer(index, *entries, **kind), SOURCE))
+        self.said += self.watch.remarks()
 
     def lose(self) -> None:
         """The line breaks."""
@@ -87,6 +92,8 @@ class World:
     def _take(self, resolution: Any) -> None:
         if resolution is not None:
             self.ids = [e.id for e in resolution.endpoints]
+            self.keys = [e.key for e in resolution.endpoints]
+            self.endpoints = resolution.endpoints
             self.note = resolution.note
             self.changes += 1
 
@@ -148,9 +155,52 @@ def test_status(changes: dict[str, Any], status: str, judged: bool) -> None:
 
 
 def test_same_id_on_two_nodes() -> None:
-    """Ids that collide across nodes are told apart by the node."""
-    got = answer(1, entry("a", 1, node="n1"), entry("a", 2, node="n2"), entry("b", 3))
-    assert [i.endpoint.id for i in got.instances] == ["a@n1", "a@n2", "b"]
+    """Ids that collide across nodes are told apart by the node: the older registration keeps the id. Said once."""
+    w = World()
+    both = entry("a", 1, node="n1", created=9), entry("a", 2, node="n2", created=8), entry("b", 3)
+    w.answer(0.0, 1, *both)
+    w.answer(1.0, 2, *both)
+    assert w.ids == ["a", "a@n1", "b"]
+    assert w.said == [
+        "id 'a' is registered at several addresses: 127.0.0.1:1 (node n1), 127.0.0.1:2 (node n2); each counts"
+    ]
+
+
+def test_an_instance_keeps_its_id_when_another_node_has_it_too() -> None:
+    """The known one keeps the id, and the other its own name when the first has left: so do statistics."""
+    w = World()
+    old, new = entry("a", 1, node="n1", created=9), entry("a", 2, node="n2", created=3)
+    w.answer(0.0, 1, old)
+    w.answer(1.0, 2, new, old)
+    assert w.keys == [("a", "127.0.0.1:1"), ("a@n2", "127.0.0.1:2")]
+    w.answer(2.0, 3, new)
+    assert w.keys == [("a@n2", "127.0.0.1:2")]
+    w.answer(3.0, 4)
+    w.answer(4.0, 5, new)
+    assert w.keys == [("a", "127.0.0.1:2")], "nobody else has it any more"
+
+
+def test_both_nodes_keep_their_names_while_they_are_held() -> None:
+    """A registry that comes back with one of the two first changes neither name and drops neither."""
+    w = World()
+    one, two = entry("a", 1, node="n1"), entry("a", 2, node="n2", created=8)
+    w.answer(0.0, 50, one, two)
+    w.answer(1.0, 3)
+    assert w.keys == [("a", "127.0.0.1:1"), ("a@n2", "127.0.0.1:2")]
+    w.answer(2.0, 4, two)
+    assert w.keys == [("a", "127.0.0.1:1"), ("a@n2", "127.0.0.1:2")]
+
+
+def test_two_ids_at_one_address_count_once() -> None:
+    """The first by id counts, with its weight; that is said once. Another one that is usable takes its place."""
+    w = World()
+    b, a = entry("b", 1, weights={"Passing": 9, "Warning": 1}), entry("a", 1)
+    w.answer(0.0, 1, b, a, entry("c", 2))
+    w.answer(1.0, 2, b, a, entry("c", 2))
+    assert w.keys == [("a", "127.0.0.1:1"), ("c", "127.0.0.1:2")]
+    assert w.said == ["127.0.0.1:1 is registered as a and as b; it counts once, as a"]
+    w.answer(2.0, 3, b, entry("a", 1, maintenance=True), entry("c", 2))
+    assert w.ids == ["b", "c"]
 
 
 def test_same_instance_at_two_agents() -> None:
@@ -179,7 +229,7 @@ def test_unusable_answers(headers: dict[str, str], body: object, says: str) -> N
 def test_leader_header_of_the_streaming_backend_means_nothing() -> None:
     """A blocking query's empty answer counts: that backend always says that it knows no leader."""
     headers = {"X-Consul-Index": "4", "X-Consul-KnownLeader": "false", "X-Consul-Query-Backend": "streaming"}
-    assert parse_answer(headers, []) == Answer(4, ())
+    assert parse_answer(headers, []) == Answer(4, (), streamed=True)
 
 
 # The index
@@ -290,24 +340,156 @@ def test_backwards_holds_removals_and_adds_at_once() -> None:
     w.answer(10.0, 9, entry("c", 3))
     assert w.ids == ["a", "b", "c"]
     assert "forgot 2 of 3" in w.note
-    assert w.watch.wake_at == 40.0
-    w.tick(39.9)
+    w.answer(30.0, 9, entry("c", 3))
     assert w.ids == ["a", "b", "c"]
-    w.tick(40.0)
+    assert w.watch.query == Query(9, 10.0), "the next question ends with the hold"
+    w.answer(40.0, 9, entry("c", 3))
+    assert w.ids == ["a", "b", "c"]
+    assert w.watch.query.index is None, "Consul is asked once more before they go"
+    w.answer(40.1, 9, entry("c", 3))
     assert w.ids == ["c"]
-    assert w.watch.wake_at is None
+    assert w.watch.query == Query(9, 30.0)
 
 
 def test_empty_after_backwards_is_confirmed_after_the_hold() -> None:
-    """An empty registry is believed after 30 s, even when no answer comes in between."""
+    """An empty registry is believed when it has said so for 30 s."""
     w = World()
     w.answer(0.0, 50, entry())
     w.answer(1.0, 3)
     w.answer(2.0, 4)
     assert w.ids == ["a-1"]
-    w.tick(31.0)
+    w.answer(31.0, 4)
+    w.answer(31.0, 4)
     assert w.ids == []
     assert w.note == f"{SOURCE}: no service 'a' is registered"
+
+
+def test_the_hold_counts_only_while_consul_answers() -> None:
+    """A registry that comes back empty, says so and is gone again takes nobody away, however long it is gone."""
+    w = World()
+    w.answer(0.0, 50, entry())
+    for began in (100.0, 200.0, 300.0, 400.0):
+        w.lose()
+        w.answer(began, 3)
+        w.answer(began + 6.0, 4)
+        assert w.ids == ["a-1"]
+    w.lose()
+    w.answer(1000.0, 3)
+    w.answer(1005.9, 3)
+    assert w.ids == ["a-1"]
+    w.answer(1006.1, 3)
+    w.answer(1006.2, 3)
+    assert w.ids == [], "30 s in all"
+
+
+def test_an_answer_read_late_lets_nobody_go() -> None:
+    """A client that stood still reads an old answer first: who has registered meanwhile is never away."""
+    w = World()
+    w.answer(0.0, 50, entry("a", 1), entry("b", 2))
+    w.answer(1.0, 3)
+    w.answer(60.0, 4, entry("a", 1))  # was sent at 2.0
+    assert w.ids == ["a", "b"]
+    assert w.watch.query.index is None
+    w.answer(60.1, 5, entry("a", 1), entry("b", 2))
+    assert w.ids == ["a", "b"]
+
+
+# What a token may not read
+
+
+def test_what_the_token_may_not_read_is_an_error_and_no_empty_service() -> None:
+    """Consul answers 200 and an empty list; it is read as the refusal that it is, and names the right."""
+    with pytest.raises(ValueError, match=r"ACLs hide every instance.*service:read.*node:read"):
+        answer(1, filtered=True)
+
+
+def test_what_becomes_hidden_stays() -> None:
+    """A token that loses a part of its rights removes nobody; what it still reads comes and goes. Said once."""
+    w = World()
+    w.answer(0.0, 5, entry("a", 1), entry("b", 2), entry("c", 3))
+    w.answer(1.0, 6, entry("b", 2), entry("c", 3), filtered=True)
+    w.answer(2.0, 7, entry("b", 2, status="critical", output="refused"), entry("d", 4), filtered=True)
+    w.answer(99.0, 8, entry("d", 4), filtered=True)
+    assert w.ids == ["a", "c", "d"]
+    assert "may not read 2 of 3" in w.note
+    assert len(w.said) == 1
+    assert "service:read for the service and node:read for its nodes" in w.said[0]
+    w.answer(100.0, 9, entry("d", 4))
+    assert w.ids == ["d"], "it may read all again, and they are gone"
+
+
+def test_what_is_missing_from_a_streamed_answer_is_asked_for() -> None:
+    """Consul's streaming backend filters without a word: a plain question, not to be answered stale, decides."""
+    w = World()
+    w.answer(0.0, 5, entry("a", 1), entry("b", 2))
+    w.answer(1.0, 6, entry("b", 2), streamed=True)
+    assert (w.ids, w.changes) == (["a", "b"], 1)
+    assert w.watch.query == Query(None, 30.0, stale=False)
+    w.answer(1.0, 6, entry("b", 2))
+    assert w.ids == ["b"]
+    assert w.watch.query == Query(6, 30.0)
+    w.answer(2.0, 7, entry("b", 2), entry("c", 3), streamed=True)
+    w.answer(3.0, 7, streamed=True)
+    w.answer(3.0, 7, entry("c", 3), filtered=True)
+    assert w.ids == ["b", "c"], "b is hidden"
+    w.answer(4.0, 8, entry("c", 3, status="critical", output="x"), streamed=True)
+    assert w.ids == ["b"], "what it lists needs no question"
+    assert w.watch.query == Query(8, 30.0)
+    w.answer(5.0, 9, entry("c", 3))
+    assert w.ids == ["c"]
+
+
+def test_a_token_that_loses_all_rights_keeps_the_last_answer() -> None:
+    """The streamed answer is empty, the plain one is refused, again and again: nobody goes, whatever the hold."""
+    w = World(hold_s=1.0)
+    w.answer(0.0, 5, entry("a", 1), entry("b", 2))
+    w.answer(1.0, 5, streamed=True)
+    for _ in range(3):
+        w.lose()
+    assert w.ids == ["a", "b"]
+    w.answer(30.0, 9, entry("b", 2))
+    assert w.ids == ["b"]
+
+
+def test_a_token_that_never_read_all() -> None:
+    """Rights for some nodes only are no trouble: removals among what it reads apply at once."""
+    w = World()
+    w.answer(0.0, 5, entry("a", 1), entry("b", 2), filtered=True)
+    w.answer(1.0, 6, entry("b", 2), filtered=True)
+    assert w.ids == ["b"]
+
+
+# Questions that are cut
+
+
+def test_a_cut_question_is_asked_again_at_once() -> None:
+    """It is no failure: nothing is told, the same agent is asked; twice in a row, or at once, it is one."""
+    w = World(agents=2)
+    w.answer(0.0, 5, entry())
+    assert w.watch.cut(10.0)
+    assert (w.watch.query.index, w.watch.agent) == (None, 0)
+    assert not w.watch.cut(10.0), "the question after it fails as well"
+    w.lose()
+    w.answer(10.0, 5, entry())
+    assert not w.watch.cut(1.0), "no time-out is that short"
+    assert w.changes == 2
+
+
+def test_after_two_cuts_alike_questions_wait_less() -> None:
+    """A proxy's time-out is learnt, and said once; a Consul that restarts now and then is none."""
+    w = World()
+    now = 0.0
+    w.answer(now, 5, entry())
+    for after in (25.0, 3.0, 10.0):
+        now += after
+        assert w.watch.cut(after)
+        w.answer(now, 5, entry())
+        assert w.watch.query.wait_s == 30.0
+    assert w.watch.cut(10.1)
+    w.answer(now + 10.1, 5, entry())
+    assert w.watch.query.wait_s == pytest.approx(8.0)
+    assert w.said == ["waiting queries are cut after 10.1 s, as by a proxy's time-out; from now on they wait 8.0 s"]
+    assert w.changes == 1
 
 
 def test_reregistered_while_held_is_live_again() -> None:
@@ -338,8 +520,16 @@ def test_held_goes_when_its_id_is_elsewhere() -> None:
     w.answer(0.0, 50, entry("a", 1))
     w.answer(1.0, 3)
     w.answer(2.0, 4, entry("a", 99, created=4))
-    assert w.ids == ["a"]
-    assert w.watch.wake_at is None
+    assert w.keys == [("a", "127.0.0.1:99")]
+
+
+def test_held_goes_when_its_address_is_registered_under_another_id() -> None:
+    """The server behind it has come back with a new id: it gets the share of one."""
+    w = World()
+    w.answer(0.0, 50, entry("a", 1))
+    w.answer(1.0, 3)
+    w.answer(2.0, 4, entry("b", 1, created=4))
+    assert w.ids == ["b"]
 
 
 def test_second_backwards_keeps_the_first_deadline() -> None:
@@ -349,7 +539,8 @@ def test_second_backwards_keeps_the_first_deadline() -> None:
     for i in range(1, 30):
         w.answer(float(i), 50 - i)
     assert w.ids == ["a"]
-    w.tick(31.0)
+    w.answer(31.0, 20)
+    w.answer(31.0, 20)
     assert w.ids == []
 
 
@@ -360,7 +551,8 @@ def test_interruption_with_overtaken_index() -> None:
     w.lose()
     w.answer(3.0, 25, entry("b", 2, node_id="new", created=18))
     assert w.ids == ["a", "b"]
-    w.tick(33.0)
+    w.answer(33.0, 25, entry("b", 2, node_id="new", created=18))
+    w.answer(33.0, 25, entry("b", 2, node_id="new", created=18))
     assert w.ids == ["b"]
 
 
@@ -426,23 +618,37 @@ instances = st.lists(
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 12), st.integers(0, 20), st.booleans(), instances), max_size=30))
-def test_always(turns: list[tuple[float, int, bool, list[dict[str, Any]]]]) -> None:
-    """Usable instances are always published at once; nothing else stays longer than the hold; never twice."""
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 12), st.integers(0, 20), st.sampled_from(["", "lost", "cut"]), st.booleans(), instances),
+        max_size=30,
+    )
+)
+def test_always(turns: list[tuple[float, int, str, bool, list[dict[str, Any]]]]) -> None:
+    """Usable instances are always published at once; a gone one stays 30 s of answers at most; never one twice."""
     w = World()
     now = 0.0
-    for wait, index, lose, entries in turns:
+    heard: dict[tuple[str, str], float] = {}
+    """For how long Consul has answered without each one, unless it may be hidden."""
+    for wait, index, trouble, filtered, entries in turns:
         now += wait
-        if lose:
+        if trouble == "lost":
             w.lose()
-        w.tick(now)
-        resolution = w.watch.answered(now, answer(index, *entries), SOURCE)
-        w._take(resolution)
+        if trouble == "cut":
+            w.watch.cut(wait)
+        asked = w.watch.query
+        w.answer(now, index, *entries, filtered=filtered and bool(entries))
         usable = {i.endpoint.key for i in answer(index, *entries).instances if i.usable}
-        published = {e.key for e in w.watch._published.endpoints} if w.watch._published else set()
-        assert usable <= published
-        for key in published - usable:
-            assert now < w.watch._held[key][1] <= now + 30
-        assert w.ids is not None
-        assert len(set(w.ids)) == len(w.ids)
+        addresses = [e.address for e in w.endpoints]
+        assert {address for _, address in usable} <= set(addresses)
+        assert len(set(addresses)) == len(addresses)
+        assert len(set(w.ids or ())) == len(addresses)
+        for key in {e.key for e in w.endpoints} - usable:
+            heard[key] = heard.get(key, 0.0) + (0.0 if trouble or key not in heard else wait)
+            assert heard[key] <= 30.0 + 12.0 or filtered or asked.index is not None
+        heard = {
+            key: 0.0 if filtered else seconds
+            for key, seconds in heard.items()
+            if key in {e.key for e in w.endpoints} - usable
+        }
         assert w.watch.query.index is None or w.watch.query.index >= 1

@@ -18,6 +18,7 @@ import pytest
 
 from services.demo.__main__ import INSTANCES, main
 from tests.demo.test_supervisor import alive, until
+from tests.docs.test_readme import SNIPPETS as README
 from tests.support.wait import until as until_answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ class Demo:
         self.process = process
         self.errors: list[str] = []
         self.url = ""
+        self.consul = ""
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -46,12 +48,15 @@ class Demo:
             return (await self.process.stdout.readline()).decode().rstrip()
 
     async def ready(self) -> None:
-        """Waits for the two lines that tell that it is ready."""
+        """Waits for the three lines that tell that it is ready."""
         first = await self.line()
         assert first.startswith("ready http://127.0.0.1:"), (first, self.errors)
         self.url = first.removeprefix("ready ")
         second = await self.line()
         assert f"in {PROCESSES + 1} processes" in second
+        third = await self.line()
+        assert third.startswith("export CONSUL_HTTP_ADDR="), third
+        self.consul = third.removeprefix("export CONSUL_HTTP_ADDR=")
 
     def children(self) -> list[int]:
         """The processes that the supervisor runs (Linux)."""
@@ -118,6 +123,17 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
             return {span["service"] for span in spans} == {"gateway", *INSTANCES}
 
         await until_answer(whole_trace, within_s=60, what="a trace with spans of all services")
+
+        env = {**os.environ, "CONSUL_HTTP_ADDR": mesh.consul, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}"}
+        snippet = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", README[1]),
+            env=env,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(snippet.communicate(), 60)
+        assert snippet.returncode == 0, output.decode()
+        assert b"attempt 1 went to catalog-" in output
 
         victim = before["catalog-3"]["pid"]
         os.kill(victim, signal.SIGKILL)

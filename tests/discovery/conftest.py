@@ -12,9 +12,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from lb.core.endpoint import Endpoint, Resolution
-from tests.support.consul import embedded_consul, own_registry, real_consul, registry
+from tests.support.consul import acl_consul, embedded_consul, own_registry, real_consul, registry, two_nodes
 
-__all__ = ["embedded_consul", "own_registry", "real_consul", "registry"]
+__all__ = ["acl_consul", "embedded_consul", "own_registry", "real_consul", "registry", "two_nodes"]
 
 _names = count(1)
 

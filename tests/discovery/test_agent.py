@@ -195,6 +195,47 @@ async def test_http_and_tcp_checks() -> None:
     await site.cleanup()
 
 
+async def test_a_route_that_it_does_not_serve() -> None:
+    """The answer says what this is, and all that it serves."""
+    async with Agent() as agent:
+        for path in ("kv/config", "session/create", "agent/members"):
+            answer = await of(agent).put(path) if path == "session/create" else await of(agent).get(path)
+            assert answer.status_code == 404
+            words = f"the embedded Consul agent does not serve /v1/{path}: it is the agent of lb.testing"
+            assert answer.text.startswith(words)
+            assert "It serves GET /v1/status/leader" in answer.text
+            assert "GET /v1/health/service/{name}" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("health/service/a", "filter"),
+        ("health/service/a", "peer"),
+        ("health/service/a", "node-meta"),
+        ("health/checks/a", "tag"),
+        ("agent/services", "filter"),
+        ("agent/checks", "filter"),
+        ("agent/service/a", "hash"),
+        ("catalog/services", "node-meta"),
+    ],
+)
+async def test_parameters_that_it_would_drop_are_refused(path: str, parameter: str) -> None:
+    """What would change the answer of a Consul is not left out in silence."""
+    async with Agent() as agent:
+        answer = await of(agent).get(path, **{parameter: "x"})
+    assert answer.status_code == 400
+    assert answer.text.startswith(f"the embedded agent knows no ?{parameter} for /v1/{path}: it is the agent of")
+
+
+async def test_connect_is_refused() -> None:
+    """It is not dropped: nobody would find the sidecar that was asked for."""
+    async with Agent() as agent:
+        answer = await of(agent).put("agent/service/register", {"Name": "a", "Connect": {"SidecarService": {}}})
+        assert (answer.status_code, "no Connect" in answer.text) == (400, True)
+        assert await of(agent).instances() == set()
+
+
 def test_unknown_name_of_the_package() -> None:
     """The lazy package says what it has."""
     with pytest.raises(AttributeError, match=r"has no attribute 'Nothing'; it has .*Agent"):

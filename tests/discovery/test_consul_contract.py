@@ -165,6 +165,56 @@ async def test_a_token_does_no_harm_without_access_control(registry: Registry, s
         assert (await client.get(f"{registry.url}/v1/health/service/{service}")).status_code == 200
 
 
+async def test_tagged_addresses(registry: Registry, service: str) -> None:
+    """Kept as given, beside those that Consul makes of an address of numbers; gone when registered without."""
+    tagged = {"grpc": {"Address": "grpc://a:1", "Port": 1}, "wan": {"Address": "192.0.2.1"}}
+    await registry.register(service, f"{service}-1", "10.0.0.7", 80, TaggedAddresses=tagged, Token="any")
+    own = {"Address": "10.0.0.7", "Port": 80}
+    wanted = {
+        "grpc": {"Address": "grpc://a:1", "Port": 1},
+        "wan": {"Address": "192.0.2.1", "Port": 0},
+        "lan_ipv4": own,
+        "wan_ipv4": own,
+    }
+    (entry,) = await registry.health(service)
+    assert entry["Service"]["TaggedAddresses"] == wanted
+    known = (await registry.knows(f"{service}-1") or {})["Service"]
+    assert known["TaggedAddresses"] == wanted
+    assert "Token" not in known
+    await registry.register(service, f"{service}-1", "10.0.0.7", 80)
+    assert set((await registry.get(f"agent/service/{service}-1")).json()["TaggedAddresses"]) == {"lan_ipv4", "wan_ipv4"}
+    await registry.register(service, f"{service}-2", "::1", 80)
+    assert set((await registry.get(f"agent/service/{service}-2")).json()["TaggedAddresses"]) == {"lan_ipv6", "wan_ipv6"}
+
+
+async def test_case_of_names_and_ids(registry: Registry, service: str) -> None:
+    """Reading minds no case of names; ids that differ in case alone are one in the catalog, two at the agent."""
+    upper, one, other = service.upper(), f"{service}-one", f"{service}-ONE"
+    await registry.register(upper, one, port=1)
+    index = await registry.index(service)
+    for name in (service, upper, service.title()):
+        assert [e["Service"]["Service"] for e in await registry.health(name)] == [upper]
+        assert await registry.index(name) == index
+        assert [e["ServiceID"] for e in (await registry.get(f"catalog/service/{name}")).json()] == [one]
+    await registry.register(service, other, port=2)
+    assert {one, other} <= await registry.instances()
+    assert len(await registry.health(service)) == 1
+    assert await registry.knows(one.title()) is None
+    await registry.register(service, f"{service}-two", port=3)
+    assert len(await registry.health(upper)) == 2
+    for id in (one, other, f"{service}-two"):
+        await registry.deregister(id)
+
+
+async def test_maintenance_keeps_its_first_reason(registry: Registry, service: str) -> None:
+    """Whoever switches it on again changes nothing: an operator's reason is not lost to an instance that leaves."""
+    await registry.register(service, f"{service}-1", Check=TTL)
+    path = f"agent/service/maintenance/{service}-1"
+    for reason in ("by hand", "leaving"):
+        await registry.put(path, enable="true", reason=reason)
+        assert await registry.maintenance(f"{service}-1") == "by hand"
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -176,6 +226,8 @@ async def test_a_token_does_no_harm_without_access_control(registry: Registry, s
         ({"Name": "x", "Meta": {"k": 1}}, "cannot unmarshal"),
         ({"Name": "x", "Meta": {"bad key": "1"}}, "Key contains invalid characters"),
         ({"Name": "x", "Bogus": 1}, 'unknown field "Bogus"'),
+        ({"Name": "x", "Tags": [1]}, "cannot unmarshal"),
+        ({"Name": "x", "TaggedAddresses": {"lan": "10.0.0.1:1"}}, "TaggedAddresses of type structs.ServiceAddress"),
         ({"Name": "x", "Check": {"GRPC": "a:1"}}, "Interval must be > 0"),
         ({"Name": "x", "Check": {"GRPC": "a:1", "Interval": "5"}}, "duration"),
         ({"Name": "x", "Check": {"TTL": "1s", "Status": "good"}}, "Status for checks must"),
@@ -203,6 +255,7 @@ async def test_bad_registrations(registry: Registry, body: dict[str, Any], words
         ("GET", "health/service/x", {"dc": "nowhere"}, 500, "No path to datacenter"),
         ("GET", "health/service/x", {"stale": "", "consistent": ""}, 400, "conflicting semantics"),
         ("GET", "health/service/x", {"cached": "", "consistent": ""}, 400, "conflicting semantics"),
+        ("GET", "health/service/x", {"ns": "a"}, 400, 'Invalid query parameter: "ns"'),
         ("POST", "health/service/x", {}, 405, "method POST not allowed"),
         ("GET", "nothing", {}, 404, ""),
     ],

@@ -7,18 +7,20 @@ import itertools
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from lb.aio._consul import AgentClient
+from lb.aio._consul import AgentClient, agents_from
 from lb.aio.resolvers import ConsulResolver
 from lb.core.target import ConsulTarget, parse_target
 from lb.testing import Agent
 from tests.discovery.conftest import Recorder
-from tests.support.consul import Registry
+from tests.support.consul import Consul, Registry
 from tests.support.wait import until
 
 TTL = {"TTL": "60s", "Status": "passing"}
@@ -243,6 +245,11 @@ class Scripted:
     """Answers each question with the next of ``answers``; the last one for ever. Remembers the questions."""
 
     words = "slow down"
+    headers: Mapping[str, str] = {}
+    cut_s = float("inf")
+    """For how long a question may wait before it is cut, as by a proxy."""
+    pieces_s = 0.0
+    """The time between the pieces of an answer."""
 
     def __init__(self, *answers: tuple[int, int, list[Any]]) -> None:
         self.answers = list(answers)
@@ -257,16 +264,27 @@ class Scripted:
         app.router.add_get("/v1/health/service/{name}", self._answer)
         return app
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.asked.append({key: request.query.getall(key) for key in request.query})
         self.tokens.append(request.headers.get("X-Consul-Token", ""))
         self.times.append(asyncio.get_running_loop().time())
         last = len(self.answers) == 1
         status, index, body = self.answers[0] if last else self.answers.pop(0)
         if last and request.query.get("index") == str(index):
-            await asyncio.sleep(float(request.query["wait"].removesuffix("ms")) / 1000)
-        headers = {"X-Consul-Index": str(index)} if index else {}
-        return web.Response(status=status, text=json.dumps(body) if status == 200 else self.words, headers=headers)
+            wait_s = float(request.query["wait"].removesuffix("ms")) / 1000
+            await asyncio.sleep(min(wait_s, self.cut_s))
+            if wait_s > self.cut_s:
+                return web.Response(status=504, text="upstream timed out")
+        headers = {**self.headers} | ({"X-Consul-Index": str(index)} if index else {})
+        text = json.dumps(body) if status == 200 else self.words
+        if not self.pieces_s:
+            return web.Response(status=status, text=text, headers=headers)
+        response = web.StreamResponse(status=status, headers=headers)
+        await response.prepare(request)
+        for at in range(0, len(text), len(text) // 8):
+            await response.write(text[at : at + len(text) // 8].encode())
+            await asyncio.sleep(self.pieces_s)
+        return response
 
     async def __aenter__(self) -> Scripted:
         await self._site.setup()
@@ -459,3 +477,129 @@ async def test_each_agents_trouble_is_logged_once(
         f"a: consul {one.url}: HTTP 403: ",
         f"a: consul {two.url}: HTTP 500: ",
     ]
+
+
+async def test_an_answer_is_read_while_bytes_come(watch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5,000 instances over a slow line take longer in all than an agent may be silent."""
+    monkeypatch.setattr("lb.core.watch._ANSWER_S", 0.6)
+    async with Scripted((200, 5, [entry(f"a{n}", n + 1) for n in range(50)])) as agent:
+        agent.pieces_s = 0.15
+        seen = watch(f"consul://{agent.url}/a")
+        await seen.until(lambda r: len(r.endpoints or ()) == 50)
+        assert seen.errors == []
+
+
+async def test_an_agent_that_falls_silent_is_an_error(watch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the middle of an answer."""
+    monkeypatch.setattr("lb.core.watch._ANSWER_S", 0.2)
+    async with Scripted((200, 5, [entry("a", 1)])) as agent:
+        agent.pieces_s = 2.0
+        seen = watch(f"consul://{agent.url}/a")
+        await seen.until(lambda r: r.errors)
+        assert seen.errors[0] == f"consul {agent.url}: no answer within 0.2 s"
+
+
+async def test_an_answer_that_came_while_the_client_stood_still_counts(watch: Open) -> None:
+    """The loop is held for longer than the agent may be silent; the answer is in the socket already."""
+    async with Scripted((200, 5, [entry("a", 1)]), (200, 6, [entry("b", 2)]), (200, 6, [entry("b", 2)])) as agent:
+        loop = asyncio.get_running_loop()
+        client = AgentClient(agents_from(agent.url)[0])
+        assert (await client.get("/v1/health/service/a", timeout_s=0.3)).status == 200
+        asking = asyncio.create_task(client.get("/v1/health/service/a", timeout_s=0.3))
+        await met(lambda: len(agent.asked) == 2)
+        loop.call_soon(time.sleep, 0.5)
+        assert (await asking).status == 200
+        await client.close()
+
+
+async def test_a_proxy_that_cuts_waiting_questions(
+    watch: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line in the log; from then on questions wait less long, and no error is told at all."""
+    monkeypatch.setattr("lb.core.watch._CUT_LEAST_S", 0.2)
+    async with Scripted((200, 5, [entry("a", 1)])) as agent:
+        agent.cut_s = 0.4
+        with caplog.at_level(logging.WARNING, "lb.consul"):
+            seen = watch(f"consul://{agent.url}/a")
+            await met(lambda: len(agent.asked) >= 8)
+        waits = [float(q["wait"][0].removesuffix("ms")) / 1000 if "wait" in q else None for q in agent.asked]
+        assert waits[:5] == [None, 30.0, None, 30.0, None]
+        assert all(wait is not None and wait < 0.4 for wait in waits[5:])
+        assert seen.errors == []
+        assert len(seen.resolutions) == 1
+    assert len(caplog.records) == 1
+    assert "waiting queries are cut after 0.4 s" in caplog.text
+
+
+async def test_what_the_token_may_not_read(watch: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Consul says 200, and in a header that it filtered: nothing read is an error, less than before removes nobody."""
+    filtered = {"X-Consul-Results-Filtered-By-ACLs": "true"}
+    a, b = entry("a", 1), entry("b", 2)
+    async with Scripted((200, 5, [a, b])) as agent:
+        with caplog.at_level(logging.WARNING, "lb.consul"):
+            seen = watch(f"consul://{agent.url}/a", wait_s=0.2)
+            await seen.ids("a", "b")
+            agent.headers, agent.answers = filtered, [(200, 6, [b])]
+            await seen.until(lambda r: "may not read 1 of 2" in r.note)
+            agent.answers = [(200, 7, [])]
+            await seen.until(lambda r: len(r.errors) >= 3)
+            assert set(seen.endpoints or ()) == {"a", "b"}
+            agent.headers, agent.answers = {}, [(200, 8, [b])]
+            await seen.ids("b")
+    assert [record.message.split(": ", 1)[1][:40] for record in caplog.records] == [
+        "Consul's ACLs hide instances from this t",
+        f"consul {agent.url}: Consul's ACLs hide every"[:40],
+    ]
+    assert all("needs service:read for the service and node:read" in record.message for record in caplog.records)
+
+
+async def test_ids_that_clash_are_said_once(watch: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Two ids at one address, one id on two nodes: one line each, however often the set changes."""
+    other = entry("a", 2)
+    other["Node"]["Node"] = "m"
+    answers = [(200, 5 + n, [entry("a", 1), entry("z", 1), other, entry("c", 9 + n)]) for n in range(4)]
+    async with Scripted(*answers) as agent:
+        with caplog.at_level(logging.WARNING, "lb.consul"):
+            seen = watch(f"consul://{agent.url}/a")
+            await seen.until(lambda r: r.endpoints is not None and r.endpoints["c"].address.endswith(":12"))
+        assert set(seen.endpoints or ()) == {"a", "a@n", "c"} or set(seen.endpoints or ()) == {"a", "a@m", "c"}
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.consul
+async def test_one_id_on_two_nodes_of_a_cluster(two_nodes: tuple[Consul, Consul], service: str, watch: Open) -> None:
+    """The instance that was there keeps its id when another node has one too, and when that one leaves again."""
+    server, client = two_nodes
+    await client.register(service, f"{service}-1", port=1, Check=TTL)
+    seen = watch(f"consul://{server.address}/{service}")
+    await seen.ids(f"{service}-1")
+    await server.register(service, f"{service}-1", port=2, Check=TTL)
+    await seen.ids(f"{service}-1", f"{service}-1@test")
+    assert (seen.endpoints or {})[f"{service}-1"].address == "127.0.0.1:1"
+    await server.deregister(f"{service}-1")
+    await seen.ids(f"{service}-1")
+    await client.deregister(f"{service}-1")
+
+
+async def test_names_mind_no_case(registry: Registry, service: str, watch: Open) -> None:
+    """A service is found in any spelling, as in Consul, and changes are seen."""
+    await registry.register(service.title(), f"{service}-1")
+    seen = watch(f"consul://{registry.address}/{service.upper()}")
+    await seen.ids(f"{service}-1")
+    await registry.register(service, f"{service}-2", port=2)
+    await seen.ids(f"{service}-1", f"{service}-2")
+
+
+async def test_consuls_client_is_loaded_when_the_channel_is_made() -> None:
+    """Not at the first call: the import takes up to a second, in which the loop would stand still."""
+    words = """
+import asyncio, sys
+import lb
+assert "aiohttp" not in sys.modules and "consul" not in sys.modules
+async def main():
+    async with lb.aio.channel("consul:///a"):
+        assert "aiohttp" in sys.modules and "consul" in sys.modules
+asyncio.run(main())
+"""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", words)
+    assert await asyncio.wait_for(child.wait(), 60) == 0

@@ -26,6 +26,7 @@ from mesh.orders.v1 import OrdersStub, PriceBasketRequest
 from mesh.runtime.v1 import DescribeRequest, RuntimeStub, ServingState
 from services.runtime.host import Host, Service
 from tests.services.conftest import BUILDS, Shop, refused
+from tests.support.consul import Embedded, Proxy
 from tests.support.wait import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -156,7 +157,9 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(name: str, agent: Agent, data: Path, **variables: str) -> AsyncIterator[Running]:
+async def running(
+    name: str, agent: Agent | Proxy, data: Path, *, ready: bool = True, **variables: str
+) -> AsyncIterator[Running]:
     """Start a service as a process and wait until it is ready."""
     reading, writing = os.pipe()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))}
@@ -171,7 +174,7 @@ async def running(name: str, agent: Agent, data: Path, **variables: str) -> Asyn
     try:
         assert process.stderr is not None
         async with asyncio.timeout(90):
-            while not made.address:
+            while ready and not made.address:
                 line = await process.stderr.readline()
                 assert line, made.lines
                 made.lines.append(json.loads(line))
@@ -226,6 +229,33 @@ async def test_sigterm_drains(agent: Agent, tmp_path: Path) -> None:
         assert "orders-1: deregistered" in orders.events
         catalog.process.send_signal(signal.SIGINT)
         assert await catalog.ended() == 0
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_sigterm_while_it_registers(tmp_path: Path, answered: bool) -> None:
+    """Its registration is on its way, or was answered just now: it is drained, then deregistered; the exit is clean."""
+    registry = Embedded()
+    await registry.start()
+    async with Proxy(registry) as proxy:
+        sent, go = asyncio.Event(), asyncio.Event()
+
+        async def hold(what: str) -> None:
+            if what == "PUT /v1/agent/service/register":
+                sent.set()
+                if not answered:
+                    await go.wait()
+
+        proxy.after = hold
+        async with running("catalog", proxy, tmp_path, ready=False, MESH_DRAIN_WAIT_S="0") as catalog:
+            await asyncio.wait_for(sent.wait(), 90)
+            catalog.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+            go.set()
+            assert await catalog.ended() == 0
+        assert await registry.instances() == set()
+        writes = [what.split("/")[-2] for what in proxy.asked if what.startswith("PUT")]
+        assert writes == ["service", "maintenance", "deregister"]
+    await registry.kill()
 
 
 async def test_the_drain_ends(agent: Agent, tmp_path: Path) -> None:

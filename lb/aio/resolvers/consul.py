@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from lb.aio._consul import AgentAddress, AgentClient, ConsulError, agents_from
+from lb.aio._consul import AgentAddress, AgentClient, ConsulError, agents_from, load
 from lb.core.consul_health import Answer, parse_answer
 from lb.core.endpoint import Listener, Resolution
 from lb.core.target import ConsulTarget
@@ -35,9 +35,7 @@ class _Question:
 
     @property
     def params(self) -> list[tuple[str, str]]:
-        # stale: any server may answer, so that reading needs no leader.
-        params = [("stale", "")]
-        params += [("dc", self.dc)] if self.dc else []
+        params = [("dc", self.dc)] if self.dc else []
         params += [("near", self.near)] if self.near else []
         return params + [("tag", tag) for tag in self.tags]
 
@@ -52,8 +50,8 @@ class ConsulResolver:
 
     Without ``agent`` in the target the agents come from ``consul`` or from the environment
     (``CONSUL_HTTP_ADDR``; several are tried in turn). Raises ``ValueError`` when that names
-    no agent. ``wait_s`` bounds one blocking query, ``hold_s`` is how long instances are kept
-    that Consul forgot.
+    no agent, and ``ImportError`` without Consul's client. ``wait_s`` bounds one blocking query,
+    ``hold_s`` is how long instances are kept that Consul forgot.
     """
 
     def __init__(
@@ -65,6 +63,7 @@ class ConsulResolver:
         hold_s: float = HOLD_S,
     ) -> None:
         agents = agents_from(target.agent or consul)
+        load(f"target {target.text!r}")
         self._question = _Question(agents, target.service, target.dc, target.tags, target.near, wait_s, hold_s)
         self._shared: _SharedWatch | None = None
         self._listener: Listener | None = None
@@ -115,7 +114,6 @@ class _SharedWatch:
         self._error = ""
         self._said: dict[AgentAddress, object] = {}
         """What the log was last told of each agent that gives trouble."""
-        self._timer: asyncio.TimerHandle | None = None
         self._task = loop.create_task(self._run(), name=f"lb consul watch {question.service}")
 
     def join(self, listener: Listener) -> None:
@@ -131,8 +129,6 @@ class _SharedWatch:
         return not self._listeners
 
     async def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -149,10 +145,12 @@ class _SharedWatch:
             if (delay := watch.pace(clock())) > 0:
                 await asyncio.sleep(delay)
                 continue
-            agent = self._question.agents[watch.agent]
+            agent, asked_at = self._question.agents[watch.agent], clock()
             try:
                 answer = await self._ask(agent, watch.query)
             except Exception as error:  # noqa: BLE001  # a bug, here or in py-consul: the set must not stand for ever
+                if isinstance(error, ConsulError) and error.lost and watch.cut(clock() - asked_at):
+                    continue
                 delay = watch.failed(self._rng, overloaded=isinstance(error, ConsulError) and error.overloaded)
                 self._failed(agent, error)
                 await asyncio.sleep(delay)
@@ -164,7 +162,7 @@ class _SharedWatch:
                     self._tell(listener, None)
 
     async def _ask(self, agent: AgentAddress, query: Query) -> Answer:
-        params = self._question.params
+        params = self._question.params + ([("stale", "")] if query.stale else [])
         if query.index is not None:
             params += [("index", str(query.index)), ("wait", f"{round(query.wait_s * 1000)}ms")]
         client = self._clients.get(agent)
@@ -203,11 +201,8 @@ class _SharedWatch:
 
     def _changed(self, resolution: Resolution | None) -> bool:
         """Tell everyone of a change, if there is one; whether there was."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if (wake_at := self._watch.wake_at) is not None:
-            self._timer = self.loop.call_at(wake_at, self._tick)
+        for remark in self._watch.remarks():
+            _log.warning("%s: %s", self._question.service, remark)
         if resolution is None:
             return False
         if self._resolution != resolution:
@@ -223,9 +218,6 @@ class _SharedWatch:
         for listener in tuple(self._listeners):
             self._tell(listener, resolution)
         return True
-
-    def _tick(self) -> None:
-        self._changed(self._watch.tick(self.loop.time()))
 
 
 _watches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Question, _SharedWatch]] = WeakKeyDictionary()
