@@ -78,6 +78,7 @@ EOF = cygrpc.EOF
 AioRpcStatus = cygrpc.AioRpcStatus
 UsageError = cygrpc.UsageError
 InternalError = cygrpc.InternalError
+ExecuteBatchError = cygrpc.ExecuteBatchError
 
 # Taken once, here: whoever puts a channel of ours in grpcio's place (``grpc.aio.insecure_channel = ...``)
 # must not have our connections made by it.

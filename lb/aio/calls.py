@@ -39,7 +39,7 @@ from lb.aio.outbox import Outbox
 from lb.core import words
 from lb.core.balancer import Attempt, Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
-from lb.core.headers import legal
+from lb.core.headers import check_types, legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
 from lb.core.pulse import Pulse
 from lb.telemetry.metrics import Metrics
@@ -47,6 +47,8 @@ from lb.telemetry.spans import Spans
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
 CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
+ILLEGAL = AioRpcStatus(grpc.StatusCode.INTERNAL.value[0], "Invalid metadata", (), "")
+"""What core says of metadata that cannot be sent."""
 _CANCELLED_VALUE = grpc.StatusCode.CANCELLED.value[0]
 # The caller's deadline and core's timer are two clocks: this close together they are the same.
 _DEADLINE_SLACK_S = 0.02
@@ -322,6 +324,8 @@ class LogicalCall:
             self._action = None
         else:
             action = self._take(metadata)
+            if action is None and not self._locally_cancelled and not legal(metadata):
+                raise _grpcio.ExecuteBatchError(ILLEGAL.details())  # as core does in this kind of call alone
         if self.call.settings.hedging is not None:
             self._race = Race(self, request, metadata, context)
             return await self._race.run(action)
@@ -352,8 +356,8 @@ class LogicalCall:
         """The whole call; ``metadata_sent`` is called when messages may be sent."""
         self._arguments = (None, metadata, context)
         outbox = self._requests()
-        action = self._take(metadata)
         outbox.observe(metadata_sent, self._await_response if self._timed else None)
+        action = self._take(metadata)
         while action is not None:
             if type(action) is Attempt:
                 try:
@@ -492,19 +496,34 @@ class LogicalCall:
     def _take(self, metadata: tuple[Any, ...]) -> Action | None:
         """The first action, to be carried out by the call's task; None when the call has ended already."""
         self._channel.unbegun.discard(self)
-        if self._deferred and self._status is None:
+        if self._status is not None:
+            self._action = None
+            return None
+        action: Action | None
+        if self._deferred:
             self._deferred = False
             self.call.metadata = metadata
-            return self._ask(self.call.begin, time.monotonic())
-        action, self._action = self._action, None
-        if self._status is not None:
-            return None
-        if type(action) is Queued:
-            self.call.metadata = metadata  # by the time it picks the policy may be another one, that reads them
-        if type(action) is Queued and action.line_s is None:
-            # What it waits for may have come between the call's beginning and its task's.
-            return self._ask(self.call.resume, time.monotonic())
-        return action
+            action = self._ask(self.call.begin, time.monotonic())
+        else:
+            action, self._action = self._action, None
+            if type(action) is Queued:
+                self.call.metadata = metadata  # by the time it picks the policy may be another one, that reads them
+                if action.line_s is None:
+                    # What it waits for may have come between the call's beginning and its task's.
+                    action = self._ask(self.call.resume, time.monotonic())
+        return action if type(action) is Attempt or self._sendable(metadata) else None
+
+    def _sendable(self, metadata: tuple[Any, ...]) -> bool:
+        """Whether core would take this metadata. If not, the call ends as core would end it, and waits for nothing."""
+        try:
+            check_types(metadata)
+        except Exception as error:
+            self._abandon(error)
+            raise
+        if legal(metadata):
+            return True
+        self._fail(ILLEGAL, _NO_METADATA)
+        return False
 
     def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T | Failed:
         """Ask the core. It calls a user's policy, and that may raise."""

@@ -1,4 +1,7 @@
-"""Which metadata can be sent: core refuses the rest, before anything of the call leaves the process."""
+"""Which metadata can be sent: core refuses the rest, before anything of the call leaves the process.
+
+We ask only where no attempt is at hand that core could refuse, or to tell whose fault a failure was.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,25 @@ def legal(metadata: Sequence[Any]) -> bool:
     They have the right types already: ``str``, ``bytes``, or None, which is empty to grpcio.
     """
     for key, value in metadata:
-        name, data = (text.encode() if isinstance(text, str) else text or b"" for text in (key, value))
+        name, data = _encoded(key), _encoded(value)
         if not _KEY.fullmatch(name) or not (name.endswith(b"-bin") or _VALUE.fullmatch(data)):
             return False
     return True
+
+
+def check_types(metadata: Sequence[Any]) -> None:
+    """Raise grpcio's ``TypeError`` for pairs of wrong types. None is empty, but for a binary value."""
+    for key, value in metadata:
+        data = value if _encoded(key)[-4:] == b"-bin" else _encoded(value)
+        if not isinstance(data, bytes):
+            raise TypeError(f'Binary metadata key="{key}" expected bytes, got {type(data)}')
+
+
+def _encoded(text: Any) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if text is None:
+        return b""
+    if not isinstance(text, bytes):
+        raise TypeError(f"Expected str, not {type(text)}")
+    return text

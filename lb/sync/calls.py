@@ -24,9 +24,9 @@ import grpc
 
 from lb import incoming, threads
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
-from lb.aio.calls import CANCELLED, LogicalCall, Told
+from lb.aio.calls import CANCELLED, ILLEGAL, LogicalCall, Told
 from lb.core.balancer import Attempt
-from lb.core.headers import legal
+from lb.core.headers import check_types, legal
 from lb.sync import _grpcio
 from lb.sync.locked import LockedBalancer, LockedCall
 
@@ -41,7 +41,6 @@ _NOT_SECURE = AioRpcStatus(
     (),
     "",
 )
-_ILLEGAL = AioRpcStatus(_grpcio.INTERNAL, "Invalid metadata", (), "")
 _LOCALLY = (_grpcio.CANCELLED, "Locally cancelled by application!")
 _LOCALLY_CANCELLED = AioRpcStatus(*_LOCALLY, (), "")
 
@@ -287,7 +286,7 @@ class BlockingCall(Locked):
         answers = threads.mailbox()
         try:
             self._owner.must_wait()
-            _check_metadata(self._metadata())
+            check_types(self._metadata())
             if not self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context()):
                 raise ValueError(_grpcio.CLOSED)
         except BaseException as error:
@@ -315,7 +314,7 @@ class BlockingCall(Locked):
         elif (error := task.exception()) is None:
             response = task.result()
         elif isinstance(error, InternalError) and not legal(self._metadata()):
-            self._status = _ILLEGAL  # in place of what `_abandon` made of it
+            self._status = ILLEGAL  # in place of what `_abandon` made of it
         elif self._status is None:
             self._settle(_broken(error), _NO_METADATA)
         answers.put(response)
@@ -412,7 +411,7 @@ class LoopCall:
                     self._request = _grpcio.message_of(operation)
                 elif kind == _grpcio.RECEIVE_MESSAGE:
                     self._one_response = True
-        _check_metadata(self._metadata)
+        check_types(self._metadata)
         if not channel.begin(self, self._start, contextvars.copy_context()):
             raise ValueError(f"Cannot invoke RPC: {channel.closed_reason}")
 
@@ -499,7 +498,7 @@ class LoopCall:
             raise
         except Exception as error:  # noqa: BLE001  # as above
             if isinstance(error, InternalError) and not legal(self._metadata):
-                self._ended_with = _ILLEGAL
+                self._ended_with = ILLEGAL
             elif logical._status is None:
                 self._ended_with = _broken(error)
         finally:
@@ -605,20 +604,3 @@ def _broken(error: BaseException) -> Any:
 
 def _waits_for_end(batch: Batch) -> bool:
     return any(op.type() in (_grpcio.RECEIVE_STATUS, _grpcio.RECEIVE_MESSAGE) for op in batch[0])
-
-
-def _check_metadata(metadata: Sequence[Any]) -> None:
-    """Raise what grpcio raises for metadata of wrong types, where it raises it: in the caller's thread."""
-    for key, value in metadata:
-        name = _encoded(key)
-        data = value if name[-4:] == b"-bin" else _encoded(value)
-        if not isinstance(data, bytes):
-            raise TypeError(f'Binary metadata key="{key}" expected bytes, got {type(data)}')
-
-
-def _encoded(text: Any) -> bytes:
-    if isinstance(text, str):
-        return text.encode()
-    if not isinstance(text, bytes):
-        raise TypeError(f"Expected str, not {type(text)}")
-    return text

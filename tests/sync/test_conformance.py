@@ -248,7 +248,13 @@ def test_metadata_of_wrong_types(channel: Any, kind: Kind, metadata: Any, error:
         kind.run(channel, metadata=metadata)
 
 
-@pytest.mark.parametrize("metadata", [(("X-User", "7"),), (("x", "\n"),), (("", "x"),)])
+def test_metadata_without_a_value(where: Where, channel: Any, kind: Kind) -> None:
+    """None is an empty value."""
+    assert kind.run(channel, metadata=(("x-none", None),)) == kind.echo()
+    assert where.received[-1].metadata["x-none"] == ""
+
+
+@pytest.mark.parametrize("metadata", [(("X-User", "7"),), (("x", "\n"),), (("", "x"),), ((None, "x"),)])
 def test_illegal_metadata(channel: Any, kind: Kind, metadata: Any) -> None:
     """What can not be a header ends the call INTERNAL."""
     error = failure(lambda: kind.finish(kind.start(channel, metadata=metadata)))

@@ -347,6 +347,25 @@ def test_nobody_there(free_port: int, kind: Kind) -> None:
             assert error.code() is Code.DEADLINE_EXCEEDED
 
 
+@pytest.mark.parametrize("wait", [None, True], ids=["fail fast", "wait for ready"])
+def test_illegal_metadata_wait_for_no_connection(free_port: int, kind: Kind, wait: bool | None) -> None:
+    """What cannot be sent ends the call INTERNAL, also where nothing is connected, and at once."""
+    import lb.sync
+
+    for channel in (
+        grpc.insecure_channel(f"127.0.0.1:{free_port}"),
+        lb.sync.channel(f"static:///127.0.0.1:{free_port}"),
+    ):
+        with channel:
+            illegal: Any = {"metadata": (("with blank", "x"),), "wait_for_ready": wait, "timeout": 1000}
+            for end in (
+                lambda channel=channel, illegal=illegal: kind.run(channel, **illegal),
+                lambda channel=channel, illegal=illegal: kind.finish(kind.start(channel, **illegal)),
+            ):
+                error = failure(end)
+                assert (error.code(), error.details()) == (Code.INTERNAL, "Invalid metadata")
+
+
 def test_wait_for_ready_waits(free_port: int, kind: Kind) -> None:
     """A call that waits is answered once a server is there."""
     import lb.sync

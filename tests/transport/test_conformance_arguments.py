@@ -116,6 +116,25 @@ async def test_metadata_keys_that_core_refuses(world: World, key: str) -> None:
     assert await outcome(call, UU) == "ExecuteBatchError"
 
 
+@pytest.mark.parametrize("wait", [None, True], ids=["fail fast", "wait for ready"])
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [((("with blank", "x"),), "INTERNAL"), ((("x", "\n"),), "INTERNAL"), ((("count", 1),), "TypeError")],
+    ids=["key", "value", "type"],
+)
+async def test_metadata_that_cannot_be_sent_wait_for_no_connection(
+    side: Side, kind: Kind, free_port: int, metadata: Any, error: str, wait: bool | None
+) -> None:
+    """Nothing is connected: the same error as with a connection, at once."""
+    if kind is UU and error == "INTERNAL":
+        error = "ExecuteBatchError"
+    async with side.make(f"127.0.0.1:{free_port}") as channel:
+        # Nothing is written: grpcio's writer may run into the failure first.
+        arguments = () if kind.streams_requests else (b"x",)
+        call = kind.stub(channel)(*arguments, metadata=metadata, timeout=1000, wait_for_ready=wait)
+        assert await outcome(call, kind) == error
+
+
 async def test_metadata_in_many_forms(world: World, kind: Kind) -> None:
     """Repeated keys, binary and empty values; text keeps its blanks and signs."""
     metadata = grpc.aio.Metadata(

@@ -13,7 +13,18 @@ import pytest
 import lb
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, hang
-from tests.transport.kit import HANGS_S, NO_BREAKER, UU, Kind, Told, channel_to, failure, in_flight
+from tests.transport.kit import (
+    HANGS_S,
+    IDEMPOTENT,
+    NO_BREAKER,
+    UU,
+    First,
+    Kind,
+    Told,
+    channel_to,
+    failure,
+    in_flight,
+)
 
 AWAY = "static:///127.0.0.1:1"
 
@@ -182,3 +193,38 @@ async def test_a_call_outside_of_any_loop_is_refused(backend: Backend) -> None:
         with pytest.raises(RuntimeError, match="no running event loop"):
             await asyncio.to_thread(UU.start, channel)
         assert channel.get_state() is grpc.ChannelConnectivity.IDLE
+
+
+class Keyed(First):
+    """A policy that reads what the caller sends."""
+
+    needs_metadata = True
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"policy": Keyed()}, {"hedging": lb.Hedging(delay_s=0.01), "retry": IDEMPOTENT}],
+    ids=["plain", "by key", "hedged"],
+)
+async def test_metadata_that_cannot_be_sent_wait_for_nothing(kind: Kind, settings: dict[str, Any]) -> None:
+    """Neither for a resolver that has said nothing yet nor for a deadline."""
+    async with lb.aio.channel(Told(), **settings) as channel:
+        call = kind.start(channel, metadata=(("with blank", "x"),))
+        with pytest.raises((grpc.aio.AioRpcError, grpc.aio.InternalError)):
+            await kind.responses(call)
+        assert (await call.code(), lb.attempts(call)) == (grpc.StatusCode.INTERNAL, [])
+
+
+async def test_metadata_that_cannot_be_sent_wait_for_no_place(backend: Backend, kind: Kind) -> None:
+    """Nor in line below the concurrency limit; the place in line is given back."""
+    backend.always(hang())
+    limit = lb.ConcurrencyLimit(limit=1, queue=1, queue_s=1000)
+    async with channel_to(backend, limit=limit) as channel:
+        first = UU.start(channel)
+        await backend.until(lambda: backend.in_flight)
+        for _ in range(3):
+            call = kind.start(channel, metadata=(("with blank", "x"),))
+            with pytest.raises((grpc.aio.AioRpcError, grpc.aio.InternalError)):
+                await kind.responses(call)
+            assert await call.code() is grpc.StatusCode.INTERNAL
+        first.cancel()
