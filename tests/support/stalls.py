@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from lb.testing.backend import METHODS
 
 ROOT = Path(__file__).parents[2]
 _C = ctypes.PyDLL(None)  # whose functions keep the interpreter's lock
@@ -30,7 +33,7 @@ HOLDS: dict[str, Callable[[float], None]] = {"loop": hold_loop, "interpreter": h
 
 @contextmanager
 def servers(count: int) -> Iterator[list[str]]:
-    """Addresses of so many `Backend`s of a child process, which echo."""
+    """Addresses of so many servers of a child process, which echo and say of ``shop`` that it is SERVING."""
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.support.stalls", str(count)],
         cwd=ROOT,
@@ -44,20 +47,39 @@ def servers(count: int) -> Iterator[list[str]]:
 
 
 async def _serve(count: int) -> None:
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_health.v1.health import aio as health
+
     from lb.testing import Backend
 
     options = (
+        ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 10),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10),
         ("grpc.keepalive_permit_without_calls", 1),
     )
-    backends = [Backend(f"p{number}", options=options) for number in range(count)]
-    for backend in backends:
-        await backend.start()
-    print(*[backend.address for backend in backends], flush=True)
+    echo = Backend("echo")  # whose handlers are served here
+
+    class Echo(grpc.GenericRpcHandler):
+        def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+            method = handler_call_details.method
+            return echo.handler(method) if method in METHODS else None
+
+    servers = []
+    for _ in range(count):
+        server = grpc.aio.server(options=options)
+        servicer = health.HealthServicer()
+        await servicer.set("shop", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        server.add_generic_rpc_handlers((Echo(),))
+        print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", end=" ")
+        await server.start()
+        servers.append(server)
+    print(flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    for backend in backends:
-        await backend.stop()
+    for server in servers:
+        await server.stop(None)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lb.aio import pulse
 from lb.aio._consul import AgentClient, ConsulError, agents_from
 from lb.testing import Backend
 from lb.testing.backend import METHODS, hang
-from tests.support.stalls import HOLDS, hold_loop, servers
+from tests.support.stalls import HOLDS, hold_interpreter, hold_loop, servers
 from tests.transport.kit import HANGS_S, KINDS, UU, Kind, failure, ready
 
 STRICT: dict[str, Any] = {"consecutive_failures": 1, "failure_ratio": None}
@@ -83,7 +83,7 @@ async def test_answers_that_arrived_meanwhile_count(
         assert unblamed(channel), str(channel.snapshot())
 
 
-async def test_five_seconds_are_as_one(addresses: list[str], hold: Callable[[float], None]) -> None:
+async def test_five_seconds_are_as_one(addresses: list[str]) -> None:
     """The longest stall: no call of any kind is lost, none is sent twice."""
     settings: dict[str, Any] = {
         "retry": lb.Retry(attempt_timeout=LIMIT_S, idempotent=METHODS),
@@ -91,7 +91,7 @@ async def test_five_seconds_are_as_one(addresses: list[str], hold: Callable[[flo
     }
     async with await connected(addresses, **settings) as channel:
         tasks = {kind: await under_way(kind, channel, timeout=HANGS_S) for kind in KINDS}
-        hold(5)
+        hold_interpreter(5)
         for kind, begun in tasks.items():
             for task in begun:
                 assert await task == (kind.echo(), 1)
@@ -104,7 +104,7 @@ async def test_slow_calls_are_those_of_endpoints(
     """``slow_call_s`` counts the time for which the client ran, and so does the latency that policies read."""
     async with await connected(addresses, breaker=lb.Breaker(**STRICT, slow_call_s=0.2)) as channel:
         tasks = await under_way(kind, channel, timeout=HANGS_S)
-        hold(0.6)
+        hold(0.4)
         for task in tasks:
             assert await task == (kind.echo(), 1)
         assert unblamed(channel), str(channel.snapshot())
@@ -116,7 +116,7 @@ async def test_a_deadline_that_passed_before_anything_was_sent(
     """The call fails, as with grpcio; the endpoint that was chosen for it is not the one that did not answer."""
     async with await connected(addresses, breaker=lb.Breaker(**STRICT, unanswered_s=0.2)) as channel:
         tasks = [asyncio.ensure_future(_run(kind, channel, {"timeout": 0.25})) for _ in range(6)]
-        asyncio.get_running_loop().call_soon(hold, 0.6)
+        asyncio.get_running_loop().call_soon(hold, 0.4)
         ends: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
         for ended in ends:
             assert isinstance(ended, tuple) or ended.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -155,7 +155,8 @@ async def test_connections_stand_through_a_stall(
     """Keepalive and health are core's own affair, which goes on: no connection is lost, no endpoint goes."""
     connection = lb.Connection(keepalive_s=0.2, keepalive_timeout_s=0.2)
     caplog.set_level(logging.DEBUG, "lb.channel")
-    async with await connected(addresses, connection=connection, breaker=lb.Breaker(**STRICT)) as channel:
+    settings: dict[str, Any] = {"connection": connection, "breaker": lb.Breaker(**STRICT), "health": "shop"}
+    async with await connected(addresses, **settings) as channel:
         before = len(caplog.records)
         hold(1.5)
         assert await UU.run(channel, timeout=HANGS_S) == UU.echo()
