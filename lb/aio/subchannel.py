@@ -31,6 +31,11 @@ _WHY_S = 0.5
 _WHY_EVERY_S = 5.0
 """So old may the reason grow that is shown for an endpoint which can not be reached."""
 _NUDGE_S = 0.1
+# Who says which name a certificate must have, the first of them that is set.
+_TLS_NAMES = {
+    "grpc.ssl_target_name_override": "as grpc.ssl_target_name_override says",
+    "grpc.default_authority": "the target's name, or what grpc.default_authority says",
+}
 _INHERITED_S = 1.0
 """A failure that comes sooner may be that of another channel of the process, which waits to connect again."""
 _ENDS_SOON = "its connections end as soon as they are made"
@@ -247,4 +252,12 @@ class Subchannel:
         if words.meaning(details) is not words.Meaning.NEVER_CONNECTED:
             return ""
         # "...; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect...": who reads it knows the address.
-        return _ADDRESS.sub("", details.rpartition("last error: ")[2])
+        why = _ADDRESS.sub("", details.rpartition("last error: ")[2])
+        options = dict(self._options)
+        whence = next((name for name in _TLS_NAMES if options.get(name)), "")
+        return words.handshake(
+            why,
+            secure=self._credentials is not None,
+            name=options[whence] if whence else self._candidate.endpoint.address.rpartition(":")[0],
+            whence=_TLS_NAMES.get(whence, "its host; grpc.ssl_target_name_override would name another"),
+        )

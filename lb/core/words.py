@@ -81,6 +81,31 @@ TABLE = (
 )
 
 
+_NO_TLS = "the server does not speak TLS, or not on this port (without credentials= the channel speaks plain text)"
+_NO_PLAIN_TEXT = "the server hangs up before it greets; does it speak TLS? Then the channel needs credentials="
+# What core says of a handshake that failed, and what that means: with credentials, and without.
+_HANDSHAKES = (
+    ("Hostname Verification Check failed", "the server's certificate is not for {name!r} ({whence})", ""),
+    ("is not in peer certificate", "the server's certificate is not for {name!r} ({whence})", ""),
+    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a root that the credentials trust", ""),
+    ("WRONG_VERSION_NUMBER", _NO_TLS, ""),
+    ("HTTP_REQUEST", _NO_TLS, ""),
+    ("Socket closed", "", _NO_PLAIN_TEXT),
+    ("Connection reset by peer", "", _NO_PLAIN_TEXT),
+)
+
+
+def handshake(why: str, *, secure: bool, name: str, whence: str) -> str:
+    """Why connecting failed, with what core's words mean before them where that is known.
+
+    ``name`` is the one that a certificate must have, ``whence`` says who set it.
+    """
+    for words, with_tls, without in _HANDSHAKES:
+        if words in why and (meant := with_tls if secure else without):
+            return f"{meant.format(name=name, whence=whence)}: {why}"
+    return why
+
+
 def find(details: str) -> Words | None:
     """The line of the table that these details match."""
     for words in TABLE:

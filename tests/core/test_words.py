@@ -8,7 +8,7 @@ from lb.core.breaker import Breaker
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Endpoint
 from lb.core.outcome import Origin
-from lb.core.words import NEWS_S, TABLE, Meaning, Words, find, names, origin
+from lb.core.words import NEWS_S, TABLE, Meaning, Words, find, handshake, names, origin
 
 ADDRESS = "10.0.0.7:50051"
 BEGAN, ENDED = 100.0, 110.0
@@ -20,6 +20,25 @@ PROVEN = {
 }
 UNPROVEN = PROVEN | {Meaning.NEVER_CONNECTED: Origin.PEER, Meaning.GIVEN_BACK: Origin.CLOSING}
 EACH = pytest.mark.parametrize("words", TABLE, ids=lambda words: words.begins or words.ends)
+
+
+@pytest.mark.parametrize(
+    ("why", "with_tls", "without"),
+    [
+        ("x: Hostname Verification Check failed.", "the server's certificate is not for 'shop' (its host): ", ""),
+        ("Peer name shop is not in peer certificate", "the server's certificate is not for 'shop' (its host): ", ""),
+        ("SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a root", ""),
+        ("SSL_ERROR_SSL: WRONG_VERSION_NUMBER", "the server does not speak TLS", ""),
+        ("Socket closed", "", "the server hangs up before it greets; does it speak TLS?"),
+        ("Failed to connect to remote host: Connection refused", "", ""),
+    ],
+)
+def test_what_a_handshakes_failure_means_is_said_before_cores_words(why: str, with_tls: str, without: str) -> None:
+    """Where it is known; core's own words stay."""
+    for secure, meant in ((True, with_tls), (False, without)):
+        said = handshake(why, secure=secure, name="shop", whence="its host")
+        assert said.startswith(meant or why)
+        assert said.endswith(why)
 
 
 def example(words: Words, address: str = ADDRESS) -> str:

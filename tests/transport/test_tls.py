@@ -191,3 +191,43 @@ async def test_plain_text_to_a_tls_port_fails(secure: Backend) -> None:
     async with lb.aio.channel(target(secure)) as channel:
         async with asyncio.timeout(HANGS_S):
             assert (await failure(UU.start(channel))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), "the server's certificate is not for '127.0.0.1' (its host; grpc.ssl_target_name_override would name"),
+        (
+            (("grpc.default_authority", "shop"),),
+            "the server's certificate is not for 'shop' (the target's name, or what grpc.default_authority says): ",
+        ),
+        (
+            (("grpc.default_authority", "catalog"), ("grpc.ssl_target_name_override", "shop")),
+            "the server's certificate is not for 'shop' (as grpc.ssl_target_name_override says): ",
+        ),
+    ],
+    ids=["host", "authority", "override"],
+)
+async def test_a_wrong_name_is_told_with_the_one_that_was_expected(
+    secure: Backend, credentials: grpc.ChannelCredentials, options: tuple[tuple[str, str], ...], expected: str
+) -> None:
+    """And who set it."""
+    async with lb.aio.channel(target(secure), credentials=credentials, options=options) as channel:
+        assert expected in str((await failure(UU.start(channel, timeout=HANGS_S))).details())
+
+
+async def test_an_untrusted_certificate_is_told(secure: Backend) -> None:
+    """It is the credentials that do not trust it."""
+    other = grpc.ssl_channel_credentials(self_signed("other").certificate)
+    async with lb.aio.channel(target(secure), credentials=other, options=[("grpc.default_authority", "catalog")]) as c:
+        said = str((await failure(UU.start(c, timeout=HANGS_S))).details())
+    assert "not signed by a root that the credentials trust: " in said
+
+
+async def test_plain_text_against_tls_is_told(secure: Backend, credentials: grpc.ChannelCredentials) -> None:
+    """Both ways round."""
+    async with lb.aio.channel(target(secure)) as channel:
+        said = str((await failure(UU.start(channel, timeout=HANGS_S))).details())
+        assert "does it speak TLS? Then the channel needs credentials=: " in said
+    async with Backend() as plain, lb.aio.channel(target(plain), credentials=credentials) as channel:
+        assert "the server does not speak TLS" in str((await failure(UU.start(channel, timeout=HANGS_S))).details())
