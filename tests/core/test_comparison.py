@@ -289,6 +289,19 @@ def test_a_caller_in_step_with_the_turn_blames_nobody(policy: Policy, names: str
     assert all(c.breaker.last is None for c in rig.balancer.candidates)
 
 
+@pytest.mark.parametrize("policy", SEVERAL, ids=lambda policy: policy.name)
+def test_a_caller_that_asks_twice_at_once_blames_nobody(policy: Policy) -> None:
+    """One of two calls at once is for a missing key: it goes to whoever is second."""
+    rig, rng = Rig("abc", policy=policy), Random(5)
+    for _ in range(3000):
+        calls = [(rig.pick(), outcome) for outcome in (OK, NOT_FOUND)]
+        rig.clock.advance(rng.uniform(0.010, 0.020))
+        for attempt, outcome in calls:
+            rig.end(attempt, outcome)
+            rig.clock.advance(rng.uniform(0.0, 0.002))
+    assert all(c.breaker.last is None for c in rig.balancer.candidates)
+
+
 @pytest.mark.parametrize(
     "policy",
     [RingHash(key="key"), PickFirst(), Subset(2, RingHash(key="key"), client=0), SlowStart(PickFirst())],

@@ -52,6 +52,7 @@ LATE_FACTOR = 2.0
 FAILURE_FACTOR = 10.0
 FORGIVEN_S = 8.0
 """So long after its last failure a latency is what it was before, if nothing was asked meanwhile."""
+FEW = 5
 PAUSE_S = 1.0
 """A good answer so long after the last failure ends its penalty."""
 UNKNOWN = 1000.0
@@ -213,8 +214,8 @@ class P2CPicker:
 
     @property
     def turn(self) -> Callable[[Random], None] | None:
-        """Go by chance for some picks. Of two endpoints only, where costs alone decide; of more, draws do as well."""
-        return self._go_blind if self._size == 2 else None
+        """Go by chance for some picks. Of a few endpoints only, where costs decide most; of more, draws do."""
+        return self._go_blind if 1 < self._size <= FEW else None
 
     def explain(self) -> str:
         """The rule in words."""
