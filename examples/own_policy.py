@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import lb
 from lb.core.outcome import Outcome, Verdict
@@ -37,6 +37,7 @@ class Canary:
     failures: int = 3
     pause_s: float = 10.0
     name: str = "canary"
+    spreads: ClassVar[bool] = True  # chance decides, not what a call asks: endpoints can be compared by their answers
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> Picker:
         """Called when the endpoints that may be picked have changed. What is slow belongs here."""

@@ -53,7 +53,10 @@ class Candidate(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Attempts on it that have not ended."""
+        """Attempts on it that have not ended, and those that a server's error ended sooner than a good answer comes.
+
+        The latter count until then: who fails at once is not idle.
+        """
 
     @property
     def ready_since(self) -> float | None:
