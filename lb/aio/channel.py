@@ -243,7 +243,7 @@ class LogicalChannel:
         intercepted: bool = False,
     ) -> None:
         if isinstance(target, bytes):  # grpcio takes them too
-            target = target.decode()
+            target = target.decode(errors="backslashreplace")  # a backslash is in no target
         if isinstance(target, str):
             parsed = parse_target(target)
             if isinstance(parsed, DnsTarget):

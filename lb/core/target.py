@@ -52,6 +52,7 @@ _LEAST_INTERVAL_S = 0.1
 _LOCAL = frozenset({"unix", "unix-abstract"})
 _HANDED_OVER = _LOCAL | {"vsock", "xds", "google-c2p", "google-c2p-experimental"}
 _SCHEMES = ("consul", "static", "dns", "ipv4", "ipv6", *sorted(_HANDED_OVER))
+_NEVER_IN_A_HOST = frozenset("/?#@,[]{}<>$*\\\"'|^`")  # also what a template that was not filled in leaves
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
@@ -206,7 +207,7 @@ def split_host_port(text: str, *, where: str, default_port: int | None = None) -
     else:
         host, colon, port_text = text.partition(":")
         missing = not colon
-    if not host or any(c in host for c in "/?#@,[]"):
+    if not host or not _NEVER_IN_A_HOST.isdisjoint(host):
         raise ValueError(f"{where}: host is {host!r}; {expected}")
     if missing:
         if default_port is None:

@@ -345,6 +345,7 @@ async def test_a_resolver_that_cannot_look_again(
         ("dns://shop:1", "Did you mean 'dns:///shop:1'?"),
         ("consull:///shop", "Did you mean 'consul:///shop'?"),
         (b"http://shop:1", "Did you mean 'dns:///shop:1'?"),
+        (b"\xff:1", "host is '\\\\xff'"),
     ],
 )
 def test_what_is_no_target_is_an_error_at_once(make: Any, text: Any, says: str) -> None:
