@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from lb.core.balancer import Attempt, Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.comparison import LEVEL, Comparison, chance
+from lb.core.concurrency import ConcurrencyLimit
 from lb.core.endpoint import Resolution
 from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.policies import (
@@ -376,6 +377,27 @@ def test_an_errors_place_is_free_when_a_good_answer_would_have_come() -> None:
     rig.clock.advance(0.0201)
     rig.end(rig.pick())
     assert (a.in_flight, a.running) == (0, 0)
+
+
+def test_an_adaptive_limit_does_not_grow_by_quick_errors() -> None:
+    """Good answers take 20 ms, errors none: these are no sign that the server could take more."""
+
+    def burst(rig: Rig, outcome: Outcome, took_s: float) -> None:
+        running = [rig.pick() for _ in range(10)]
+        rig.clock.advance(took_s)
+        for attempt in running:
+            rig.end(attempt, outcome)
+
+    rig = Rig("a", limit=ConcurrencyLimit(limit=10, adaptive=True))
+    limit = rig.candidate("a").limit
+    assert limit is not None
+    before = limit.limit
+    for _ in range(20):
+        burst(rig, NOT_FOUND, 0.0001)
+    assert limit.limit == before
+    for _ in range(20):
+        burst(rig, OK, 0.02)
+    assert limit.limit > before
 
 
 def test_latency_is_that_of_good_answers() -> None:
