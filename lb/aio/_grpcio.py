@@ -484,6 +484,7 @@ class UpperChannel(_Base):
     async def _close(self, grace: float | None) -> None:
         # As of grpcio 1.83; those before look for calls among all tasks of the loop, and find some of them.
         channel = self._channel
+        channel.check_loop()
         try:
             if channel.closed():
                 return

@@ -651,9 +651,7 @@ class LogicalChannel:
         if self._loop is loop:
             return
         if self._loop is not None:
-            raise _grpcio.UsageError(
-                f"channel {self.target}: it belongs to the event loop that used it first; make one channel per loop"
-            )
+            raise self._elsewhere()
         self._check_fork()
         self._loop = loop
         beat = pulse.current()
@@ -674,6 +672,19 @@ class LogicalChannel:
         self._watch_idling()
         if self._unmatched:
             loop.call_later(_UNMATCHED_S, _look_for_unmatched, weakref.ref(self))
+
+    def check_loop(self) -> None:
+        """Raise ``UsageError`` in another loop than the channel's, as long as that exists and the channel is open."""
+        loop = self._loop
+        if loop is not None and loop is not get_running_loop() and not loop.is_closed() and not self._closed:
+            raise self._elsewhere()
+
+    def _elsewhere(self) -> Exception:
+        error: Exception = _grpcio.UsageError(
+            f"channel {self.target}: it belongs to the event loop that used it first; use and close it there, or make"
+            " one channel per loop"
+        )
+        return error
 
     def _check_fork(self) -> None:
         if fork.lost():
@@ -731,7 +742,7 @@ class LogicalChannel:
 
     async def wait_closed(self) -> None:
         """Wait until the tasks of a closed channel have ended."""
-        if self._ending:
+        if self._ending and self._loop is get_running_loop():  # what ends elsewhere cannot be waited for
             await asyncio.gather(*self._ending, return_exceptions=True)
 
     # ---- connectivity and looking inside ----
@@ -751,6 +762,7 @@ class LogicalChannel:
         """Wait until the state is another than ``last_observed``; False at the deadline (wall clock)."""
         if self._closing:
             raise _grpcio.UsageError(self._refusal)
+        self.check_loop()
         until = _grpcio.on_monotonic_clock(deadline)
         while self.check_connectivity_state(False) == last_observed:
             if not await self._change(until):

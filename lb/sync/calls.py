@@ -317,6 +317,7 @@ class BlockingCall(Locked):
             self._status = ILLEGAL  # in place of what `_abandon` made of it
         elif self._status is None:
             self._settle(_broken(error), _NO_METADATA)
+        self._real = None  # as in `LoopCall._finish`
         answers.put(response)
 
     async def _go_on(self) -> bytes | None:
@@ -394,6 +395,7 @@ class LoopCall:
         self._over = False
         self._ended_with: Any = None
         self._logical: LogicalCall | None = None
+        self._record: LockedCall | None = None
         self._message: bytes | None = None
         self._opened: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -418,8 +420,7 @@ class LoopCall:
     @property
     def call(self) -> LockedCall | None:
         """The core's record, once the loop has made it."""
-        logical = self._logical
-        return None if logical is None else logical.call  # type: ignore[return-value]  # it is a LockedCall
+        return self._record
 
     # ---- what the upper layer asks, from any thread ----
 
@@ -457,6 +458,7 @@ class LoopCall:
             return
         try:
             logical = self._logical = context.run(self._make)
+            self._record = logical.call  # type: ignore[assignment]  # it is a LockedCall
         except Exception as error:  # noqa: BLE001  # whatever it is, the caller must not wait for ever
             self._ended_with = _broken(error)
             self._finish()
@@ -590,6 +592,9 @@ class LoopCall:
         headers = None if logical is None else logical._initial_metadata
         for batch in list(self._due):
             self._complete(batch, headers or _NO_METADATA, status)
+        # Whoever keeps the call object must not keep core's call with it: that would keep the connection's watch
+        # from ending, for which closing waits.
+        self._logical = None
         self._channel.ended(self)
 
     def _complete(self, batch: Batch, headers: Any, status: Any = None) -> None:

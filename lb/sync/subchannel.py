@@ -16,7 +16,8 @@ from lb import threads
 from lb.aio.subchannel import Subchannel as AioSubchannel
 from lb.sync import _grpcio
 
-_WATCH_S = 1.0
+WATCH_S = 1.0
+"""Seconds that a closed connection's watch has to end by itself. It does so once core has no call of it left."""
 
 
 class Subchannel(AioSubchannel):
@@ -86,7 +87,7 @@ class Subchannel(AioSubchannel):
         return self._task.get_loop().create_task(self._ended(), name="lb: end of a watch")
 
     async def _ended(self) -> None:
-        await asyncio.wait((self._task,), timeout=_WATCH_S)
+        await asyncio.wait((self._task,), timeout=WATCH_S)
         self._task.cancel()
 
 

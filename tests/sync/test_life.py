@@ -21,7 +21,7 @@ import grpc
 import pytest
 
 import lb
-from lb.sync import loop
+from lb.sync import loop, subchannel
 from tests.sync.conftest import Fleet
 from tests.sync.kit import (
     HANGS_S,
@@ -418,6 +418,84 @@ def test_ctrl_c_ends_the_call_at_its_server(fleet: Fleet) -> None:
                 print(stub(b"y", timeout=10))
     """
     assert run(code, server.address) == ["b'y'"]
+
+
+def kept_stream(channel: Any) -> Any:
+    """One in its middle."""
+    call = US.start(channel)
+    next(call)
+    return call
+
+
+def kept_hanging(channel: Any) -> Any:
+    """One that the server never answers."""
+    return SS.start(channel, timeout=1000)
+
+
+def kept_ended_stream(channel: Any) -> Any:
+    """One that was read to its end."""
+    call = SS.start(channel)
+    SS.finish(call)
+    return call
+
+
+def kept_future(channel: Any) -> Any:
+    """One with its result."""
+    call = SU.start(channel)
+    SU.finish(call)
+    return call
+
+
+def kept_blocking_call(channel: Any) -> Any:
+    """The call object that comes with an answer; a new channel's first call goes through the loop."""
+    return UU.stub(channel).with_call(b"x")
+
+
+def kept_error(channel: Any) -> Any:
+    """What a stream has raised."""
+    call = US.start(channel, timeout=0.01)
+    return failure(lambda: US.finish(call))
+
+
+@pytest.mark.parametrize(
+    "keep", [kept_stream, kept_hanging, kept_ended_stream, kept_future, kept_blocking_call, kept_error]
+)
+def test_a_call_object_that_is_kept_delays_no_closing(
+    server: Server, monkeypatch: pytest.MonkeyPatch, keep: Callable[[Any], Any]
+) -> None:
+    """Nothing in it keeps core's call, and with it the connection: closing ends without its time-out."""
+    monkeypatch.setattr(subchannel, "WATCH_S", 10 * HANGS_S)
+    if keep in (kept_hanging, kept_error):
+        server.always = wait_for(threading.Event())
+    channel = channel_to(server)
+    kept = keep(channel)
+    eventually(lambda: server.received)
+    channel.close()
+    eventually(lambda: lb_threads() == [], "the channel is closed")
+    assert lb.attempts(kept[1] if isinstance(kept, tuple) else kept)
+
+
+def test_ctrl_c_in_a_stream_delays_no_closing(server: Server) -> None:
+    """The call object is still there, in the variable of who was interrupted."""
+    server.always = wait_for(threading.Event())
+    code = """
+        import os, signal, sys, threading, time, lb, lb.sync.subchannel
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        lb.sync.subchannel.WATCH_S = 600
+        channel = lb.sync.channel("static:///" + sys.argv[1])
+        call = channel.unary_stream("/lb.testing.Echo/UnaryStream")(b"x", timeout=1000)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            next(call)
+        except KeyboardInterrupt:
+            print("interrupted")
+        channel.close()
+        deadline = time.monotonic() + 60
+        while any(t.name == "lb: loop" for t in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        print([t.name for t in threading.enumerate() if t.name.startswith("lb")])
+    """
+    assert run(code, server.address) == ["interrupted", "[]"]
 
 
 # ---- forks ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import lb
 from lb.testing import Backend
-from lb.testing.backend import UNARY_UNARY, hang
+from lb.testing.backend import UNARY_UNARY, Gate, echo, hang, hold
 from tests.transport.kit import (
     HANGS_S,
     IDEMPOTENT,
@@ -170,21 +171,56 @@ async def test_call_credentials_need_a_secure_channel(backend: Backend, make: Ma
             channel.unary_unary(UNARY_UNARY)(b"x", credentials=grpc.access_token_call_credentials("x"))
 
 
-async def test_another_event_loop_is_told_apart(backend: Backend) -> None:
+def elsewhere(use: Callable[[], Any]) -> Any:
+    """What comes of it in a loop of its own, in another thread."""
+
+    async def run() -> Any:
+        answer = use()
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return asyncio.to_thread(asyncio.run, run())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda channel: UU.start(channel),
+        lambda channel: channel.close(),
+        lambda channel: channel.close(1.0),
+        lambda channel: channel.__aexit__(None, None, None),
+        lambda channel: channel.channel_ready(),
+        lambda channel: channel.get_state(try_to_connect=True),
+        lambda channel: channel.wait_for_state_change(channel.get_state()),
+    ],
+    ids=["call", "close", "close with grace", "aexit", "channel_ready", "get_state", "wait_for_state_change"],
+)
+async def test_another_event_loop_is_told_apart(backend: Backend, use: Callable[[Any], Any]) -> None:
     """A channel belongs to the loop that used it first; another one gets a clear error and harms nothing."""
+    backend.script(echo(), hold(gate := Gate()))
     async with channel_to(backend) as channel:
         assert await UU.run(channel) == [b"one"]
-
-        def elsewhere() -> str:
-            async def use() -> str:
-                with pytest.raises(grpc.aio.UsageError) as raised:
-                    UU.start(channel)
-                return str(raised.value)
-
-            return asyncio.run(use())
-
-        assert "one channel per loop" in await asyncio.to_thread(elsewhere)
+        running = UU.start(channel)
+        await backend.until(lambda: backend.in_flight)
+        with pytest.raises(grpc.aio.UsageError, match="one channel per loop"):
+            await elsewhere(lambda: use(channel))
+        gate.open()
+        assert await running == b"one"
         assert await UU.run(channel) == [b"one"]
+
+
+async def test_a_channel_that_is_closed_or_unused_may_be_closed_anywhere(backend: Backend) -> None:
+    """There is nothing that another loop could harm; so it is with one whose loop has ended."""
+    async with channel_to(backend) as closed:
+        assert await UU.run(closed) == [b"one"]
+    await elsewhere(closed.close)
+    unused = channel_to(backend)
+    await elsewhere(unused.close)
+    orphan = channel_to(backend)
+    assert await elsewhere(lambda: UU.start(orphan)) == b"one"
+    await orphan.close()
+    for channel in (closed, unused, orphan):
+        with pytest.raises(grpc.aio.UsageError, match="closed"):
+            UU.start(channel)
 
 
 async def test_a_call_outside_of_any_loop_is_refused(backend: Backend) -> None:
