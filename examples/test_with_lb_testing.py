@@ -19,7 +19,11 @@ import pytest
 import lb
 from lb.core.outcome import Verdict
 from lb.testing import Backend, FakeClock
-from lb.testing.backend import UNARY_UNARY, answered_by, fail, hang
+from lb.testing.backend import UNARY_UNARY, Backends, answered_by, fail, hang
+from mesh.runtime.v1 import DescribeRequest, DescribeResponse, RuntimeServicer, RuntimeStub
+from mesh.runtime.v1 import add_RuntimeServicer_to_server as add_runtime
+
+pytest_plugins = ["lb.testing.fixtures"]  # lb_backend, lb_backends, lb_agent, lb_clock
 
 # ---- the code under test ----
 
@@ -76,9 +80,29 @@ async def test_another_server_takes_over() -> None:
             assert len(other.received) == 1
 
 
-def test_a_breaker_opens_and_probes() -> None:
+class Runtime(RuntimeServicer):
+    """A servicer of one's own: what the code under test really calls."""
+
+    async def Describe(self, request: DescribeRequest, context: Any) -> DescribeResponse:
+        """Always the same."""
+        return DescribeResponse(service="catalog", weight=7)
+
+
+@pytest.mark.asyncio
+async def test_servicers_of_ones_own_go_by_the_script(lb_backends: Backends) -> None:
+    """Where the script is used up the servicer answers. Its proto says that `Describe` is idempotent: it is retried."""
+    one, two = await lb_backends(2, add=lambda server: add_runtime(Runtime(), server))
+    one.script(fail(grpc.StatusCode.UNAVAILABLE))
+    two.script(fail(grpc.StatusCode.UNAVAILABLE))
+    async with lb.aio.channel(f"static:///{one.address},{two.address}") as channel:
+        answer = await RuntimeStub(channel).Describe(DescribeRequest(), timeout=10)
+    assert answer.weight == 7
+    assert set(one.methods + two.methods) == {"/mesh.runtime.v1.Runtime/Describe"}
+
+
+def test_a_breaker_opens_and_probes(lb_clock: FakeClock) -> None:
     """The rules of lb take the time as an argument, so an hour of them takes no time."""
-    clock = FakeClock()
+    clock = lb_clock
     breaker = lb.Breaker(consecutive_failures=3, open_s=2.0, jitter=0).new_state()
     rng = random.Random(1)
     for _ in range(3):

@@ -3,6 +3,8 @@
 ``Agent``: a Consul agent that is embedded (:mod:`lb.testing.agent`).
 ``Backend``: a gRPC server that does as it is told (:mod:`lb.testing.backend`).
 ``FakeClock``: time that a test moves (:mod:`lb.testing.clock`).
+
+As fixtures of pytest: :mod:`lb.testing.fixtures`.
 """
 
 from __future__ import annotations

@@ -20,12 +20,18 @@ Four methods of ``lb.testing.Echo`` take and return plain bytes, so no stubs are
 Every answer carries the backend's name in the trailing metadata under `NAME_KEY`; headers are
 sent early only where a `Step` says so. A script is a list of steps, one consumed by each call;
 when it is used up, calls are echoed.
+
+Servicers of your own are served beside these, and go by the same script. Where it is used up, they answer::
+
+    Backend(add=lambda server: add_CatalogServicer_to_server(Catalog(), server))
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+import contextlib
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -139,7 +145,8 @@ class Received:
     """The client's end of the connection: two calls over one connection have the same."""
     timeout_s: float | None
     """Seconds to the deadline when the call arrived; None without one."""
-    messages: list[bytes] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
+    """The requests: ``bytes``, or what a servicer of your own takes."""
     half_closed: bool = False
     """Whether the client said that no more messages follow."""
     ended: bool = False
@@ -157,12 +164,17 @@ class Backend:
         credentials: for TLS, as of ``grpc.ssl_server_credentials``.
         copies: how many messages `UNARY_STREAM` answers with.
         options: of the ``grpc.aio.server``.
+        add: adds servicers of your own to the server, at each start. Their methods are ``async def``; one that a
+            generated base class leaves unimplemented is answered so.
+        interceptors: of the ``grpc.aio.server``; the script is innermost.
     """
 
     def __init__(
         self,
         name: str = "backend",
         *,
+        add: Callable[[grpc.aio.Server], object] | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         host: str = "127.0.0.1",
         port: int = 0,
         credentials: grpc.ServerCredentials | None = None,
@@ -180,6 +192,8 @@ class Backend:
         self._port = port
         self._credentials = credentials
         self._options = (("grpc.so_reuseport", 0), *options)
+        self._add = add
+        self._interceptors = (*interceptors, _Scripted(self))
         self._steps: list[Step] = []
         self._always: Step | None = None
         self._server: grpc.aio.Server | None = None
@@ -198,7 +212,9 @@ class Backend:
             return
         deadline = asyncio.get_running_loop().time() + _REBIND_S
         while True:
-            server = grpc.aio.server(options=self._options)
+            server = grpc.aio.server(options=self._options, interceptors=self._interceptors)
+            if self._add is not None:
+                self._add(server)
             server.add_generic_rpc_handlers((_Handlers(self),))
             try:
                 if self._credentials is None:
@@ -291,20 +307,31 @@ class Backend:
         self._changed()
         return call, step
 
-    def _left(self, call: Received) -> None:
-        call.ended = True
-        self.in_flight -= 1
-        self._changed()
+    @contextlib.contextmanager
+    def _taken(self, method: str, context: _Context) -> Iterator[tuple[Received, Step]]:
+        """A call from its arrival to its end, and what it gets."""
+        call, step = self._arrived(method, context)
+        try:
+            yield call, step
+        except (asyncio.CancelledError, GeneratorExit):
+            call.cancelled = True
+            raise
+        finally:
+            call.ended = True
+            self.in_flight -= 1
+            self._changed()
+
+    async def _begin(self, step: Step, context: _Context) -> None:
+        context.set_trailing_metadata(((NAME_KEY, self.name), *step.trailing_metadata))
+        if step.headers or step.initial_metadata:
+            await context.send_initial_metadata(step.initial_metadata)
 
     async def _run(
         self, method: str, requests: bytes | AsyncIterable[bytes], context: _Context
     ) -> AsyncIterator[bytes]:
         """One call of any kind: the responses, as they become due."""
-        call, step = self._arrived(method, context)
-        try:
-            context.set_trailing_metadata(((NAME_KEY, self.name), *step.trailing_metadata))
-            if step.headers or step.initial_metadata:
-                await context.send_initial_metadata(step.initial_metadata)
+        with self._taken(method, context) as (call, step):
+            await self._begin(step, context)
             turns = self._turns(method, self._read(requests, call), call)
             for _ in range(step.after if method != UNARY_UNARY else 0):
                 answers = await anext(turns, None)
@@ -312,34 +339,29 @@ class Backend:
                     break
                 for answer in answers:
                     yield answer
-            if step.gate is not None:
-                await step.gate.wait()
-            if step.code is not grpc.StatusCode.OK:
-                await context.abort(step.code, step.details)
+            await _end(step, context)
             async for answers in turns:
                 for answer in answers:
                     yield answer
-        except (asyncio.CancelledError, GeneratorExit):
-            call.cancelled = True
-            raise
-        finally:
-            self._left(call)
 
     async def _single(self, method: str, requests: bytes | AsyncIterable[bytes], context: _Context) -> bytes:
         (answer,) = [answer async for answer in self._run(method, requests, context)]
         return answer
 
-    async def _read(self, requests: bytes | AsyncIterable[bytes], call: Received) -> AsyncIterator[bytes]:
-        if isinstance(requests, bytes):
-            call.messages.append(requests)
-            yield requests
-        else:
+    async def _read(self, requests: Any, call: Received) -> AsyncIterator[Any]:
+        """The requests, noted as they are read."""
+        if isinstance(requests, AsyncIterable):
             async for request in requests:
                 call.messages.append(request)
                 self._changed()
                 yield request
-        call.half_closed = True
-        self._changed()
+            call.half_closed = True
+            self._changed()
+        else:
+            call.messages.append(requests)
+            call.half_closed = True
+            self._changed()
+            yield requests
 
     async def _turns(self, method: str, requests: AsyncIterator[bytes], call: Received) -> AsyncIterator[list[bytes]]:
         """The call message by message: the answers that each brings, if any."""
@@ -366,6 +388,66 @@ class Backend:
         run = self._run if method in (UNARY_STREAM, STREAM_STREAM) else self._single
         return wrap(partial(run, method))
 
+    def scripted(self, method: str, handler: Any) -> Any:
+        """The handler of a servicer's ``method``, which goes by the script first."""
+        if handler.request_streaming:
+            behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
+        else:
+            behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if not inspect.iscoroutinefunction(behaviour) and not inspect.isasyncgenfunction(behaviour):
+            return handler  # a generated base class has it: unimplemented
+
+        async def whole(request: Any, context: Any) -> Any:
+            with self._taken(method, context) as (call, step):
+                await self._begin(step, context)
+                requests = self._read(request, call)
+                if handler.request_streaming and step.code is not grpc.StatusCode.OK:
+                    for _ in range(step.after):
+                        await anext(requests, None)
+                await _end(step, context)
+                return await behaviour(requests if handler.request_streaming else await anext(requests), context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            with self._taken(method, context) as (call, step):
+                await self._begin(step, context)
+                requests = self._read(request, call)
+                answers = behaviour(requests if handler.request_streaming else await anext(requests), context)
+                try:
+                    for _ in range(step.after):
+                        if (answer := await anext(answers, None)) is not None:
+                            yield answer
+                    await _end(step, context)
+                    async for answer in answers:
+                        yield answer
+                finally:
+                    await answers.aclose()
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        run = stream if inspect.isasyncgenfunction(behaviour) else whole
+        return make(run, handler.request_deserializer, handler.response_serializer)
+
+
+Backends = Callable[..., Awaitable[list[Backend]]]
+"""What starts several: ``await lb_backends(3, copies=1)``; see `lb.testing.fixtures`."""
+
+
+class _Scripted(grpc.aio.ServerInterceptor):
+    """Puts the backend's script before the handlers of a user's servicers."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method in METHODS:
+            return handler
+        return self._backend.scripted(handler_call_details.method, handler)
+
 
 class _Handlers(grpc.GenericRpcHandler):
     def __init__(self, backend: Backend) -> None:
@@ -373,6 +455,14 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         return self._backend.handler(handler_call_details.method)
+
+
+async def _end(step: Step, context: _Context) -> None:
+    """The end that a step wants; returns where it wants the rest of the call as usual."""
+    if step.gate is not None:
+        await step.gate.wait()
+    if step.code is not grpc.StatusCode.OK:
+        await context.abort(step.code, step.details)
 
 
 def answered_by(trailing_metadata: Iterable[tuple[str, str | bytes]] | None) -> str:

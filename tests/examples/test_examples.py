@@ -144,7 +144,7 @@ async def test_side_by_side() -> None:
 async def test_a_users_own_test() -> None:
     """A pytest of its own runs it, as a user would."""
     said = await run("-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_with_lb_testing.py")
-    assert "4 passed" in said
+    assert "5 passed" in said
 
 
 async def test_fastapi(consul: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

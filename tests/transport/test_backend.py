@@ -214,3 +214,109 @@ def test_who_answered() -> None:
     assert answered_by((("x", "y"),)) == ""
     assert answered_by(None) == ""
     assert tuple(kind.method for kind in KINDS) == METHODS
+
+
+# ---- servicers of a user's own ----
+
+
+class Counting:
+    """A servicer of four methods over plain numbers: doubles, counts up, sums, doubles each."""
+
+    async def double(self, request: int, context: Any) -> int:
+        """One number for one."""
+        return 2 * request
+
+    async def count(self, request: int, context: Any) -> AsyncIterator[int]:
+        """Many for one."""
+        for number in range(request):
+            yield number
+
+    async def total(self, requests: AsyncIterator[int], context: Any) -> int:
+        """One for many."""
+        return sum([number async for number in requests])
+
+    async def doubles(self, requests: AsyncIterator[int], context: Any) -> AsyncIterator[int]:
+        """Many for many."""
+        async for number in requests:
+            yield 2 * number
+
+    def missing(self, request: int, context: Any) -> int:
+        """As a generated base class has it."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        raise NotImplementedError
+
+
+def add_counting(server: grpc.aio.Server) -> None:
+    """As generated code adds a servicer."""
+    servicer = Counting()
+    how: Any = {"request_deserializer": int, "response_serializer": lambda number: str(number).encode()}
+    handlers = {
+        "Double": grpc.unary_unary_rpc_method_handler(servicer.double, **how),
+        "Count": grpc.unary_stream_rpc_method_handler(servicer.count, **how),
+        "Total": grpc.stream_unary_rpc_method_handler(servicer.total, **how),
+        "Doubles": grpc.stream_stream_rpc_method_handler(servicer.doubles, **how),
+        "Missing": grpc.unary_unary_rpc_method_handler(servicer.missing, **how),
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Counting", handlers)])
+
+
+COUNTING = [
+    ("unary_unary", "Double", [2], [b"4"]),
+    ("unary_stream", "Count", [3], [b"0", b"1", b"2"]),
+    ("stream_unary", "Total", [1, 2, 3], [b"6"]),
+    ("stream_stream", "Doubles", [1, 2, 3], [b"2", b"4", b"6"]),
+]
+
+
+def start(channel: Any, kind: str, method: str, requests: list[int]) -> Any:
+    """A call of one of its methods."""
+    stub = getattr(channel, kind)(f"/test.Counting/{method}", request_serializer=lambda n: str(n).encode())
+    return stub(iter(requests) if kind.startswith("stream") else requests[0], timeout=HANGS_S)
+
+
+async def answers(call: Any) -> list[bytes]:
+    """What a call brings."""
+    return [answer async for answer in call] if hasattr(call, "__aiter__") else [await call]
+
+
+@pytest.mark.parametrize(("kind", "method", "requests", "expected"), COUNTING, ids=[row[0] for row in COUNTING])
+async def test_servicers_of_ones_own(kind: str, method: str, requests: list[int], expected: list[bytes]) -> None:
+    """They answer beside the echo, after the script, and what they were asked is noted as they take it."""
+    async with Backend("a", add=add_counting) as backend, grpc.aio.insecure_channel(backend.address) as channel:
+        # All requests are read first: grpcio's client makes an error of its own of one that it cannot write.
+        after = 3 if kind.startswith("stream") else 0
+        backend.script(fail(grpc.StatusCode.ABORTED, "not now", after=after, trailing_metadata=(("x-why", "script"),)))
+        error = await failure(start(channel, kind, method, requests))
+        assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "not now")
+        assert dict(error.trailing_metadata() or ())["x-why"] == "script"
+        call = start(channel, kind, method, requests)
+        assert await answers(call) == expected
+        assert answered_by(await call.trailing_metadata()) == "a"
+        received = backend.received[-1]
+        assert (received.method, received.messages) == (f"/test.Counting/{method}", requests)
+        assert received.half_closed
+        await backend.until(lambda: received.ended and not backend.in_flight)
+        assert await UU.run(channel) == UU.echo()
+        await backend.stop()
+        await backend.start()
+        assert await answers(start(channel, kind, method, requests)) == expected
+
+
+async def test_a_servicers_stream_breaks_off() -> None:
+    """``after`` counts the responses that are sent; a call that hangs is cancelled at the servicer, too."""
+    async with Backend(add=add_counting) as backend, grpc.aio.insecure_channel(backend.address) as channel:
+        backend.script(fail(after=2), hang(after=1))
+        call = start(channel, "unary_stream", "Count", [5])
+        assert [await call.read(), await call.read()] == [b"0", b"1"]
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+        call = start(channel, "stream_stream", "Doubles", [1, 2])
+        assert await call.read() == b"2"
+        call.cancel()
+        await backend.until(lambda: backend.received[-1].cancelled)
+
+
+async def test_what_a_servicer_leaves_unimplemented() -> None:
+    """A method that its generated base class has is answered as that answers it."""
+    async with Backend(add=add_counting) as backend, grpc.aio.insecure_channel(backend.address) as channel:
+        error = await failure(start(channel, "unary_unary", "Missing", [1]))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
