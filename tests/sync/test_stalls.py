@@ -49,15 +49,15 @@ def held(runs: Callable[[Kind], object], count: int, held_s: float) -> list[Any]
 
 def test_answers_that_arrived_meanwhile_count(addresses: list[str]) -> None:
     """Calls that block and call objects, held for longer than ``attempt_timeout``: each is OK, nobody is blamed."""
-    retry = lb.Retry(attempt_timeout=0.3, idempotent=METHODS)
-    with connected(addresses, retry=retry, breaker=lb.Breaker(**STRICT, slow_call_s=0.3)) as channel:
+    retry = lb.Retry(attempt_timeout=0.6, idempotent=METHODS)
+    with connected(addresses, retry=retry, breaker=lb.Breaker(**STRICT, slow_call_s=0.6)) as channel:
 
         def run(kind: Kind) -> tuple[Any, list[int]]:
             blocking = kind.run(channel, timeout=HANGS_S)
             call = kind.start(channel, timeout=HANGS_S)
             return (blocking, kind.finish(call)), [attempt.number for attempt in lb.attempts(call)]
 
-        for kind, (answers, attempts) in held(run, 8, 0.6):
+        for kind, (answers, attempts) in held(run, 8, 1.0):
             assert answers == (kind.echo(), kind.echo())
             assert attempts == [1]
         assert unblamed(channel), str(channel.snapshot())
@@ -65,10 +65,10 @@ def test_answers_that_arrived_meanwhile_count(addresses: list[str]) -> None:
 
 def test_the_line_moves_on_after_a_stall(addresses: list[str]) -> None:
     """Threads that wait for a place wait ``queue_s`` of the time for which the interpreter ran."""
-    limit = lb.ConcurrencyLimit(limit=1, queue=100, queue_s=0.6)
+    limit = lb.ConcurrencyLimit(limit=1, queue=100, queue_s=1.0)
     with connected(addresses, limit=limit) as channel, ThreadPoolExecutor(32) as pool:
         answers = [pool.submit(UU.run, channel, timeout=HANGS_S) for _ in range(60)]
-        hold_interpreter(1.2)
+        hold_interpreter(1.5)
         for answer in answers:
             assert answer.result(HANGS_S) == UU.echo()
         assert unblamed(channel), str(channel.snapshot())

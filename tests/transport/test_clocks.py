@@ -28,5 +28,7 @@ async def test_a_clock_that_is_set_moves_no_deadline(ahead_s: float) -> None:
                 assert ends[f"{name} {kind}"][0] == "OK", (side, name, kind, ends)
             for name in ("hanging", "waiting"):
                 code, took_s = ends[f"{name} {kind}"]
-                assert code == "DEADLINE_EXCEEDED", (side, name, kind, ends)
-                assert 1.8 < took_s < MOST_S, (side, name, kind, ends)
+                # On a machine so busy that no time is left for another attempt the failure of the first one is told.
+                late = name == "hanging" and code == "UNAVAILABLE"
+                assert late or (code == "DEADLINE_EXCEEDED" and took_s > 1.8), (side, name, kind, ends)
+                assert took_s < MOST_S, (side, name, kind, ends)
