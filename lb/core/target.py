@@ -260,7 +260,8 @@ def _consul(text: str) -> ConsulTarget:
         raise ValueError(
             f"target {text!r}: service is empty; expected consul:///service or consul://agent:port/service"
         )
-    if "/" in service or len(service) > _MAX_SERVICE_NAME:
+    # "." and ".." would be another path of Consul's, and nothing that cannot be printed names anything.
+    if "/" in service or service in (".", "..") or not service.isprintable() or len(service) > _MAX_SERVICE_NAME:
         raise ValueError(
             f"target {text!r}: service is {service!r}; expected one name without a slash, "
             f"at most {_MAX_SERVICE_NAME} characters"
