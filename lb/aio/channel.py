@@ -108,7 +108,8 @@ def channel(
         ejection: how much of the pool breakers may take out. Default: ``lb.Ejection()``.
         connection: reconnecting, keepalive, idling. Default: ``lb.Connection()``.
         health: watch gRPC's health service of each endpoint under this service name (``""``: the whole
-            server), and send nothing to those that are NOT_SERVING. Default: no watch.
+            server), and send nothing to those that are NOT_SERVING, or do not know the service while others do.
+            Default: no watch.
         service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
             also accepted among the ``options``. See docs/service_config.md.
         timeout: seconds for a call that gives none itself; streams too, from beginning to end. Default: none.
@@ -302,6 +303,7 @@ class LogicalChannel:
         self._overdue: set[LogicalCall] = set()
         self._sweeping = False
         self._asleep = False
+        self._served_by_none = False
         self._picks = -1
         self._waiters: set[asyncio.Future[bool]] = set()
         self._line: list[tuple[int, asyncio.Future[bool]]] = []
@@ -562,6 +564,7 @@ class LogicalChannel:
                 self._compression,
                 self._connectivity,
                 Pace(self.settings.connection, self.balancer.rng),
+                self.settings.health,
             )
         except (ValueError, TypeError, _grpcio.UsageError) as error:
             self.balancer.set_connectivity(
@@ -607,16 +610,31 @@ class LogicalChannel:
         self.balancer.resolver_failed(message, time.monotonic())
         self._wake()  # what waits takes the message along
 
-    def _connectivity(self, candidate: Candidate, state: Connectivity, trouble: str, again: bool) -> None:
+    def _connectivity(
+        self,
+        candidate: Candidate,
+        state: Connectivity,
+        trouble: str,
+        *,
+        again: bool = False,
+        unserved: bool = False,
+    ) -> None:
         before, known = candidate.connectivity, candidate.trouble
-        if state is before and trouble in ("", known):
+        if state is before and trouble in ("", known) and unserved is candidate.unserved:
             return
-        if self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble):
+        if self.balancer.set_connectivity(candidate, state, time.monotonic(), trouble, unserved=unserved):
             self.look_up_again(_LOOK_UP_S)
         if trouble and trouble != known and not again:
             _log.info("%s: %s: %s", self.target, candidate.endpoint, trouble)
         elif state is not before:
             _log.debug("%s: %s is %s", self.target, candidate.endpoint.id, state.value)
+        if not self._served_by_none and self.balancer.nobody_serves():
+            self._served_by_none = True
+            _log.warning(
+                "%s: no endpoint knows the service %r that health= names; they are used all the same",
+                self.target,
+                self.settings.health,
+            )
         self._wake()
 
     def look_up_again(self, then_s: float) -> None:

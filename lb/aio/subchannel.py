@@ -8,19 +8,29 @@ import contextvars
 import itertools
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import grpc
 
 from lb.aio import _grpcio
-from lb.core import words
+from lb.core import health, words
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.connection import Pace
 from lb.core.settings import SERVICE_CONFIG_OPTION, Settings
 
-Report = Callable[[Candidate, Connectivity, str, bool], None]
-"""Candidate, state, why it failed if it did, and whether that was told already before it stood for a moment."""
+
+class Report(Protocol):
+    """Takes what becomes of a connection."""
+
+    def __call__(
+        self, candidate: Candidate, state: Connectivity, trouble: str, *, again: bool = False, unserved: bool = False
+    ) -> None:
+        """``trouble`` is why it failed, if it did; ``again``: that was told already, before it stood for a moment.
+
+        ``unserved``: it stands, and the endpoint does not know the service whose health is watched.
+        """
+
 
 # DNS must not bring a retryPolicy of its own.
 # Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
@@ -96,15 +106,19 @@ class Subchannel:
         compression: grpc.Compression | None,
         report: Report,
         pace: Pace,
+        health: str | None = None,
     ) -> None:
+        """``health``: the service that is watched on the endpoint's health service; None: none."""
         self._candidate = candidate
         self._options = options
         self._credentials = credentials
         self._compression = compression
         self._report = report
         self._pace = pace
+        self._health = health
         self._closed = False
         self._over = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
         self._open(options)
         # In a context of its own: the caller that made the channel start may be in the middle of a trace.
         self._task = asyncio.get_running_loop().create_task(
@@ -181,7 +195,9 @@ class Subchannel:
                 if self._channel.get_state() is _READY:
                     state = _READY
                     continue
-            if trusted:
+            if trusted and state is _READY and self._health is not None:
+                await self._while_healthy(self._health)
+            elif trusted:
                 self._tell(STATES[state], trouble)
                 if impossible:
                     return
@@ -201,15 +217,66 @@ class Subchannel:
             # An idle connection (the server's GOAWAY, its maximum age) is opened again.
             state = self._channel.get_state(try_to_connect=True)
 
-    def _tell(self, state: Connectivity, trouble: str = "", *, again: bool = False) -> None:
+    def _tell(self, state: Connectivity, trouble: str = "", *, again: bool = False, unserved: bool = False) -> None:
         """Report it, unless this connection was closed meanwhile: the endpoint may have another by now."""
         if not self._closed:
-            self._report(self._candidate, state, trouble, again)
+            self._report(self._candidate, state, trouble, again=again, unserved=unserved)
 
     def _connect_alone(self) -> None:
         """Connect with arguments that no other channel of the process has, and so with a connection of its own."""
         self._lower.close()
         self._open((*self._options, (_ALONE_OPTION, next(_ALONE))))
+
+    async def _while_healthy(self, service: str) -> None:
+        """The connection stands: tell what the endpoint's health service says, for as long as it does."""
+        self._watch = asyncio.get_running_loop().create_task(
+            self._watch_health(service), name=f"lb: health of {self._candidate.endpoint.id}"
+        )
+        try:
+            await self._left(_READY)
+        finally:
+            await self._end_watch()
+
+    async def _end_watch(self) -> None:
+        """End the watch on the health service, and let go of it: its last error would keep the call, and so core's."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait((watch,))
+
+    async def _watch_health(self, service: str) -> None:
+        """As gRFC A17 says: what has no health service counts as serving, and a watch that ends is begun again."""
+        stub: Any = self._channel.unary_stream(health.WATCH)
+        failures = 0
+        while True:
+            call = stub(health.request(service))
+            try:
+                # Not `async for`: its generator and the call would keep each other, and the call its connection.
+                while (response := await call.read()) is not grpc.aio.EOF:
+                    failures = 0
+                    self._tell_health(service, health.status(response))
+                why = "it ended the watch"
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    self._tell(Connectivity.READY)
+                    return
+                why = f"{error.code().name}: {error.details()}"
+            finally:
+                call.cancel()
+            failures += 1
+            if failures == 1:  # the connection may be lost; who waits for this task will hear of it
+                self._tell(Connectivity.CONNECTING)
+            else:
+                self._tell(Connectivity.TRANSIENT_FAILURE, f"its health service cannot be watched: {why}")
+            await asyncio.sleep(min(health.PAUSE_S * 2 ** min(failures - 1, 10), health.LONGEST_PAUSE_S))
+
+    def _tell_health(self, service: str, serving: health.Serving) -> None:
+        if serving is health.Serving.SERVING:
+            self._tell(Connectivity.READY)
+        elif serving is health.Serving.SERVICE_UNKNOWN:
+            self._tell(Connectivity.READY, unserved=True)
+        else:
+            self._tell(Connectivity.TRANSIENT_FAILURE, f"it says {serving.name}{f' of {service!r}' if service else ''}")
 
     async def _left(self, state: grpc.ChannelConnectivity) -> None:
         """Wait until the connection is in another state, or its reason for failing should be asked for again.

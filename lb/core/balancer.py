@@ -11,7 +11,8 @@
 1. those the resolver names (Consul's health has already left out the critical ones);
 2. of these the READY ones: a call is only sent where a connection stands, so that "never
    found a connection" is known and not guessed. With ``health=`` an endpoint that says
-   NOT_SERVING on gRPC's health watch is not READY (gRFC A17);
+   NOT_SERVING on gRPC's health watch is not READY (gRFC A17), and those that do not know the
+   service are used only while no other one is READY: then its name is probably wrong;
 3. of these the ones whose breaker admits, as far as the pool can do without the others
    (`lb.core.ejection`): the last endpoint is never refused (*panic*);
 4. of these the ones with a weight above 0. When there are none, weights do not count.
@@ -173,6 +174,8 @@ class Admission:
             return f"not connected ({state}{f': {candidate.trouble}' if candidate.trouble else ''})"
         if candidate in self.pool:
             return ""
+        if candidate.unserved:
+            return "it does not know the service whose health is watched"
         if not candidate.breaker.admits(now):
             if candidate.breaker.state is State.HALF_OPEN:
                 return "breaker half-open, a probe is out"
@@ -354,8 +357,12 @@ class Balancer:
         if self._resolver_failing_since is None:
             self._resolver_failing_since = now
 
-    def set_connectivity(self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "") -> bool:
+    def set_connectivity(
+        self, candidate: Candidate, state: Connectivity, now: float, trouble: str = "", *, unserved: bool = False
+    ) -> bool:
         """A connection changed. ``trouble`` says why it failed, if it did.
+
+        ``unserved``: it stands, and the endpoint does not know the service whose health is watched.
 
         Drivers report the loss of a connection also when another one stands by then.
 
@@ -368,6 +375,7 @@ class Balancer:
             if isinstance(candidate.limit, StreamLimit):  # it was that connection's
                 candidate.limit = candidate.limit.own
         candidate.connectivity = state
+        candidate.unserved = unserved
         if state is READY:
             if candidate.ready_since is None:
                 candidate.ready_since = now
@@ -382,6 +390,13 @@ class Balancer:
             candidate.trouble = trouble
         self._dirty = True
         return look_up
+
+    def nobody_serves(self) -> bool:
+        """Whether no endpoint knows the service whose health is watched, as far as all were heard of."""
+        candidates = self._candidates.values()
+        return any(c.unserved for c in candidates) and all(
+            c.unserved or c.failing_since is not None for c in candidates
+        )
 
     def sleep(self, now: float) -> bool:
         """All connections are about to be closed for want of calls: from now on none is picked.
@@ -697,7 +712,9 @@ class Balancer:
 
     def admission(self, now: float) -> Admission:
         """Which endpoints are admitted, by the rule at the top of this file. Changes nothing."""
-        ready = [c for c in self._candidates.values() if c.connectivity is READY]
+        ready = [c for c in self._candidates.values() if c.connectivity is READY and not c.unserved]
+        if not ready:
+            ready = [c for c in self._candidates.values() if c.connectivity is READY]
         refusing = [c for c in ready if c.breaker.state is not _CLOSED and not c.breaker.admits(now)]
         recheck_at = min((c.breaker.retry_at or inf for c in refusing), default=inf)
         known = sum(c.was_ready for c in self._candidates.values()) if refusing else 0

@@ -49,6 +49,7 @@ class Candidate:
         "stats",
         "suspicion",
         "trouble",
+        "unserved",
         "weight",
     )
 
@@ -87,6 +88,8 @@ class Candidate:
         """How many calls it refused since it answered last, which was after ``refused_after`` answers."""
         self.refused_after = 0
         self.refusing_since = -inf
+        self.unserved = False
+        """It is connected, and its health service does not know the service that is watched."""
         self.retired = False
         """No longer in the set; its connection closes when the last attempt on it ended."""
         self.handle: Any = None

@@ -87,8 +87,8 @@ class LoadReport:
         for number, name in _MAPS.items():
             for key, value in getattr(self, name).items():
                 text = key.encode()
-                entry = b"\x0a" + _varint(len(text)) + text + b"\x11" + pack("<d", value)
-                parts.append(bytes([number << 3 | _BYTES]) + _varint(len(entry)) + entry)
+                entry = b"\x0a" + varint(len(text)) + text + b"\x11" + pack("<d", value)
+                parts.append(bytes([number << 3 | _BYTES]) + varint(len(entry)) + entry)
         return b"".join(parts)
 
 
@@ -143,7 +143,8 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
             raise ValueError(f"load report: field {number} has the unknown wire type {kind}")
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

@@ -169,7 +169,7 @@ class Settings:
         return replace(theirs, attempt_timeout=timeout, enabled=ours.enabled)
 
     def core_config(self) -> str | None:
-        """What core itself must know, as its service config: message sizes and health checks; None: nothing.
+        """What core itself must know, as its service config: message sizes; None: nothing.
 
         Everything else in a user's document is ours to do; given to core too, it would be done twice.
         """
@@ -178,10 +178,6 @@ class Settings:
         if any(m.max_request_bytes is not None or m.max_response_bytes is not None for m in methods.values()):
             # All entries, also those without sizes: the most specific one stands alone.
             document["methodConfig"] = [{"name": [_name(key)], **_sizes(method)} for key, method in methods.items()]
-        if self.health is not None:
-            # Core checks health under its round robin only; over one address that is the same as pick_first.
-            document["loadBalancingConfig"] = [{"round_robin": {}}]
-            document["healthCheckConfig"] = {"serviceName": self.health}
         return json.dumps(document) if document else None
 
 

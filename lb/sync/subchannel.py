@@ -81,12 +81,17 @@ class Subchannel(AioSubchannel):
         self._over.set()
         if channel is not None:
             channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
+        watched = self._watch is not None
         # Closing ends the watch. Were it cancelled instead, core would answer it later, maybe to a closed loop.
-        self._lower.close()
+        if not watched:
+            self._lower.close()
         self._task.add_done_callback(_forget)
-        return self._task.get_loop().create_task(self._ended(), name="lb: end of a watch")
+        return self._task.get_loop().create_task(self._ended(close=watched), name="lb: end of a watch")
 
-    async def _ended(self) -> None:
+    async def _ended(self, *, close: bool) -> None:
+        if close:  # a call of the health watch would keep the connection
+            await self._end_watch()
+            self._lower.close()
         await asyncio.wait((self._task,), timeout=WATCH_S)
         self._task.cancel()
 

@@ -195,12 +195,9 @@ def test_core_is_told_of_sizes_alone() -> None:
     assert settings(service_config=config(timeout="1s")).core_config() is None
 
 
-def test_a_health_watch_is_cores_to_do() -> None:
-    """Under its round robin, the only policy of it that asks."""
-    assert json.loads(settings(health="shop").core_config() or "") == {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "healthCheckConfig": {"serviceName": "shop"},
-    }
+def test_a_health_watch_is_ours_to_do() -> None:
+    """Core is not told of it."""
+    assert settings(health="shop").core_config() is None
     assert settings(limit=ConcurrencyLimit()).core_config() is None
 
 

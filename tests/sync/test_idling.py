@@ -61,7 +61,7 @@ async def test_a_closed_connection_says_nothing_more(server: Server, subchannel:
     told: list[Connectivity] = []
     stands = asyncio.Event()
 
-    def report(_: Candidate, state: Connectivity, trouble: str, again: bool) -> None:
+    def report(candidate: Candidate, state: Connectivity, trouble: str, **_: bool) -> None:
         told.append(state)
         if state is Connectivity.READY:
             stands.set()

@@ -127,7 +127,7 @@ async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:
 
     candidate = Candidate(lb.Endpoint("h:1"), lb.Breaker().new_state())
     pace = Pace(lb.Connection(), Random(1))
-    watched = Watched(candidate, (), None, None, lambda _, state, trouble, again: told.append(state), pace)
+    watched = Watched(candidate, (), None, None, lambda candidate, state, *_, **__: told.append(state), pace)
     await eventually(lambda: len(told) == 3)
     assert told == [Connectivity.READY, Connectivity.IDLE, Connectivity.READY]
     task = watched.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,10 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
+from hyperframe.frame import DataFrame
 
 import lb
 from lb.aio.channel import Channel
 from lb.testing.backend import UNARY_UNARY
+from tests.support import http2
 from tests.transport.conftest import Fleet
 from tests.transport.kit import HANGS_S, UU, channel_to, eventually, failure, ready
 
@@ -116,6 +119,68 @@ async def test_none_serving_is_said(pair: tuple[Instance, Instance]) -> None:
         error = await failure(UU.start(channel, timeout=HANGS_S))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert one.calls == two.calls == 0
+
+
+async def test_a_service_that_nobody_knows_is_said_once_and_all_are_used(
+    pair: tuple[Instance, Instance], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name that ``health=`` has is probably wrong: a warning, and calls go through."""
+    one, two = pair
+    with caplog.at_level(logging.WARNING, "lb.channel"):
+        async with lb.aio.channel(f"static:///{one.address},{two.address}", health="typo") as channel:
+            await ready(channel, 2)
+            for _ in range(10):
+                await UU.run(channel)
+    assert (one.calls, two.calls) == (5, 5)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("no endpoint knows the service 'typo' that health= names; they are used all the same")
+
+
+async def test_who_does_not_know_the_service_is_not_used_while_another_serves_it(
+    pair: tuple[Instance, Instance],
+) -> None:
+    """And the snapshot says so; once it knows it, it takes its share."""
+    one, two = pair
+    await one.servicer.set("new", SERVING)
+    async with lb.aio.channel(f"static:///{one.address},{two.address}", health="new") as channel:
+        await ready(channel, 2)
+        before = two.calls
+        for _ in range(6):
+            await UU.run(channel)
+        assert two.calls == before
+        assert channel.snapshot().endpoints[1].why == "it does not know the service whose health is watched"
+        await two.servicer.set("new", SERVING)
+        await eventually(lambda: channel.snapshot().endpoints[1].picked)
+
+
+async def test_not_serving_is_said_in_its_words(pair: tuple[Instance, Instance]) -> None:
+    """In the error of a call, with the service's name."""
+    one, _ = pair
+    await one.servicer.set("shop", NOT_SERVING)
+    async with lb.aio.channel(f"static:///{one.address}", health="shop") as channel:
+        said = str((await failure(UU.start(channel, timeout=HANGS_S))).details())
+    assert said.endswith(f"{one.address}: it says NOT_SERVING of 'shop'")
+
+
+async def test_a_watch_that_ends_is_begun_again() -> None:
+    """The connection stands, the stream of the health service ended: not used until it answers again."""
+    watches: list[tuple[http2.Connection, int]] = []
+    serving = health_pb2.HealthCheckResponse(status=SERVING).SerializeToString()
+
+    def answer(connection: http2.Connection, stream: int) -> None:
+        watches.append((connection, stream))
+        if len(watches) < 3:
+            connection.trailers(stream, grpc.StatusCode.UNAVAILABLE.value[0], "restarting")
+        else:
+            connection.headers(stream)
+            connection.send(DataFrame(stream, b"\x00" + len(serving).to_bytes(4, "big") + serving))
+
+    async with http2.raw(answer) as peer, lb.aio.channel(f"static:///{peer.address}", health="shop") as channel:
+        said = str((await failure(UU.start(channel, timeout=HANGS_S))).details())
+        assert said.endswith("its health service cannot be watched: UNAVAILABLE: restarting")
+        await ready(channel, 1)
+        assert len(watches) == 3
+        assert len(peer.connections) == 1
 
 
 async def test_a_server_without_a_health_service_is_used(fleet: Fleet) -> None:
