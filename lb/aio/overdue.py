@@ -7,6 +7,7 @@ the same time-out, so the first one in is the first one due.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from lb.aio import pulse
 if TYPE_CHECKING:
     from lb.aio.calls import LogicalCall
     from lb.core.balancer import Attempt
+
+_log = logging.getLogger("lb.channel")
 
 
 class Overdue:
@@ -44,7 +47,11 @@ class Overdue:
                 beat.arm(left_s, self._look)
                 return
             if self.running.pop(attempt, None) is not None:
-                call.attempt_overdue(attempt, real)
+                try:
+                    call.attempt_overdue(attempt, real)
+                except Exception:  # noqa: BLE001  # whatever it is, the other attempts are watched on
+                    _log.exception("%s: %r", call.call.method, attempt)
         self._armed = False
         if self.running and not self._armed:  # added by a thread that took the timer for armed
+            self._armed = True
             asyncio.get_running_loop().call_soon(self._look)
