@@ -20,6 +20,7 @@ import pytest
 import lb
 from lb.aio import fork
 from lb.testing.backend import UNARY_UNARY, Backend, Gate, hang, hold
+from tests.support.releases import since
 from tests.transport.conftest import Fleet
 from tests.transport.kit import HANGS_S, KINDS, NO_BREAKER, REQUESTS, UU, Kind, eventually, lb_tasks, target
 from tests.transport.worlds import Side, World
@@ -29,6 +30,7 @@ from tests.transport.worlds import Side, World
 
 async def test_close_lets_calls_end_within_the_grace(side: Side, fleet: Fleet, kind: Kind) -> None:
     """The running call ends well; new ones are refused meanwhile; closing returns with the last call."""
+    since(side.ours, 1, 83)
     gate = Gate()
     backends = await fleet(side.backends)
     for backend in backends:
@@ -70,6 +72,7 @@ async def test_close_cancels_what_is_left(side: Side, fleet: Fleet, kind: Kind, 
 @pytest.mark.parametrize("grace", [-1, -0.5], ids=str)
 async def test_a_negative_grace(world: World, grace: float) -> None:
     """``ValueError``; the channel goes on."""
+    since(world.side.ours, 1, 83)
     with pytest.raises(ValueError, match="grace must be non-negative"):
         await world.channel.close(grace)
     assert await UU.run(world.channel) == UU.echo()
@@ -78,6 +81,7 @@ async def test_a_negative_grace(world: World, grace: float) -> None:
 @pytest.mark.parametrize("grace", ["1", object()], ids=["text", "object"])
 async def test_a_grace_that_is_no_number(side: Side, fleet: Fleet, grace: Any) -> None:
     """``TypeError``."""
+    since(side.ours, 1, 83)
     channel = side.to(await fleet(side.backends))
     with pytest.raises(TypeError):
         await channel.close(grace)
@@ -164,7 +168,7 @@ async def test_a_call_keeps_its_channel(side: Side, fleet: Fleet, kind: Kind) ->
     call = stub(iter(REQUESTS) if kind.streams_requests else REQUESTS[0])
     gc.collect()
     assert await kind.responses(call) == kind.echo()
-    await stub._python_channel.close()
+    await stub._references[0].close()
 
 
 # ---- copies and names ----
