@@ -578,17 +578,23 @@ class LogicalChannel:
         loop = self._loop
         if self._closed or self._asleep or loop is None:
             return
-        candidates = self.balancer.candidates
-        picks = sum(candidate.picks for candidate in candidates)
-        if picks != self._picks or self._waiters or not self.balancer.sleep(time.monotonic()):
+        picks = sum(candidate.picks for candidate in self.balancer.candidates)
+        if picks != self._picks or not self.fall_asleep():
             self._picks = picks
             loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
-            return
+
+    def fall_asleep(self) -> bool:
+        """Close the connections until the next call, and forget them; False when one runs or waits."""
+        if self._asleep or self._loop is None:
+            return True
+        if self._waiters or not self.balancer.sleep(time.monotonic()):
+            return False
         self._asleep = True
-        for candidate in candidates:
+        for candidate in self.balancer.candidates:
             self._close_subchannel(candidate)
             candidate.handle = None
         self._wake()
+        return True
 
     def _wake_up(self) -> None:
         """Connect again, at the first call after idling."""
@@ -708,10 +714,15 @@ class LogicalChannel:
         if fork.lost():
             raise _grpcio.UsageError(f"channel {self.target}: {fork.FORKED}")
 
-    def forked(self) -> None:
+    def let_go(self) -> bool:
+        """Before a fork: whether it is closed. What it has open is its own loop's to close."""
+        return self._closed
+
+    def forked(self, why: str) -> None:
         """This is a forked child: refuse everything, and leave the parent's connections alone."""
+        if not self._closing:
+            self._refusal = f"channel {self.target}: {why}"
         self._closing = self._closed = True
-        self._refusal = f"channel {self.target}: {fork.FORKED}"
 
     def _close_subchannel(self, candidate: Candidate) -> None:
         if candidate.handle is None:

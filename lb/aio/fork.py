@@ -1,19 +1,24 @@
-"""Channels in a forked child: a clear error instead of a hang.
+"""Channels in a forked child: they work, or are a clear error instead of a hang.
 
-grpcio's asyncio layer has one thread for all its channels, and a child has none of its parent's
-threads: what it is asked there is never answered, and nothing starts it anew. So once it ran in
-the parent, every channel refuses in the child: those of the parent and new ones. A channel that
-was made and not used, while no other was in use, works in the child as in any process.
+grpcio's asyncio layer has one thread for all its channels, which waits in core. A child has none of its
+parent's threads, and while one is in core, core does not prepare for a fork (it says "skipping fork() handlers").
+What a child does with grpcio is never answered then. So:
 
-Core's own threads are another matter: it starts them again in the child, and with a channel in
-use they crash one child in four, grpcio's own channels alike (measured with 1.85). The variable
-``GRPC_ENABLE_FORK_SUPPORT=0`` keeps it from that.
+- Before a fork the channels of `lb.sync` in which no call runs close their connections, as idle ones do, and
+  open them at the next call. When nothing else uses grpcio's asyncio layer, its thread ends, and new channels
+  work in the child. That takes core's fork support, which is on by default (``GRPC_ENABLE_FORK_SUPPORT``).
+- Where that thread ran on (a call runs, an `lb.aio` channel is open, a process beside gevent), every channel
+  refuses in the child, new ones too. Nothing starts that thread again: its queue in core is the parent's.
+
+A channel that was used stays with the parent either way. One that was made and not used works in the child.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import time
 import weakref
 from typing import Protocol
 
@@ -26,13 +31,20 @@ FORKED = (
     "grpcio's asyncio layer was in use when this process was forked, and does not work in the child; "
     "fork before the first use of a channel, or start the process by spawn"
 )
+LEFT = "it was in use when this process was forked, and stays with the parent; make a channel in the child"
+
+_OFF = ("0", "f", "false", "n", "no")
+_POLLER_ENDS_S = 0.5
 
 
 class Used(Protocol):
     """A channel that has been used."""
 
-    def forked(self) -> None:
-        """This is the child: touch nothing any more."""
+    def let_go(self) -> bool:
+        """Before a fork: leave grpcio's asyncio layer until the next call. False when that cannot be."""
+
+    def forked(self, why: str) -> None:
+        """This is the child: touch nothing any more, and refuse calls with this reason."""
 
 
 _used: weakref.WeakSet[Used] = weakref.WeakSet()
@@ -50,17 +62,28 @@ def lost() -> bool:
     return _lost
 
 
+def _polled() -> bool:
+    """Whether grpcio's thread runs."""
+    names = [thread.name for thread in threading.enumerate()] + [thread.name for thread in threads.running]
+    return any(POLLER in name for name in names)
+
+
 def _before() -> None:
     global _alive
-    names = [thread.name for thread in threading.enumerate()] + [thread.name for thread in threads.running]
-    _alive = any(POLLER in name for name in names)
+    supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() not in _OFF
+    if supported and _polled() and all([channel.let_go() for channel in list(_used)]):
+        gc.collect()  # a call that failed is in a cycle with its frames, and keeps its connection
+        until = time.monotonic() + _POLLER_ENDS_S
+        while _polled() and time.monotonic() < until:
+            time.sleep(0.001)
+    _alive = _polled()
 
 
 def _in_child() -> None:
     global _lost
     _lost = _lost or _alive
     for channel in list(_used):
-        channel.forked()
+        channel.forked(FORKED if _lost else LEFT)
 
 
 if hasattr(os, "register_at_fork"):

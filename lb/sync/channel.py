@@ -83,7 +83,7 @@ def channel(
     Raises:
         ValueError: a bad target, policy name, setting or service config.
         TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
-        RuntimeError: this process was forked from one in which such a channel was in use.
+        RuntimeError: this process was forked from one in which such a channel was at work (see docs/operating.md).
     """
     if fork.lost():
         raise RuntimeError(fork.FORKED)
@@ -221,6 +221,10 @@ class InLoop(AioLogicalChannel):
         """Begin to resolve and connect. In the loop."""
         self._start()
 
+    def let_go(self) -> bool:
+        """See `LogicalChannel.let_go`, which is asked for both."""
+        return True
+
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """Give an attempt back; from any thread."""
         try:
@@ -243,6 +247,9 @@ class InLoop(AioLogicalChannel):
 
 def _next_in_line(channel: InLoop) -> None:
     channel.next_in_line()
+
+
+_LET_GO_S = 2.0
 
 
 class _Watched:
@@ -325,7 +332,11 @@ class LogicalChannel:
 
     def _why_closed(self, words: str = "") -> str:
         """What grpcio says of a closed channel; ``words`` where it says something else of blocking calls."""
-        return words if words and self.closed_reason != fork.FORKED else f"Cannot invoke RPC: {self.closed_reason}"
+        return (
+            words
+            if words and self.closed_reason not in (fork.FORKED, fork.LEFT)
+            else f"Cannot invoke RPC: {self.closed_reason}"
+        )
 
     # ---- the loop ----
 
@@ -423,8 +434,26 @@ class LogicalChannel:
         assert used is not None
         loop.release(used)
 
-    def forked(self) -> None:
+    def let_go(self) -> bool:
+        """Before a fork: close the connections until the next call; False when a call runs."""
+        used = self._loop
+        if used is None:
+            return True
+        if threads.green() or used.here():  # greenlets would run meanwhile, and might call
+            return False
+        gone = used.wait(self._let_go(), _LET_GO_S)
+        if gone is None and used.ended(_LET_GO_S):  # it was closed, and the last one
+            gone = self.inner.fall_asleep()
+        return gone is True
+
+    async def _let_go(self) -> bool:
+        if self._running or not self.inner.fall_asleep():
+            return False
+        await self.inner.wait_closed()
+        return True
+
+    def forked(self, why: str) -> None:
         """This process is a child of the one that used the channel: nothing of it works here."""
         self._lock = threads.rlock()
         self._loop = None
-        self.closed_reason = fork.FORKED
+        self.closed_reason = self.closed_reason or why

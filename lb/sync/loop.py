@@ -2,7 +2,7 @@
 
 It starts at the first use of a channel and ends when the last one is closed or forgotten.
 
-A forked child of a process that had a channel in use gets an error (`lb.aio.fork` tells why).
+What becomes of it in a forked child, `lb.aio.fork` tells.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import queue
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -49,8 +50,11 @@ class LoopThread:
             self.loop.call_soon_threadsafe(function, *arguments)
             return True
 
-    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T | None:
-        """Its result, once the loop has it; None when the loop ends before, or it is cancelled there."""
+    def wait(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T | None:
+        """Its result, once the loop has it; None when the loop ends before, or it is cancelled there.
+
+        So it is after ``timeout`` seconds, which no process beside gevent can give.
+        """
         results = threads.mailbox()
 
         def begin() -> None:
@@ -59,12 +63,21 @@ class LoopThread:
         if not self.soon(begin):
             coroutine.close()
             return None
-        task = results.get()
+        try:
+            task = results.get() if timeout is None else results.get(timeout=timeout)
+        except queue.Empty:
+            return None
         return None if task.cancelled() else task.result()
 
     def here(self) -> bool:
         """Whether the caller is in the loop's thread."""
         return threads.ident() == self._ident
+
+    def ended(self, within_s: float) -> bool:
+        """Whether it ends, and does so in that time."""
+        if self._ending:
+            self.thread.join(within_s)
+        return self._ending and not self.thread.is_alive()
 
     def stop(self) -> None:
         """End it, after what it was told to do until now."""

@@ -21,6 +21,7 @@ import grpc
 import pytest
 
 import lb
+from lb.aio import fork
 from lb.sync import loop, subchannel
 from tests.sync.conftest import Fleet
 from tests.sync.kit import (
@@ -541,6 +542,75 @@ def test_a_fork_before_the_first_use(server: Server) -> None:
     """A channel that is made and not used works on both sides."""
     lines = run(FORK, server.address, "made", GRPC_ENABLE_FORK_SUPPORT="0")
     assert lines == ["b'x'", "b'x'", "[b'x', b'x', b'x']", "b'x'", "parent"]
+
+
+FORKS = """
+    import os, queue, sys, warnings, lb
+    warnings.simplefilter("ignore")  # as above
+    address, left = sys.argv[1:]
+    unary, stream = "/lb.testing.Echo/UnaryUnary", "/lb.testing.Echo/StreamStream"
+
+    def make():
+        return lb.sync.channel("static:///" + address)
+
+    def call(channel):
+        try:
+            return channel.unary_unary(unary)(b"x", timeout=20).decode()
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+
+    used = make()
+    assert call(used) == "x"
+    if left == "closed":
+        used.close()
+    elif left == "running":
+        more = queue.SimpleQueue()
+        answers = used.stream_stream(stream)(iter(more.get, None), timeout=60)
+        more.put(b"1")
+        assert next(answers) == b"1"
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            new = []
+            try:
+                new.append(make())
+                print(call(used), "|", call(new[0]), flush=True)
+            except RuntimeError as error:
+                print(call(used), "|", error, flush=True)
+            for channel in new:
+                channel.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        if left != "closed":
+            assert call(used) == "x"
+    if left == "running":
+        more.put(b"2")
+        more.put(None)
+        assert list(answers) == [b"2"]
+    print("parent")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_new_channel_after_a_fork_while_no_call_runs(server: Server) -> None:
+    """It works in the child. The one that was used says that it is the parent's, and goes on there."""
+    lines = run(FORKS, server.address, "open")
+    assert lines == [f"Cannot invoke RPC: {fork.LEFT} | x"] * 3 + ["parent"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_new_channel_after_a_fork_with_all_closed(server: Server) -> None:
+    """It works in the child."""
+    lines = run(FORKS, server.address, "closed")
+    assert lines == ["Cannot invoke RPC on closed channel! | x"] * 3 + ["parent"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_new_channel_after_a_fork_while_a_call_runs(server: Server) -> None:
+    """An error in the child, for both; the call goes on in the parent."""
+    # Core's own handlers are kept out: they crash a child now and then, grpcio's own channels alike.
+    lines = run(FORKS, server.address, "running", GRPC_ENABLE_FORK_SUPPORT="0")
+    assert lines == [f"Cannot invoke RPC: {fork.FORKED} | {fork.FORKED}"] * 3 + ["parent"]
 
 
 # ---- asyncio beside it ----
