@@ -43,6 +43,7 @@ _NOT_SECURE = AioRpcStatus(
 )
 _LOCALLY = (_grpcio.CANCELLED, "Locally cancelled by application!")
 _LOCALLY_CANCELLED = AioRpcStatus(*_LOCALLY, (), "")
+_CLOSED = AioRpcStatus(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED, (), "")
 
 Batch = tuple[Sequence[Any], Any]
 """Operations of grpcio's, and the tag that their event carries."""
@@ -287,12 +288,15 @@ class BlockingCall(Locked):
         try:
             self._owner.must_wait()
             check_types(self._metadata())
-            if not self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context()):
-                raise ValueError(_grpcio.CLOSED)
+            begun = self._owner.begin(self, self._start_in_loop, answers, contextvars.copy_context())
         except BaseException as error:
             self._give_up_attempt()
             self._abandon(error)
             raise
+        if not begun:  # the channel was closed while this thread had the call
+            self._give_up_attempt()
+            self._settle(_CLOSED, _NO_METADATA)
+            return None
         try:
             response: bytes | None = answers.get()
             return response

@@ -16,6 +16,7 @@ import pytest
 from tenacity import stop_after_attempt, stop_never, wait_fixed, wait_none
 
 import lb
+from lb.sync.channel import LogicalChannel
 from lb.testing.backend import METHODS, UNARY_UNARY
 from tests.sync.conftest import Fleet
 from tests.sync.kit import (
@@ -349,17 +350,33 @@ def test_attempt_timeout(fleet: Fleet) -> None:
 def test_a_pause_between_attempts_is_cut_short(server: Server) -> None:
     """Closing the channel ends a call that waits for its next attempt."""
     server.always = fail(Code.UNAVAILABLE)
-    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(60), stop=stop_after_attempt(3))
+    budget = lb.Budget(ratio=0, min_per_s=1)
+    retry = lb.Retry(idempotent=METHODS, wait=wait_fixed(60), stop=stop_after_attempt(3), budget=budget)
     with channel_to(server, retry=retry) as channel:
         ready(channel, 1)
+        full = channel.snapshot().retry_budget
         errors: list[Any] = []
         thread = threading.Thread(target=lambda: errors.append(failure(lambda: UU.run(channel))))
         thread.start()
         future = UU.start(channel)
-        eventually(lambda: len(server.received) == 2)
+        # Each has paid for its next attempt.
+        eventually(lambda: channel.snapshot().retry_budget <= full - 2)
         assert future.cancel()
     thread.join(HANGS_S)
     assert [error.code() for error in errors] == [Code.CANCELLED]
+
+
+def test_a_channel_that_is_closed_while_the_callers_thread_has_the_call(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two attempts of a blocking call the loop may end: the call is CANCELLED, as one that was waiting."""
+    server.always = fail(Code.UNAVAILABLE)
+    with channel_to(server, retry=IDEMPOTENT) as channel:
+        ready(channel, 1)
+        monkeypatch.setattr(LogicalChannel, "begin", lambda *_: False)
+        error = failure(lambda: UU.run(channel))
+        assert (error.code(), error.details()) == (Code.CANCELLED, "Channel closed!")
+        drained(channel)
 
 
 def test_a_server_dies_under_load(fleet: Fleet) -> None:
