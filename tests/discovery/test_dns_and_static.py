@@ -220,19 +220,28 @@ async def test_a_listener_that_raises() -> None:
     await resolver.close()
 
 
-async def test_a_busy_executor_delays_no_lookup(resolve: Opened) -> None:
+def test_a_busy_executor_delays_no_lookup() -> None:
     """The loop's default executor is the program's: all its threads may be taken."""
-    loop = asyncio.get_running_loop()
     free = threading.Event()
-    executor = ThreadPoolExecutor(1)
-    loop.set_default_executor(executor)
-    try:
+
+    async def look_up() -> None:
         taken = loop.run_in_executor(None, free.wait, 60)
-        await resolve.on(host="localhost").until(lambda r: r.resolutions)
+        recorder = Recorder()
+        resolver = DnsResolver("localhost", 1)
+        resolver.start(recorder)
+        await recorder.until(lambda r: r.resolutions)
         assert not taken.done()
-    finally:
-        free.set()
-        executor.shutdown()
+        await resolver.close()
+
+    loop = asyncio.new_event_loop()  # of its own: an executor cannot be taken back
+    with ThreadPoolExecutor(1) as executor:
+        loop.set_default_executor(executor)
+        try:
+            loop.run_until_complete(look_up())
+        finally:
+            free.set()
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
 
 
 async def test_the_systems_resolver_hangs(resolve: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
