@@ -677,6 +677,8 @@ class LogicalCall:
                     ended_at=now,
                     stands=self.stands(attempt, real),
                 )
+                if origin is Origin.CLOSING:
+                    attempt.candidate.handle.doubt()
         elif code is grpc.StatusCode.INTERNAL and not legal(self._metadata()):
             origin = Origin.CALLER  # core refused to send it
         pushback = None

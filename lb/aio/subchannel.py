@@ -8,8 +8,9 @@ import contextvars
 import itertools
 import re
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+import types
+from collections.abc import Coroutine, Generator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -32,6 +33,9 @@ class Report(Protocol):
         """
 
 
+T = TypeVar("T")
+
+
 # DNS must not bring a retryPolicy of its own.
 # Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
 # (GOAWAY races) is told from the status, see `lb.core.words`.
@@ -41,6 +45,8 @@ _WHY_S = 0.5
 _WHY_EVERY_S = 5.0
 """So old may the reason grow that is shown for an endpoint which can not be reached."""
 _NUDGE_S = 0.1
+_ASK_EVERY_S = 1.0
+_SETTLE_S = 0.05
 # Who says which name a certificate must have, the first of them that is set.
 _TLS_NAMES = {
     "grpc.ssl_target_name_override": "as grpc.ssl_target_name_override says",
@@ -119,10 +125,19 @@ class Subchannel:
         self._closed = False
         self._over = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
+        self._losses = 0
+        """How often the connection was seen to end."""
+        self._answers = 0
+        """How many calls the endpoint had answered when this connection began."""
+        self._asking: asyncio.Task[None] | None = None
+        self._ask_again_at = 0.0
         self._open(options)
+        self._task = self._begin(self._run(), "watch")
+
+    def _begin(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         # In a context of its own: the caller that made the channel start may be in the middle of a trace.
-        self._task = asyncio.get_running_loop().create_task(
-            self._run(), name=f"lb: watch {candidate.endpoint.id}", context=contextvars.Context()
+        return asyncio.get_running_loop().create_task(
+            work, name=f"lb: {what} {self._candidate.endpoint.id}", context=contextvars.Context()
         )
 
     def _open(self, options: tuple[tuple[str, Any], ...]) -> None:
@@ -164,8 +179,69 @@ class Subchannel:
         if self._task.get_loop().is_closed():
             return None
         self._task.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
         self._lower.close()
         return self._task
+
+    def doubt(self) -> None:
+        """A status says that this connection is closing, but it seems to stand: look at it. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._task.get_loop().call_soon_threadsafe(self._begin_asking)
+
+    def _begin_asking(self) -> None:
+        if self._closed or self._asking is not None or time.monotonic() < self._ask_again_at:
+            return
+        if self._candidate.load.samples != self._answers:
+            return  # it has answered: it was not closing from its beginning
+        self._asking = self._begin(self._ask(), "ask")
+
+    async def _ask(self) -> None:
+        """Whether a connection that seems to stand is closing, as only core can say in answer to a call of our own.
+
+        A GOAWAY in the segment of the server's SETTINGS is one that core never tells its watchers of (seen with
+        1.85): to them the connection stands for as long as the server leaves it open, and each call fails.
+        """
+        try:
+            losses = self._losses
+            if not (await self._closing() and await self._closing()):
+                self._ask_again_at = time.monotonic() + _ASK_EVERY_S
+            elif self._stuck(losses):
+                pause_s = self._pace.ended(0.0, answered=False)
+                self._tell_end(pause_s)  # it is lost: the calls that wait to know go elsewhere
+                await self._pause(max(_SETTLE_S, pause_s))
+                if self._stuck(losses):
+                    self._task.cancel()
+                    self._connect_alone()
+                    self._task = self._begin(self._run(), "watch")
+        finally:
+            self._asking = None
+
+    def _stuck(self, losses: int) -> bool:
+        """Whether core's watch still takes the connection for the one that it was."""
+        return self._losses == losses and self.connected()
+
+    async def _closing(self) -> bool:
+        """Whether core itself gives back what is sent on this connection, as it does after a GOAWAY.
+
+        The call is cancelled in the step that begins it. What comes over the network is slower than that: if it
+        does not end as cancelled, but in the words of a closing connection, these are core's own.
+        """
+        call = self._lower.call(b"/lb.Subchannel/Closing", None, None, False, 0)
+        work = call.unary_unary(b"", ())
+        try:
+            waits_for = work.send(None)
+            call.cancel("not needed")
+            await _rest(work, waits_for)
+        except (StopIteration, asyncio.CancelledError, _grpcio.InternalError):
+            if not call.done():
+                raise
+        status = call._status
+        return (
+            _grpcio.STATUS_CODES[status.code()] is grpc.StatusCode.UNAVAILABLE
+            and not _grpcio.of_server(call)
+            and words.meaning(status.details() or "") is words.Meaning.GIVEN_BACK
+        )
 
     async def _run(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
@@ -175,7 +251,7 @@ class Subchannel:
         alone = impossible
         made_at = ready_at = time.monotonic()
         load = self._candidate.load
-        answers = load.samples
+        self._answers = load.samples
         while not self._closed:  # in `lb.sync` closing ends the wait, not the task
             trouble = ""
             trusted = True
@@ -203,15 +279,14 @@ class Subchannel:
                     return
                 await self._left(state)
             lost = state is _READY
+            self._losses += lost
             pause_s = 0.0
             if self._channel.get_state() is _IDLE:  # there was a connection, seen or not, and it has ended
                 stood_s = time.monotonic() - ready_at if lost else 0.0
-                pause_s = self._pace.ended(stood_s, answered=load.samples != answers)
-                answers = load.samples
-            if pause_s and self._pace.short > 1:
-                self._tell(Connectivity.TRANSIENT_FAILURE, _ENDS_SOON, again=self._pace.short > 2)
-            elif lost or pause_s:  # told even if another one stands by now: what comes of calls may depend on it
-                self._tell(Connectivity.IDLE)
+                pause_s = self._pace.ended(stood_s, answered=load.samples != self._answers)
+                self._answers = load.samples
+            if lost or pause_s:  # told even if another one stands by now: what comes of calls may depend on it
+                self._tell_end(pause_s)
             if pause_s:
                 await self._pause(pause_s)
             # An idle connection (the server's GOAWAY, its maximum age) is opened again.
@@ -221,6 +296,13 @@ class Subchannel:
         """Report it, unless this connection was closed meanwhile: the endpoint may have another by now."""
         if not self._closed:
             self._report(self._candidate, state, trouble, again=again, unserved=unserved)
+
+    def _tell_end(self, pause_s: float) -> None:
+        """Report that a connection has ended, and for how long there will be no other."""
+        if pause_s and self._pace.short > 1:
+            self._tell(Connectivity.TRANSIENT_FAILURE, _ENDS_SOON, again=self._pace.short > 2)
+        else:
+            self._tell(Connectivity.IDLE)
 
     def _connect_alone(self) -> None:
         """Connect with arguments that no other channel of the process has, and so with a connection of its own."""
@@ -328,3 +410,18 @@ class Subchannel:
             name=options[whence] if whence else self._candidate.endpoint.address.rpartition(":")[0],
             whence=_TLS_NAMES.get(whence, "its host; grpc.ssl_target_name_override would name another"),
         )
+
+
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """Await a coroutine whose first step was taken by hand; that step returned what it waits for."""
+    while True:
+        try:
+            yield waits_for
+        except BaseException as error:
+            work.throw(error)
+            raise
+        try:
+            waits_for = work.send(None)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

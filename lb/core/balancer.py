@@ -550,7 +550,7 @@ class Balancer:
             if limit is not None:
                 limit.observe(took_s, candidate.running + 1)
         else:
-            if outcome.origin is _PEER:
+            if outcome.origin is _PEER or outcome.origin is _REFUSED:
                 self._hold(candidate, attempt.started_at, now)
             if verdict is _FAILURE:
                 candidate.last_error = outcome.reason()
@@ -608,7 +608,11 @@ class Balancer:
         candidate, breaker = attempt.candidate, attempt.candidate.breaker
         if outcome.verdict is _FAILURE:
             candidate.last_error = outcome.reason()
-        move = breaker.release(attempt.generation, outcome.verdict, now, self.rng)
+        if outcome.bad:
+            self._hold(candidate, attempt.started_at, now)
+            move = self._answered_badly(attempt, outcome, outcome.verdict, now)
+        else:
+            move = breaker.release(attempt.generation, outcome.verdict, now, self.rng)
         if move is not None or (attempt.generation and breaker.state is not _CLOSED):
             self._moved(candidate, move)
 

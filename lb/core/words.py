@@ -9,7 +9,8 @@ meaning               second proof
 ``NEVER_CONNECTED``   the words name the endpoint's own port or path, and its connection was lost
                       as the attempt began
 ``GIVEN_BACK``        the connection was lost as the attempt ended (where core names an address in
-                      these words, it must be the endpoint's, too)
+                      these words, it must be the endpoint's, too). Core does not tell of each loss: a
+                      driver that is in doubt asks it by a call of its own, and tells then
 ``REFUSED``           none: the connection stands, and grpcio shows nothing else. (Up to 1.80 its debug
                       string has a peer or none, but by chance: also after headers of a server)
 ``NO_CREDENTIALS``    none: such a failure is not repeated, it only blames nobody

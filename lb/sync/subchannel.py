@@ -27,6 +27,7 @@ class Subchannel(AioSubchannel):
         self._lock = threads.lock()
         self._blocking: Any = None
         self._registered: dict[bytes, int] = {}
+        self._left_behind: Any = None
         super().__init__(*arguments)
 
     def _connect(
@@ -54,6 +55,16 @@ class Subchannel(AioSubchannel):
                     channel = self._blocking = _grpcio.blocking_channel(*self._arguments)
         return channel
 
+    def _connect_alone(self) -> None:
+        """See the class above. Calls may be about to begin on the old connection: it is closed when the next one is."""
+        with self._lock:
+            old, self._left_behind = self._left_behind, self._blocking
+            self._blocking = None
+            self._registered = {}
+            super()._connect_alone()
+        if old is not None:
+            old.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
+
     def connected(self, *, blocking: bool = False) -> bool:
         """Whether the connection stands at this moment; with TLS `blocking` has one of its own."""
         channel = self._blocking
@@ -77,10 +88,13 @@ class Subchannel(AioSubchannel):
             if self._closed:
                 return None
             self._closed = True
-            channel, self._blocking = self._blocking, None
+            channels, self._blocking = (self._blocking, self._left_behind), None
         self._over.set()
-        if channel is not None:
-            channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
+        if self._asking is not None:
+            self._asking.cancel()
+        for channel in channels:
+            if channel is not None:
+                channel.close(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED)
         watched = self._watch is not None
         # Closing ends the watch. Were it cancelled instead, core would answer it later, maybe to a closed loop.
         if not watched:

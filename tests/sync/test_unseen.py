@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -14,8 +14,9 @@ import pytest
 import lb
 from lb.core.outcome import Origin
 from lb.core.words import Meaning, Words
+from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY
-from tests.support.http2 import Narrow, raw
+from tests.support.http2 import Narrow, goaway, raw, settings
 from tests.support.passing_on import EACH_WORDING, passing_on
 from tests.support.process import gopeer
 from tests.sync.kit import HANGS_S, KINDS, UU, Kind, failure, in_flight, ready
@@ -23,6 +24,13 @@ from tests.transport.kit import eventually
 
 IDEMPOTENT = lb.Retry(idempotent=[UNARY_UNARY])
 CALLERS = 64
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Backend]:
+    """A server in the tests' own loop."""
+    async with Backend("a") as started:
+        yield started
 
 
 async def at_once(count: int, call: Callable[[], Any]) -> list[Any]:
@@ -103,3 +111,19 @@ async def test_streams_above_a_servers_limit_wait_here() -> None:
             assert narrow.refused == 7
             (endpoint,) = channel.snapshot().endpoints
             assert (endpoint.breaker, endpoint.in_flight) == ("CLOSED", 0)
+
+
+async def test_a_connection_that_closes_as_it_begins_costs_no_call(backend: Backend) -> None:
+    """SETTINGS and GOAWAY in one segment, of which core tells no watcher: all calls go to the other endpoint."""
+
+    def call_all(channel: Any) -> None:
+        ready(channel, 1)
+        for kind in KINDS:
+            for _ in range(10):
+                assert kind.run(channel, timeout=HANGS_S) == kind.echo()
+                assert kind.finish(kind.start(channel, timeout=HANGS_S)) == kind.echo()
+
+    async with raw(lambda connection, stream: None, lambda connection: connection.send(settings(), goaway(0))) as peer:
+        with lb.sync.channel(f"static:///{peer.address},{backend.address}") as channel:
+            await asyncio.to_thread(call_all, channel)
+    assert len(backend.received) == 80

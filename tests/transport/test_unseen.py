@@ -18,7 +18,7 @@ from lb.core.outcome import Origin
 from lb.core.words import TABLE, Meaning, Words
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY
-from tests.support.http2 import Narrow, raw
+from tests.support.http2 import Connection, Narrow, goaway, greet, raw, settings
 from tests.support.passing_on import EACH_WORDING, PassingOn, passing_on
 from tests.support.process import Process, gopeer
 from tests.transport.kit import (
@@ -196,3 +196,51 @@ async def test_more_callers_than_grpcios_servers_take(fleet: Any) -> None:
         await asyncio.gather(*(worker() for _ in range(150)))
         assert channel.snapshot().endpoints[0].breaker == "CLOSED"
     assert refused < 3000 / 5
+
+
+# ---- connections that close as they begin ----
+
+
+def closing(connection: Connection) -> None:
+    """SETTINGS and GOAWAY in one segment; the connection stays open."""
+    connection.send(settings(), goaway(0))
+
+
+def nothing(connection: Connection, stream: int) -> None:
+    """No request can come."""
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "p2c", "least_request", "pick_first"])
+async def test_a_connection_that_closes_as_it_begins_costs_no_call(backend: Backend, kind: Kind, policy: str) -> None:
+    """Core never says that it is closing, and gives back each call: all go to the other endpoint, whatever they are."""
+    async with (
+        raw(nothing, closing) as peer,
+        lb.aio.channel(f"static:///{peer.address},{backend.address}", policy=policy) as channel,
+    ):
+        await ready(channel, 1)
+        for _ in range(10):
+            calls = [kind.start(channel, timeout=HANGS_S) for _ in range(5)]
+            for call in calls:
+                assert await kind.responses(call) == kind.echo()
+        closed = next(e for e in channel.snapshot().endpoints if e.address == peer.address)
+        assert closed.breaker == "CLOSED"
+    assert len(backend.received) == 50
+
+
+async def test_alone_such_a_server_is_connected_to_again() -> None:
+    """Its calls end with that reason until it is better; then they go through."""
+    better = False
+
+    def hello(connection: Connection) -> None:
+        (greet if better else closing)(connection)
+
+    async with (
+        raw(lambda connection, stream: connection.answer(stream, b"done"), hello) as peer,
+        lb.aio.channel(f"static:///{peer.address}") as channel,
+    ):
+        while len(peer.connections) < 3:
+            error = await failure(UU.start(channel, timeout=HANGS_S))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.005)  # what is refused at once is not asked again at once
+        better = True
+        assert await UU.run(channel, timeout=HANGS_S, wait_for_ready=True) == [b"done"]
