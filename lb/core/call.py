@@ -44,7 +44,7 @@ _UNSEEN_AT_ONCE = 3
 _UNSEEN_PAUSE_S = 0.005
 _UNSEEN_PAUSE_MOST_S = 0.25
 _DOUBT_S = 0.005
-_DOUBT_MOST_S = 0.03
+_DOUBT_MOST_S = 0.1
 """So long the news of a lost connection may stay behind the status of a call that was on it."""
 
 

@@ -535,7 +535,7 @@ def test_a_doubtful_end_says_nothing_of_the_endpoint_until_it_is_judged() -> Non
         if lost:
             rig.connect("a", IDLE)
             rig.connect("a", READY)
-        rig.clock.advance(0.03)
+        rig.clock.advance(0.1)
         ended = [call.resume(rig.now) for call in calls]
         assert all(isinstance(action, Attempt) if lost else action is DONE for action in ended)
         assert rig.candidate("a").breaker.state is (State.CLOSED if lost else State.OPEN)
@@ -615,7 +615,7 @@ def test_a_few_refusals_open_no_breaker_but_nothing_else_for_long_does() -> None
 
 
 def test_words_of_a_connection_that_stands_are_not_believed() -> None:
-    """A server passed on what its own client met: UNAVAILABLE like any other, after 30 ms; an older loss is none."""
+    """A server passed on what its own client met: UNAVAILABLE like any other, after 0.1 s; an older loss is none."""
     for idempotent in (True, False):
         rig = Rig("ab", retry=Retry(wait=wait_none()))
         for name in "ab":
@@ -630,7 +630,7 @@ def test_words_of_a_connection_that_stands_are_not_believed() -> None:
             pauses += 1
             rig.clock.advance(action.delay_s)
             action = call.resume(rig.now)
-        assert pauses in (6, 7)
+        assert pauses in (20, 21)
         if idempotent:
             assert isinstance(action, Attempt)
             assert action.why.startswith("retry: ")
