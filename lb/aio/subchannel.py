@@ -331,6 +331,9 @@ class Subchannel:
         stub: Any = self._channel.unary_stream(health.WATCH)
         failures = 0
         while True:
+            if not self.connected():  # who waits for this task will hear of it; a call would connect, without a pause
+                await asyncio.sleep(health.PAUSE_S)
+                continue
             call = stub(health.request(service))
             try:
                 # Not `async for`: its generator and the call would keep each other, and the call its connection.

@@ -97,14 +97,14 @@ async def test_channels_with_equal_arguments_share_a_connection() -> None:
 async def test_connections_that_end_at_once_are_made_at_a_pace(
     end: Callable[[http2.Connection], object], health: str | None
 ) -> None:
-    """Each pause is twice the last one up to the longest, give or take a fifth."""
+    """Each pause is twice the last one up to the longest, give or take a fifth (and the first may be missed)."""
     pauses = (0.05, 0.1, 0.2, 0.2, 0.2, 0.2)
     async with http2.raw(answer, end) as peer, channel_for(peer.address, connection=PACE, health=health) as channel:
         channel.get_state(try_to_connect=True)
         await eventually(lambda: peer.connections, "the first connection")
         since = time.monotonic()
         await eventually(lambda: len(peer.connections) > len(pauses), "as many more")
-        assert time.monotonic() - since > 0.7 * sum(pauses)
+        assert time.monotonic() - since > 0.6 * sum(pauses)
 
 
 @pytest.mark.parametrize("kind", [UU, SS], ids=str)
