@@ -221,9 +221,7 @@ class Call:
         return Failed(StatusCode.UNAVAILABLE, picked.message)
 
     def _line(self, message: str) -> Action:
-        limit = (
-            self._balancer.limit
-        )  # None: the server's own, which it was found to have; core has no bound there, either
+        limit = self._balancer.limit  # None: it is the server's own, which was learnt; core has no bound there, either
         if not self._in_line:
             waiting = self._balancer.waiting
             if limit is not None and waiting >= limit.queue:
