@@ -419,10 +419,17 @@ async def all_hang(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         await load.answer(within_s=30)
         back_s = load.answered_at - continued_at
     line = Line(row.number, row.name, figures, row.driver)
-    _refusals(line, figures, "")
+    # The last attempt of a call has what is left of its time: giving it up sooner could only fail the call early.
+    others = figures.codes.keys() - {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    line.promise(not others and figures.failed > 0, f"ended {dict(figures.codes)}")
+    late_s = figures.slowest_failure_s - TIMEOUT_S
+    line.promise(late_s < _LATE_S, f"ended {late_s:.2f} s after the deadline")
     line.goal(back_s <= _BACK_S, f"back only after {back_s:.2f} s")
     line.notes.append(f"said within {figures.slowest_failure_s:.2f} s; back after {back_s:.2f} s")
     return [line]
+
+
+_LATE_S = 1.0
 
 
 def _refusals(line: Line, figures: Figures, words: str) -> None:
