@@ -72,6 +72,9 @@ demand(NAMES)
 TELLS_OF_CALLS = hasattr(grpcio_channel.Channel, "_register_call")  # 1.83: a multicallable tells its channel of a call
 HAS_HANDLES = hasattr(cygrpc.AioChannel, "get_registered_call_handle")  # 1.84: methods of stubs are registered
 
+# 1.81: core ends a stream whose metadata cannot be sent; before, it never ends it.
+ENDS_ILLEGAL = tuple(int(part) for part in grpc.__version__.split(".")[:2]) >= (1, 81)
+
 T = TypeVar("T")
 
 EOF = cygrpc.EOF

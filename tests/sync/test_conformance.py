@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 import lb.sync
+from tests.support.releases import since
 from tests.sync.kit import (
     HANGS_S,
     KINDS,
@@ -255,8 +256,9 @@ def test_metadata_without_a_value(where: Where, channel: Any, kind: Kind) -> Non
 
 
 @pytest.mark.parametrize("metadata", [(("X-User", "7"),), (("x", "\n"),), (("", "x"),), ((None, "x"),)])
-def test_illegal_metadata(channel: Any, kind: Kind, metadata: Any) -> None:
+def test_illegal_metadata(where: Where, channel: Any, kind: Kind, metadata: Any) -> None:
     """What can not be a header ends the call INTERNAL."""
+    since(where.ours, 1, 81)
     error = failure(lambda: kind.finish(kind.start(channel, metadata=metadata)))
     assert error.code() is Code.INTERNAL
     assert error.details() == "Invalid metadata"
