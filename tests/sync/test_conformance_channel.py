@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.support.releases import RELEASE
 from tests.support.wait import longer
 from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, REQUESTS, SS, SU, UU, Kind, Server, eventually, fail, failure, wait_for
@@ -352,10 +353,10 @@ def test_illegal_metadata_wait_for_no_connection(free_port: int, kind: Kind, wai
     """What cannot be sent ends the call INTERNAL, also where nothing is connected, and at once."""
     import lb.sync
 
-    for channel in (
-        grpc.insecure_channel(f"127.0.0.1:{free_port}"),
-        lb.sync.channel(f"static:///127.0.0.1:{free_port}"),
-    ):
+    channels: list[Any] = [lb.sync.channel(f"static:///127.0.0.1:{free_port}")]
+    if RELEASE >= (1, 81):  # grpcio itself does so from there on
+        channels.append(grpc.insecure_channel(f"127.0.0.1:{free_port}"))
+    for channel in channels:
         with channel:
             illegal: Any = {"metadata": (("with blank", "x"),), "wait_for_ready": wait, "timeout": 1000}
             for end in (
