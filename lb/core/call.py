@@ -263,22 +263,25 @@ class Call:
             return None
         return max(latency.value_s, hedging.least_delay_s)
 
-    def hedge(self, now: float, why: str = "no answer yet", *, paid: bool = False) -> Attempt | None:
+    def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
         """One more attempt beside those that run.
 
-        None when there is no other endpoint with room, no budget (unless it is ``paid`` for), or calls in line:
+        None when there is no other endpoint with room, no budget (unless it is paid for already), or calls in line:
         those go first.
         """
         hedging, attempts = self.settings.hedging, self.attempts
         if hedging is None or self._no_hedges or len(attempts) >= hedging.max_attempts:
             return None
+        paid = self._promised is not None
         if self._balancer.waiting or (not paid and self.settings.budget.balance(now) < 1):
             return None
         attempt = self._balancer.pick_another(
             self, now, len(attempts) + 1, f"hedge: {why}", [a.candidate for a in attempts]
         )
         if attempt is not None:
-            if not paid:
+            if paid:
+                self._promised = None
+            else:
                 self.settings.budget.withdraw(now)
             attempts.append(attempt)
             self.settings.tally.attempts += 1
@@ -421,16 +424,17 @@ class Call:
 
     def _again(self, outcome: Outcome, now: float) -> Action:
         """Another attempt by the rules of hedging and retrying, or the end."""
-        promised, self._promised = self._promised, None
         counted = self.hedged and self._may_lose(outcome)
         if counted:
             self._failed()
             if not outcome.pushback_s:
                 # The next hedge need not wait for its turn (gRFC A6).
-                attempt = self.hedge(now, outcome.reason(), paid=promised is not None)
+                attempt = self.hedge(now, outcome.reason())
                 if attempt is not None:
                     return attempt
-        choice = promised or self._decide(outcome, now)
+        promised, self._promised = self._promised, None
+        # What was promised follows that attempt. If another one ends before, only the payment counts for it.
+        choice = promised if promised and outcome.origin is Origin.ATTEMPT_TIMEOUT else self._decide(outcome, now)
         if not counted and (isinstance(choice, Again) or choice.counts):
             self._failed()
         if type(choice) is GiveUp:
@@ -438,11 +442,10 @@ class Call:
             return self._exhausted(outcome, choice.why)
         assert isinstance(choice, Again)
         delay = choice.delay_s
-        if promised is None:
-            if self.deadline is not None and now + delay >= self.deadline:
-                return self._exhausted(outcome, "the deadline is nearer than the next attempt")
-            if not self.settings.budget.withdraw(now):
-                return self._exhausted(outcome, "the retry budget is used up")
+        if choice is not promised and self.deadline is not None and now + delay >= self.deadline:
+            return self._exhausted(outcome, "the deadline is nearer than the next attempt")
+        if promised is None and not self.settings.budget.withdraw(now):
+            return self._exhausted(outcome, "the retry budget is used up")
         if outcome.pushback_s is not None:
             self._pushed_back = self._counted_attempts
         self._why = f"retry: {outcome.reason()}"

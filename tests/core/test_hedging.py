@@ -224,6 +224,24 @@ def test_the_last_attempt_out_of_time_is_told_as_unavailable() -> None:
     assert failed.code is StatusCode.UNAVAILABLE
 
 
+def test_what_was_paid_for_a_silent_attempt_goes_to_one_that_follows() -> None:
+    """Two attempts are given up at one moment: two follow for two payments, and what fails for good is not repeated."""
+    retry = Retry(wait=wait_none(), attempt_timeout=0.3, budget=Budget(ratio=0, min_per_s=0.3))
+    rig = Rig("abcde", hedging=Hedging(delay_s=0.1, max_attempts=3), retry=retry)
+    call = begun(rig)
+    spent = 3 - rig.budget.balance(rig.now)
+    first, second = call.attempts
+    assert call.overdue(first, rig.now, running=1)
+    assert call.overdue(second, rig.now, running=0)
+    assert rig.fail(call, TIMED_OUT, at=0) == Others(0.0)
+    third = call.hedge(rig.now)
+    assert third is not None
+    assert 3 - rig.budget.balance(rig.now) == spent + 1
+    assert rig.fail(call, TIMED_OUT, at=1) == Others(0.0)
+    assert rig.fail(call, INTERNAL) is DONE
+    assert rig.in_flight == 0
+
+
 def test_failures_of_hedges_take_tokens() -> None:
     """Each failed attempt costs the throttle one, whether others run or not; at half there are no hedges."""
     rig = Rig("abc", hedging=THREE, throttle=Throttle(4, 0.1))
