@@ -54,6 +54,7 @@ _log = logging.getLogger("lb.channel")
 _MOST_METHODS = 4096
 _SWEEP_EVERY_S = 0.1
 _LOOK_UP_S = 1.0
+_LINE_ASKS_S = 1.0
 _UNMATCHED_S = 60.0
 _MOST_SHOWN = 5
 _CLOSE = 0.8
@@ -265,6 +266,7 @@ class LogicalChannel:
             self._resolver = target
         self._resolve_now: Callable[[], object] | None = getattr(self._resolver, "resolve_now", None)
         self._look_up_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._check_fork()
         _grpcio.check_arguments(self.target, options, credentials, compression)
         self.settings = settings
@@ -307,6 +309,7 @@ class LogicalChannel:
         self._picks = -1
         self._waiters: set[asyncio.Future[bool]] = set()
         self._line: list[tuple[int, asyncio.Future[bool]]] = []
+        self._line_timed = False
         self._tickets = itertools.count(1)
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -476,6 +479,7 @@ class LogicalChannel:
         if deadline is not None:
             timers.append(loop.call_later(max(0.0, deadline - time.monotonic()), _resolve, waiter, False))
         bisect.insort(self._line, (ticket, waiter))
+        self._time_line()
         free = False
         try:
             free = await waiter
@@ -486,6 +490,19 @@ class LogicalChannel:
             if not free and waiter.done() and not waiter.cancelled() and waiter.result():
                 self.next_in_line()  # woken, and cancelled before it could go on
         return ticket if free else None
+
+    def _time_line(self) -> None:
+        """Let the first in line ask now and then: a learnt limit grows, and a breaker admits again, by time alone."""
+        if not self._line_timed:
+            self._line_timed = True
+            asyncio.get_running_loop().call_later(_LINE_ASKS_S, _ask_line, weakref.ref(self))
+
+    def ask_line(self) -> None:
+        """See `_time_line`."""
+        self._line_timed = False
+        if self._line:
+            self.next_in_line()
+            self._time_line()
 
     async def changed(self, deadline: float | None) -> bool:
         """Wait until endpoints or connections changed; False when the deadline came first."""
@@ -573,15 +590,14 @@ class LogicalChannel:
 
     # ---- idling ----
 
-    def look_for_calls(self, idle_s: float) -> None:
-        """Close the connections when there was no call for ``idle_s``; looks again after as long."""
-        loop = self._loop
-        if self._closed or self._asleep or loop is None:
+    def look_for_calls(self) -> None:
+        """Close the connections when there was no call since the last look; looks again after ``idle_s``."""
+        if self._closed or self._asleep:
             return
         picks = sum(candidate.picks for candidate in self.balancer.candidates)
         if picks != self._picks or not self.fall_asleep():
             self._picks = picks
-            loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
+            self._watch_idling()
 
     def fall_asleep(self) -> bool:
         """Close the connections until the next call, and forget them; False when one runs or waits."""
@@ -607,8 +623,10 @@ class LogicalChannel:
     def _watch_idling(self) -> None:
         idle_s = self.settings.connection.idle_s
         if idle_s is not None and self._loop is not None:
+            if self._idle_timer is not None:  # a fork has made it sleep before its time
+                self._idle_timer.cancel()
             # Weak: a channel that was forgotten must not be kept by its timer.
-            self._loop.call_later(idle_s, _look_for_calls, weakref.ref(self), idle_s)
+            self._idle_timer = self._loop.call_later(idle_s, _look_for_calls, weakref.ref(self))
 
     def _resolver_failed(self, message: str) -> None:
         if not self.balancer.resolver_error and self._loop is not None:
@@ -817,10 +835,16 @@ def _keep_pulse(_: None) -> None:
     pulse.current().keep()
 
 
-def _look_for_calls(channel: weakref.ref[LogicalChannel], idle_s: float) -> None:
+def _look_for_calls(channel: weakref.ref[LogicalChannel]) -> None:
     alive = channel()
     if alive is not None:
-        alive.look_for_calls(idle_s)
+        alive.look_for_calls()
+
+
+def _ask_line(reference: weakref.ref[LogicalChannel]) -> None:
+    channel = reference()
+    if channel is not None:
+        channel.ask_line()
 
 
 def _look_up_again(reference: weakref.ref[LogicalChannel], passed_s: float) -> None:

@@ -613,6 +613,36 @@ def test_a_new_channel_after_a_fork_while_a_call_runs(server: Server) -> None:
     assert lines == [f"Cannot invoke RPC: {fork.FORKED} | {fork.FORKED}"] * 3 + ["parent"]
 
 
+FORKS_OFTEN = """
+    import asyncio, gc, os, sys, warnings, lb
+    warnings.simplefilter("ignore")  # as above
+
+    def timers():
+        gc.collect()
+        return sum(isinstance(found, asyncio.TimerHandle) and not found.cancelled() for found in gc.get_objects())
+
+    channel = lb.sync.channel("static:///" + sys.argv[1], connection=lb.Connection(idle_s=600))
+    call = channel.unary_unary("/lb.testing.Echo/UnaryUnary")
+    before = 0
+    for turn in range(16):
+        assert call(b"x", timeout=20) == b"x"
+        before = before or timers()
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert call(b"x", timeout=20) == b"x"
+    print(timers() - before < 8 or timers())
+    channel.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_who_forks_often_is_looked_after_once(server: Server) -> None:
+    """Each fork puts the channel to sleep: one timer watches for idleness, however often it woke up."""
+    assert run(FORKS_OFTEN, server.address) == ["True"]
+
+
 # ---- asyncio beside it ----
 
 
