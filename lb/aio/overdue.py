@@ -41,7 +41,8 @@ class Overdue:
     def _look(self) -> None:
         self._armed = True  # also while it looks: who is added meanwhile is met here
         beat = pulse.current()
-        for attempt, (since, call, real) in list(self.running.items()):
+        # A copy, and no list: making one allocates, so finalizers may run meanwhile, and other threads.
+        for attempt, (since, call, real) in self.running.copy().items():
             left_s = beat.pulse.left_s(since, self._limit_s, time.monotonic())
             if left_s > 0.0:
                 beat.arm(left_s, self._look)

@@ -126,7 +126,8 @@ class Instruments:
         return gone
 
     def _living(self) -> dict[int, Metrics]:
-        found = {number: reference() for number, reference in list(self._channels.items())}
+        # A copy, and no list: making one allocates, and a finalizer that runs then takes channels out (`_gone`).
+        found = {number: reference() for number, reference in self._channels.copy().items()}
         return {number: channel for number, channel in found.items() if channel is not None}
 
     def flush(self) -> None:
@@ -213,8 +214,8 @@ class Counts:
 
     def all(self) -> dict[Key, int]:
         """Every count, under its instrument, and an attribute with its value."""
-        found = {(STARTED, "grpc.method", label): tally.attempts for label, tally in list(self.tallies.items())}
-        for state, number in list(self.moves.items()):
+        found = {(STARTED, "grpc.method", label): tally.attempts for label, tally in self.tallies.copy().items()}
+        for state, number in self.moves.copy().items():
             found[TRANSITIONS, "lb.state", state.value] = number
         if self._limited:
             found[REFUSED, "", ""] = self._of_core.refused

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -9,6 +11,7 @@ import pytest
 from tenacity import stop_after_attempt, stop_never
 
 import lb
+from lb.aio.overdue import Overdue
 from lb.core.outcome import Origin
 from lb.testing.backend import METHODS, Gate, hang, hold
 from tests.support.wait import longer
@@ -190,3 +193,41 @@ async def test_the_server_is_told_the_calls_own_deadline(fleet: Fleet, kind: Kin
     told = backend.received[0].timeout_s
     assert told is not None
     assert told > 1.5 * HANGS_S
+
+
+async def test_attempts_that_end_while_others_are_looked_at() -> None:
+    """They may at any moment, by another thread or a finalizer: all those left are told, and the watch goes on."""
+    watch = Overdue(0.0)
+    looks: list[Callable[[], object]] = []
+    told: list[Any] = []
+
+    class Call:
+        in_loop = looks.append
+
+        @staticmethod
+        def attempt_overdue(attempt: Any, real: Any) -> None:
+            told.append(attempt)
+
+    call: Any = Call()
+    attempts: list[Any] = [object() for _ in range(5000)]  # more than Python keeps tuples in store
+    for attempt in attempts:
+        watch.add(attempt, call, None)
+    (look,) = looks
+    ending = attempts[2500:]
+
+    def end(phase: str, info: dict[str, int]) -> None:
+        if ending:
+            watch.running.pop(ending.pop(), None)
+
+    usual = gc.get_threshold()
+    gc.callbacks.append(end)
+    gc.set_threshold(1)
+    try:
+        look()
+    finally:
+        gc.set_threshold(*usual)
+        gc.callbacks.remove(end)
+    assert told[:2500] == attempts[:2500]
+    assert not watch.running
+    watch.add(object(), call, None)  # type: ignore[arg-type]
+    assert len(looks) == 2
