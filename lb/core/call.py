@@ -186,11 +186,14 @@ class Call:
 
     def resume(self, now: float) -> Action:
         """Go on after a pause or a change of the balancer."""
-        if self.deadline is not None and now >= self.deadline:
-            return self.expired(now)
         if self._doubt is not None:
             doubt, self._doubt = self._doubt, None
-            return self._follow(doubt, now)
+            self._queued = False
+            if self.deadline is None or now < self.deadline:
+                return self._follow(doubt, now)
+            self._judged(doubt, now)
+        if self.deadline is not None and now >= self.deadline:
+            return self.expired(now)
         attempts = self.attempts
         if attempts:
             picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
@@ -236,6 +239,9 @@ class Call:
         if self._in_line:
             self._in_line = False
             self._balancer.waiting -= 1
+        if self._doubt is not None:  # it ends before the news came: as without them
+            doubt, self._doubt = self._doubt, None
+            self._judged(doubt, self._attempt_of(doubt).ended_at or self.started_at)
 
     def refused(self) -> Action:
         """It waited in line for as long as the limit lets a call wait."""
@@ -369,6 +375,7 @@ class Call:
                 judged = self._judged(outcome, now, may_wait=True)
                 if judged is None:
                     self._doubt = outcome
+                    self._queued = True  # should the call end meanwhile: see `leave_line`
                     return Pause(_DOUBT_S)
                 outcome = judged
             if self._unseen < _MOST_UNSEEN.get(outcome.origin, 0) and (

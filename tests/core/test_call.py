@@ -564,6 +564,31 @@ def test_a_doubtful_end_that_nothing_may_follow_is_judged_at_once(end: dict[str,
     assert judged.origin is Origin.UNPROCESSED
 
 
+@pytest.mark.parametrize("by", ["deadline", "caller"])
+def test_a_doubtful_end_of_a_call_that_ends_meanwhile_is_judged(by: str) -> None:
+    """Its permit is given back then: the endpoint is not out for as long as a probe may take."""
+    rig = Rig("a", retry=Retry(), breaker=Breaker(consecutive_failures=1, jitter=0.0))
+    opening = rig.call(idempotent=False)
+    opening.begin(rig.now)
+    rig.fail(opening, UNAVAILABLE)
+    rig.clock.advance(1.0)
+    call = rig.call(idempotent=False, timeout=0.002)
+    call.begin(rig.now)
+    assert rig.candidate("a").breaker.state is State.HALF_OPEN
+    assert rig.fail(call, CLOSING) == Pause(0.005)
+    if by == "caller":
+        call.leave_line()
+    else:
+        rig.clock.advance(0.005)
+        failed = call.resume(rig.now)
+        assert isinstance(failed, Failed)
+        assert "between attempts" in failed.details
+    assert rig.candidate("a").breaker.state is State.OPEN
+    judged = call.attempts[0].outcome
+    assert judged is not None
+    assert judged.origin is Origin.PEER
+
+
 # ---- refused for want of streams ----
 
 REFUSED_STREAM = classify(StatusCode.UNAVAILABLE, origin=Origin.REFUSED, details="error code 7")
