@@ -772,7 +772,7 @@ class LogicalChannel:
             self._look_up_timer.cancel()
         if self.methods:
             self.tell_unmatched(self._unmatched)
-        for candidate in self.balancer.candidates:
+        for candidate in (*self.balancer.candidates, *self.balancer.leaving):
             self._close_subchannel(candidate)
         try:
             closing = self._resolver.close()

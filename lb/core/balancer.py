@@ -826,6 +826,11 @@ class Balancer:
         """All endpoints of the set, picked or not."""
         return list(self._candidates.values())
 
+    @property
+    def leaving(self) -> Sequence[Candidate]:
+        """Endpoints that are no longer in the set, on which attempts still run."""
+        return list(self._leaving.values())
+
     def state(self) -> Connectivity:
         """The whole set's connectivity, by gRPC's aggregation rule.
 

@@ -9,6 +9,7 @@ import logging
 import pickle
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import grpc
@@ -582,6 +583,40 @@ def test_a_resolver_of_ones_own(fleet: Fleet) -> None:
         told.listener.update(lb.Resolution((lb.Endpoint(servers[1].address),)))
         eventually(lambda: UU.run(channel) == UU.echo() and names(servers)[1] > 0)
     assert told.closed.wait(HANGS_S)
+
+
+def test_closing_ends_calls_on_an_endpoint_that_left(fleet: Fleet) -> None:
+    """A blocking call runs on one that the resolver names no longer: it ends with the channel, as all do."""
+    servers = fleet(2)
+    gate = threading.Event()
+    servers[0].always = wait_for(gate)
+
+    class Told:
+        target = "told"
+
+        def start(self, listener: Any) -> None:
+            self.listener = listener
+            listener.update(lb.Resolution((lb.Endpoint(servers[0].address),)))
+
+        def close(self) -> None:
+            pass
+
+    told = Told()
+    channel = lb.sync.channel(told)
+    with ThreadPoolExecutor(1) as pool:
+        states: list[Any] = []
+        channel.subscribe(states.append, try_to_connect=True)
+        ready(channel, 1)
+        call = pool.submit(lambda: failure(lambda: UU.run(channel)))
+        try:
+            eventually(lambda: servers[0].received)
+            told.listener.update(lb.Resolution((lb.Endpoint(servers[1].address),)))
+            eventually(lambda: [e.address for e in channel.snapshot().endpoints] == [servers[1].address])
+            channel.close()
+            assert call.result(HANGS_S).code() is Code.CANCELLED
+        finally:
+            gate.set()
+            channel.close()
 
 
 def test_bad_settings() -> None:
