@@ -176,8 +176,10 @@ class LogicalCall:
         if now > channel.pulse.renew_at:
             channel.keep_pulse()
         settings = channel.methods.get(method) or channel.method(method)
+        to_wall_clock = None
         if deadline is not None:
-            deadline += now - time.time()  # it is an instant of the wall clock, which may be set
+            to_wall_clock = time.time() - now
+            deadline -= to_wall_clock  # it is an instant of the wall clock, which may be set
         elif settings.default_timeout_s is not None:
             deadline = now + settings.default_timeout_s
         scope = incoming.current() if channel.propagate else None
@@ -206,13 +208,13 @@ class LogicalCall:
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
             self._action = self._policy_raised(error)
         if type(self._action) is Attempt:
-            self._open_first(self._action)
+            self._open_first(self._action, to_wall_clock)
 
-    def _open_first(self, attempt: Attempt) -> None:
+    def _open_first(self, attempt: Attempt, to_wall_clock: float | None) -> None:
         """Make the first attempt's lower call (`lb.sync` does that elsewhere)."""
         self._attempt = attempt
         try:
-            self._real = self.lower_call(attempt)
+            self._real = self.lower_call(attempt, to_wall_clock)
         except BaseException as error:
             self._abandon(error)
             raise
@@ -336,7 +338,7 @@ class LogicalCall:
                     if real is None:
                         real = self._open_real(action)
                     if (overdue := self.call.settings.overdue) is not None:
-                        overdue.add(action, self, real)
+                        overdue.add(action, self, real, action.started_at)
                     first = self._span is None and action.number == 1
                     headers = metadata if first else self._headers(action, metadata)
                     response: bytes | None = await real.unary_unary(request, headers, *context)
@@ -555,11 +557,11 @@ class LogicalCall:
         if self._initial_metadata_waiters is not None:
             _wake(self._initial_metadata_waiters)
 
-    def lower_call(self, attempt: Attempt) -> Any:
-        """A new call of grpcio's lower layer for this attempt."""
+    def lower_call(self, attempt: Attempt, to_wall_clock: float | None = None) -> Any:
+        """A new call of grpcio's lower layer for this attempt. ``to_wall_clock``: how far ahead that clock is."""
         deadline = self.call.deadline
         if deadline is not None:  # core makes it at once an instant of its own monotonic clock
-            deadline += time.time() - time.monotonic()
+            deadline += time.time() - time.monotonic() if to_wall_clock is None else to_wall_clock
         # Waiting for a connection is done here, over all endpoints: core must not wait for this one.
         return attempt.candidate.handle.call(self._method, deadline, self._credentials, False, self._registered)
 
@@ -571,7 +573,7 @@ class LogicalCall:
         """The requests are sent: from now on the attempt's time-out counts, until the first response."""
         overdue, attempt = self.call.settings.overdue, self._attempt
         if overdue is not None and attempt is not None and real is self._real and not self._committed:
-            overdue.add(attempt, self, real)
+            overdue.add(attempt, self, real, time.monotonic())
 
     def in_loop(self, function: Callable[[], object]) -> None:
         """Call it in the channel's event loop; from any thread."""

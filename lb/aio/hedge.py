@@ -81,7 +81,7 @@ class Race:
                 if type(action) is Attempt:
                     real = call._open_real(action)
                     if (overdue := call.call.settings.overdue) is not None:
-                        overdue.add(action, call, real)
+                        overdue.add(action, call, real, action.started_at)
                     self._arm()
                     response: bytes | None = await real.unary_unary(
                         self._request, call._headers(action, self._metadata), *self._context
@@ -190,7 +190,7 @@ class Race:
             call.hand_back(attempt, _internal(error), time.monotonic())
             return
         if (overdue := call.call.settings.overdue) is not None:
-            overdue.add(attempt, call, real)
+            overdue.add(attempt, call, real, attempt.started_at)
         task = asyncio.get_running_loop().create_task(self._hedge(call, attempt), name="lb: hedge")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

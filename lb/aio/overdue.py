@@ -31,9 +31,9 @@ class Overdue:
         self.running: dict[Attempt, tuple[float, LogicalCall, Any]] = {}
         """Since when it counts, the call, and the lower call to end."""
 
-    def add(self, attempt: Attempt, call: LogicalCall, real: Any) -> None:
-        """``call.attempt_overdue`` is called in the channel's loop once ``limit_s`` have passed from now."""
-        self.running[attempt] = (time.monotonic(), call, real)
+    def add(self, attempt: Attempt, call: LogicalCall, real: Any, since: float) -> None:
+        """``call.attempt_overdue`` is called in the channel's loop once ``limit_s`` have passed after ``since``."""
+        self.running[attempt] = (since, call, real)
         if not self._armed:
             self._armed = True
             call.in_loop(self._look)

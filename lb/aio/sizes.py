@@ -96,10 +96,10 @@ class SizedCall(LogicalCall):
         self.sizes: dict[Attempt, Sizes] = {}
         super().__init__(*arguments)
 
-    def lower_call(self, attempt: Attempt) -> Any:
+    def lower_call(self, attempt: Attempt, to_wall_clock: float | None = None) -> Any:
         """See `LogicalCall`."""
         sizes = self.sizes[attempt] = Sizes()
-        return _Counted(super().lower_call(attempt), sizes)
+        return _Counted(super().lower_call(attempt, to_wall_clock), sizes)
 
     def stream_of(self, real: _Counted) -> Any:
         """See `LogicalCall`."""

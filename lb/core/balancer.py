@@ -472,7 +472,12 @@ class Balancer:
         if tried and candidate in tried:
             candidate = self._elsewhere(call, now, tried) or candidate
         limit = candidate.limit
-        if limit is not None and candidate.running >= limit.limit and not limit.grows(candidate.running, now):
+        # `Candidate.running`, written out: a property costs every call a frame.
+        if (
+            limit is not None
+            and (running := candidate.in_flight - candidate.held) >= limit.limit
+            and not limit.grows(running, now)
+        ):
             roomy = self._with_room(tried)
             if roomy is None:
                 return Unpicked(f"{self.target}: {FULL}", wait=True, full=True)
@@ -548,7 +553,7 @@ class Balancer:
             if self.throttle is not None:
                 self.throttle.succeeded()
             if limit is not None:
-                limit.observe(took_s, candidate.running + 1)
+                limit.observe(took_s, candidate.in_flight - candidate.held + 1)
         else:
             if outcome.origin is _PEER or outcome.origin is _REFUSED:
                 self._hold(candidate, attempt.started_at, now)

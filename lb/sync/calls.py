@@ -192,7 +192,7 @@ class BlockingCall(Locked):
         wait_for_ready = _grpcio.wait_for_ready(operations[0])
         super().__init__(channel.inner, arguments[1], deadline, _grpcio.raised(credentials), wait_for_ready, registered)
 
-    def _open_first(self, attempt: Attempt) -> None:
+    def _open_first(self, attempt: Attempt, to_wall_clock: float | None) -> None:
         """Nothing yet: `next_event` sends it."""
 
     def _metadata(self) -> tuple[Any, ...]:
@@ -255,7 +255,7 @@ class BlockingCall(Locked):
         )
         sent = Sent(sending)
         if (overdue := self.call.settings.overdue) is not None:
-            overdue.add(attempt, self, sent)
+            overdue.add(attempt, self, sent, attempt.started_at)
         try:
             if self._ended_with is not None:  # meanwhile
                 sending.cancel(self._ended_with.code(), self._ended_with.details())

@@ -229,5 +229,5 @@ async def test_attempts_that_end_while_others_are_looked_at() -> None:
         gc.callbacks.remove(end)
     assert told[:2500] == attempts[:2500]
     assert not watch.running
-    watch.add(object(), call, None)  # type: ignore[arg-type]
+    watch.add(object(), call, None, 0.0)  # type: ignore[arg-type]
     assert len(looks) == 2
