@@ -211,7 +211,7 @@ async def test_attempts_that_end_while_others_are_looked_at() -> None:
     call: Any = Call()
     attempts: list[Any] = [object() for _ in range(5000)]  # more than Python keeps tuples in store
     for attempt in attempts:
-        watch.add(attempt, call, None)
+        watch.add(attempt, call, None, 0.0)
     (look,) = looks
     ending = attempts[2500:]
 
