@@ -260,13 +260,13 @@ async def consul_gone(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         await asyncio.sleep(lasts_s / 3)
         leaves.signal(signal.SIGTERM)
         await leaves.ended()
-        await rig.servers("B", *arguments)
+        await rig.servers("e", *arguments)
         await asyncio.sleep(lasts_s / 3)
         await registry.come_back()
-        heard_s = await load.answer("B", within_s=30)
+        heard_s = await load.answer("e", within_s=30)
     line = _line(row, load.figures)
-    line.notes.append(f"{registry.kind}, gone for {lasts_s:g} s; B had a call {heard_s:.1f} s after its return")
-    line.goal(heard_s <= _HEARD_S, f"B had no call for {heard_s:.1f} s")
+    line.notes.append(f"{registry.kind}, gone for {lasts_s:g} s; the new one had a call {heard_s:.1f} s after its return")
+    line.goal(heard_s <= _HEARD_S, f"the new one had no call for {heard_s:.1f} s")
     return [line]
 
 
