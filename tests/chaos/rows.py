@@ -265,7 +265,7 @@ async def consul_gone(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         await registry.come_back()
         heard_s = await load.answer("e", within_s=30)
     line = _line(row, load.figures)
-    line.notes.append(f"{registry.kind}, gone for {lasts_s:g} s; the new one had a call {heard_s:.1f} s after its return")
+    line.notes.append(f"{registry.kind}, gone for {lasts_s:g} s; the new one had a call after {heard_s:.1f} s")
     line.goal(heard_s <= _HEARD_S, f"the new one had no call for {heard_s:.1f} s")
     return [line]
 
