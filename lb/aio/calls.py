@@ -513,7 +513,11 @@ class LogicalCall:
                 if action.line_s is None:
                     # What it waits for may have come between the call's beginning and its task's.
                     action = self._ask(self.call.resume, time.monotonic())
-        return action if type(action) is Attempt or self._sendable(metadata) else None
+        if type(action) is Attempt:
+            if _grpcio.ENDS_ILLEGAL:
+                return action
+            self._attempt = action  # which `_sendable` gives back
+        return action if self._sendable(metadata) else None
 
     def _sendable(self, metadata: tuple[Any, ...]) -> bool:
         """Whether core would take this metadata. If not, the call ends as core would end it, and waits for nothing."""
@@ -524,7 +528,8 @@ class LogicalCall:
             raise
         if legal(metadata):
             return True
-        self._fail(ILLEGAL, _NO_METADATA)
+        self._broken(ILLEGAL.details(), "")
+        self._real = None  # nothing can be read from it
         return False
 
     def _ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T | Failed:

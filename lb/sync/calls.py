@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from lb import incoming, threads
-from lb.aio._grpcio import ENDS_ILLEGAL, EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
+from lb.aio._grpcio import EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
 from lb.aio.calls import CANCELLED, ILLEGAL, LogicalCall, Told
 from lb.core.balancer import Attempt
 from lb.core.headers import check_types, legal
@@ -461,10 +461,6 @@ class LoopCall:
             return
         if self._credentials is not None and not self._channel.secure:
             self._ended_with = _NOT_SECURE
-            self._finish()
-            return
-        if not ENDS_ILLEGAL and not legal(self._metadata):
-            self._ended_with = ILLEGAL
             self._finish()
             return
         try:
