@@ -55,7 +55,7 @@ _MOST_METHODS = 4096
 _SWEEP_EVERY_S = 0.1
 _LOOK_UP_S = 1.0
 _LINE_ASKS_S = 1.0
-_UNMATCHED_S = 60.0
+UNMATCHED_S = 60.0
 _MOST_SHOWN = 5
 _CLOSE = 0.8
 _told: set[str] = set()
@@ -713,7 +713,7 @@ class LogicalChannel:
         self._wake()
         self._watch_idling()
         if self._unmatched:
-            loop.call_later(_UNMATCHED_S, _look_for_unmatched, weakref.ref(self))
+            loop.call_later(UNMATCHED_S, _look_for_unmatched, weakref.ref(self))
 
     def check_loop(self) -> None:
         """Raise ``UsageError`` in another loop than the channel's, as long as that exists and the channel is open."""
