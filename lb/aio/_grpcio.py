@@ -127,7 +127,7 @@ def as_with_core_retries(status: Any) -> Any:
 
 
 class _WithoutHandles:
-    """A ``cygrpc.AioChannel`` of before 1.84, which can not register methods."""
+    """A ``cygrpc.AioChannel`` of before 1.84, which cannot register methods."""
 
     def __init__(self, channel: Any) -> None:
         self.close = channel.close
@@ -154,7 +154,7 @@ class ResponseStream:
 
     But no headers are lost. In ``_AioCall`` the status comes in beside the headers, and when a server sends
     both at once it may be handled first: the headers that follow are then dropped (40 % of them on one CPU).
-    Here the status waits for them. So whoever sees the status knows whether a response had begun.
+    Here the status waits for them. So a reader of the status knows whether a response had begun.
     """
 
     __slots__ = (

@@ -558,7 +558,7 @@ class LogicalCall:
         return _grpcio.ResponseStream(real, self._status_arrived)
 
     def _begun(self) -> None:
-        """Another attempt begins: whoever waits for headers waits for its headers from now on."""
+        """Another attempt begins: those who wait for headers wait for its headers from now on."""
         if self._initial_metadata_waiters is not None:
             _wake(self._initial_metadata_waiters)
 

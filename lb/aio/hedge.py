@@ -104,7 +104,7 @@ class Race:
                     action = await call._pass_time(action)
         except BaseException as error:
             decision = self._decision
-            if decision is None or task.uncancel() > cancelling:  # the caller is cancelled, whoever has won
+            if decision is None or task.uncancel() > cancelling:  # the caller is cancelled: that wins over any attempt
                 call._abandon(error)
                 self._disarm()
                 raise

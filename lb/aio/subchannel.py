@@ -43,7 +43,7 @@ _DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retrie
 
 _WHY_S = 0.5
 _WHY_EVERY_S = 5.0
-"""So old may the reason grow that is shown for an endpoint which can not be reached."""
+"""How old the reason may grow that is shown for an endpoint that cannot be reached."""
 _NUDGE_S = 0.1
 _ASK_EVERY_S = 1.0
 _SETTLE_S = 0.05
