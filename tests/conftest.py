@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-import socket
 import time
 from collections.abc import Generator
 
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import leaks, servers
+from tests.support.ports import free_ports
 
 # How long an example takes is the machine's affair, and a run repeats the one before it.
 # (`--hypothesis-profile=default` looks for other examples.)
@@ -111,7 +111,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago, for programs that cannot bind port 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    with free_ports(1) as (port,):
+        pass
     return port

@@ -16,8 +16,10 @@ taken port.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import random
 import signal
 import socket
 import sys
@@ -52,6 +54,8 @@ _AGENT_S = 15.0
 _READY_S = 60.0
 _TELL_S = 15.0
 _PORT_WAIT_S = 5.0
+# Linux and macOS give other ports to outgoing connections. One of those could be taken before the gateway listens.
+_FREE_PORTS = range(20_000, 32_768)
 
 # Each process gets its own of these, or they would contradict what the demo is.
 _OURS = ("MESH_LISTEN", "MESH_ADVERTISE", "MESH_INSTANCE_ID", "MESH_WEIGHT", "MESH_PARENT_FD", "MESH_DRAIN_WAIT_S")
@@ -107,6 +111,9 @@ def read_settings() -> DemoSettings:
 
 def free_port(port: int, wait_s: float) -> int:
     """The port, or a free one for 0. Raises ``SettingsError`` when it is still taken after ``wait_s`` seconds."""
+    if port == 0:
+        with contextlib.suppress(SettingsError):
+            return free_port(random.choice(_FREE_PORTS), 0.0)
     give_up = time.monotonic() + wait_s
     while True:
         try:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import socket
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +24,7 @@ from aiohttp import web
 
 from lb.testing import Agent
 from tests.support import servers
+from tests.support.ports import free_ports
 from tests.support.wait import until
 
 _START_S = 90.0
@@ -158,7 +158,8 @@ class Consul(Registry):
     kind = "real"
 
     def __init__(self, *, node: str = "test", acl: bool = False, join: Consul | None = None) -> None:
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        with free_ports(len(_PORTS)) as ports:
+            self._ports = dict(zip(_PORTS, ports, strict=True))
         self._process: asyncio.subprocess.Process | None = None
         self._node = node
         self._join = join
@@ -360,18 +361,3 @@ async def own_registry(request: pytest.FixtureRequest) -> AsyncIterator[Registry
     """Both kinds in turn, for this test alone."""
     async with embedded() if request.param == "embedded" else running() as server:
         yield server
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free for TCP and UDP, all different."""
-    ports: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(ports) < count:
-            tcp = held.enter_context(socket.socket())
-            tcp.bind(("127.0.0.1", 0))
-            port = tcp.getsockname()[1]
-            udp = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            with contextlib.suppress(OSError):
-                udp.bind(("127.0.0.1", port))
-                ports.append(port)
-    return ports

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
 from tests.support import servers
+from tests.support.ports import free_ports
 
 _START_S = 90.0
 _PORTS = ("QUERY_PORT", "QUERY_GRPC_PORT", "HEALTH_PORT", "OTLP_GRPC_PORT", "OTLP_HTTP_PORT")
@@ -93,13 +93,3 @@ async def _healthy(client: httpx2.AsyncClient, url: str) -> bool:
         return (await client.get(url)).status_code == 200
     except httpx2.TransportError:
         return False
-
-
-@contextlib.contextmanager
-def free_ports(count: int) -> Iterator[list[int]]:
-    """Ports of 127.0.0.1 that are free, all different, and held until the block ends."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        yield [probe.getsockname()[1] for probe in probes]

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 
 from tests.support import servers
-from tests.support.jaeger import free_ports
+from tests.support.ports import free_ports
 from tests.support.wait import until
 
 START_S = 120.0
@@ -94,7 +94,10 @@ async def running(output: Path, *, order_rate: float = 1.0, **environment: str) 
             found = _READY.search(output.read_text(errors="replace"))
             return found[1] if found else ""
 
-        url = await until(ready, within_s=START_S, what="the demo says that it is ready")
+        try:
+            url = await until(ready, within_s=START_S, what="the demo says that it is ready")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it printed:\n{output.read_text(errors='replace')}") from None
         limits = httpx2.Limits(max_connections=64)
         async with httpx2.AsyncClient(timeout=60, limits=limits) as client:
             mesh = Mesh(url, process.pid, output, client)

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from psycopg import sql
 
 from tests.support import servers
+from tests.support.ports import free_ports
 from tests.support.wait import until
 
 _START_S = 90.0
@@ -66,9 +66,8 @@ async def running() -> AsyncIterator[Postgres]:
         words, _ = await making.communicate()
         if making.returncode:
             raise RuntimeError(f"initdb ended with status {making.returncode}: {words.decode(errors='replace')}")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        with free_ports(1) as (port,):
+            pass
         with (directory / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 program, "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", directory,
