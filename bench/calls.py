@@ -103,7 +103,7 @@ def settings(row: Row) -> dict[str, Any]:
     """Every resilience feature."""
     chosen: dict[str, Any] = {
         "policy": "round_robin",
-        "retry": lb.Retry(attempt_timeout=10.0, idempotent=[UNARY]),
+        "retry": lb.Retry(attempt_timeout_s=10.0, idempotent=[UNARY]),
         "breaker": lb.Breaker(slow_call_s=10.0),
         "limit": lb.ConcurrencyLimit(adaptive=True),
     }

@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "policy": lb.P2C(),
     "retry": lb.Retry(
         # A server that hangs says nothing. Choose it well above the slowest answer that is still a good one.
-        attempt_timeout=0.5,
+        attempt_timeout_s=0.5,
         # Only what may run twice is sent again once a server may have seen it. A proto says so itself, by
         # `option idempotency_level = NO_SIDE_EFFECTS;` (or IDEMPOTENT); these bytes have no proto.
         idempotent=[UNARY_UNARY],

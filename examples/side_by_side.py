@@ -31,7 +31,7 @@ def bare(*addresses: str) -> Any:
 
 def balanced(*addresses: str) -> Any:
     """The same with lb. It is told that the method may run twice, and how long an answer may take at worst."""
-    retry = lb.Retry(idempotent=[UNARY_UNARY], attempt_timeout=0.5)
+    retry = lb.Retry(idempotent=[UNARY_UNARY], attempt_timeout_s=0.5)
     return lb.aio.channel(f"static:///{','.join(addresses)}", policy="round_robin", retry=retry)
 
 

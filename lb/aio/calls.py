@@ -104,7 +104,7 @@ class Owner(Protocol):
         """A stream's first response came."""
 
     def attempt_silent(self, attempt: Attempt, now: float) -> None:
-        """An attempt had no response for its ``attempt_timeout``; the balancer knows."""
+        """An attempt had no response for its ``attempt_timeout_s``; the balancer knows."""
 
     def over(self) -> bool:
         """Whether it is closed: there will be no other attempt."""
@@ -146,7 +146,7 @@ class LogicalCall:
     _given_up: Any = None
     """The attempt of a stream that another one follows; it stands in ``_real`` until that begins."""
     _timed_out: tuple[Any, ...] = ()
-    """Lower calls that were ended because `attempt_timeout` passed."""
+    """Lower calls that were ended because `attempt_timeout_s` passed."""
     _passing_time: asyncio.Task[Any] | None = None
     _last: tuple[Any, Any] = (None, None)
     _arguments: tuple[Any, ...] = ()
@@ -585,7 +585,7 @@ class LogicalCall:
         self._channel.in_loop(lambda _: function(), None)
 
     def attempt_overdue(self, attempt: Attempt, real: Any) -> None:
-        """`attempt_timeout` has passed without a response to the attempt, whose lower call is ``real``."""
+        """`attempt_timeout_s` has passed without a response to the attempt, whose lower call is ``real``."""
         if attempt.ended_at is not None or self._status is not None or real.done():
             return
         now = time.monotonic()
@@ -604,7 +604,7 @@ class LogicalCall:
         """The status of an attempt that did not end OK; in our own words if it was given up."""
         if not self._timed_out or real not in self._timed_out:
             return real._status
-        limit = self.call.settings.retry.attempt_timeout
+        limit = self.call.settings.retry.attempt_timeout_s
         details = f"no response within the attempt's timeout of {limit:g} s"
         return AioRpcStatus(grpc.StatusCode.DEADLINE_EXCEEDED.value[0], details, (), "")
 

@@ -77,7 +77,7 @@ def channel(
     connection: Connection | None = None,
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
-    timeout: float | None = None,
+    timeout_s: float | None = None,
     methods: Mapping[str, MethodSettings] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
@@ -113,10 +113,10 @@ def channel(
             Default: no watch.
         service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
             also accepted among the ``options``. See docs/service_config.md.
-        timeout: seconds for a call that gives none itself; streams too, from beginning to end. Default: none.
+        timeout_s: seconds for a call that gives none itself; streams too, from beginning to end. Default: none.
         methods: what holds for single methods (``/package.Service/Method``, or ``/package.Service/*`` for all of a
-            service; the entry of the method stands alone), by an `lb.MethodSettings` with timeout, retry,
-            hedging. The call's own timeout wins over that of ``methods``, and that over ``timeout``; all are
+            service; the entry of the method stands alone), by an `lb.MethodSettings` with ``timeout_s``, ``retry``,
+            ``hedging``. The call's own timeout wins over that of ``methods``, and that over ``timeout_s``; all are
             bounded by the service config's, by an incoming call's deadline and `lb.deadline`. For retries and
             hedging ``methods`` win over the service config, and that over ``retry`` and ``hedging``.
         propagate: whether a call made while an incoming call is handled inherits its deadline and
@@ -149,7 +149,7 @@ def channel(
                 connection=connection,
                 health=health,
                 service_config=service_config,
-                timeout=timeout,
+                timeout_s=timeout_s,
                 methods=methods,
                 propagate=propagate,
                 measure_sizes=measure_sizes,
@@ -381,7 +381,7 @@ class LogicalChannel:
                 found.default_timeout_s,
                 found.wait_for_ready,
                 self.metrics.tally(name, self._registered),
-                None if found.retry.attempt_timeout is None else Overdue(found.retry.attempt_timeout),
+                None if found.retry.attempt_timeout_s is None else Overdue(found.retry.attempt_timeout_s),
             )
         return known
 
@@ -435,7 +435,7 @@ class LogicalChannel:
             self._breaker_moved(attempt.candidate, now)
 
     def attempt_silent(self, attempt: Attempt, now: float) -> None:
-        """An attempt had no response for its ``attempt_timeout``; the balancer knows."""
+        """An attempt had no response for its ``attempt_timeout_s``; the balancer knows."""
         if attempt.candidate.breaker.last is not None:
             self._breaker_moved(attempt.candidate, now)
 

@@ -1,4 +1,4 @@
-"""The attempts that run under an ``attempt_timeout``: one timer for all those of a method.
+"""The attempts that run under an ``attempt_timeout_s``: one timer for all those of a method.
 
 A timer for each would cost every call more than a hundredth of itself. Attempts of one method have
 the same time-out, so the first one in is the first one due.

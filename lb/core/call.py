@@ -13,7 +13,7 @@
 A driver that gets an `Attempt` sends it and reports its `Outcome`; `Queued` makes it wait for
 a change of the balancer, `Pause` for a time; both end early at the deadline (`expired`). While
 an attempt runs, a driver asks for a `hedge` each time `hedge_delay_s` has passed, and once, when its
-``attempt_timeout`` has passed without a response, whether it is `overdue`.
+``attempt_timeout_s`` has passed without a response, whether it is `overdue`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Method:
     ``timeout_s`` bounds each call besides the caller's own timeout, ``default_timeout_s`` is that of a call that
     gives none. ``hedging`` needs ``idempotent``,
     and a ``latency`` unless it has a fixed delay. ``overdue`` belongs to the driver: its watch over the attempts
-    of a method that has an ``attempt_timeout``; else None.
+    of a method that has an ``attempt_timeout_s``; else None.
     """
 
     name: str
@@ -308,7 +308,7 @@ class Call:
     # ---- while an attempt runs ----
 
     def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> bool:
-        """``attempt_timeout`` has passed without a response: whether the attempt is to be given up now.
+        """``attempt_timeout_s`` has passed without a response: whether the attempt is to be given up now.
 
         It is, when another may follow (or others run, and another may follow those). If none may, giving up could
         only fail the call early: the attempt goes on until the call's deadline, and the endpoint's breaker is told
@@ -316,7 +316,7 @@ class Call:
 
         ``replayable``: the whole request is still at hand. ``running``: how many other attempts of this call run.
         """
-        limit_s = self.settings.retry.attempt_timeout
+        limit_s = self.settings.retry.attempt_timeout_s
         details = f"no response within the attempt's timeout of {limit_s:g} s"
         outcome = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
         if (replayable and self._promise(outcome, now, running)) or self.deadline is None:
@@ -525,8 +525,8 @@ class Call:
         if outcome.origin is Origin.ATTEMPT_TIMEOUT:
             # The attempt's DEADLINE_EXCEEDED would read as the caller's own deadline, which has not passed.
             self.gave_up = why
-            limit_s = self.settings.retry.attempt_timeout
-            words = f"no answer within attempt_timeout ({limit_s} s), and {why}; tried {self.tried()}"
+            limit_s = self.settings.retry.attempt_timeout_s
+            words = f"no answer within attempt_timeout_s ({limit_s} s), and {why}; tried {self.tried()}"
             return Failed(StatusCode.UNAVAILABLE, words)
         return self._give_up(why)
 

@@ -57,7 +57,7 @@ class Retry:
             for which it says yes is tried again although the table would not. Who gives one
             answers for idempotence. Committed calls are never retried, whatever it says.
         jitter: share of the wait that is drawn at random around it, 0 to 1.
-        attempt_timeout: seconds from an attempt's last request to its first response, or None. Then the attempt
+        attempt_timeout_s: seconds from an attempt's last request to its first response, or None. Then the attempt
             counts as a failure of its endpoint, and is given up if another may follow: the method may run twice
             (or ``retry`` allows it), retries are on, attempts and budget are left, nothing was answered. Where
             none may follow, the attempt goes on until the call's own timeout, which is separate and always
@@ -69,14 +69,14 @@ class Retry:
 
     Raises:
         TypeError: ``stop``, ``wait`` or ``retry`` is not callable, or a field has another wrong type.
-        ValueError: ``jitter`` or ``attempt_timeout`` is out of range, or a method is not named as said.
+        ValueError: ``jitter`` or ``attempt_timeout_s`` is out of range, or a method is not named as said.
     """
 
     stop: Strategy = field(default_factory=lambda: stop_after_attempt(4))
     wait: Strategy = field(default_factory=lambda: wait_exponential(multiplier=0.025, max=1.0))
     retry: Strategy | None = None
     jitter: float = 0.2
-    attempt_timeout: float | None = None
+    attempt_timeout_s: float | None = None
     budget: Budget = field(default_factory=Budget)
     idempotent: Collection[str] = ()
     enabled: bool = True
@@ -89,8 +89,8 @@ class Retry:
             if (not callable(value) or isinstance(value, type)) and not (name == "retry" and value is None):
                 raise TypeError(f"Retry.{name} is {shown(value)}; expected one of tenacity's {name} strategies")
         checks.number("Retry.jitter", self.jitter, "a number from 0 to 1", most=1)
-        if self.attempt_timeout is not None:
-            checks.number("Retry.attempt_timeout", self.attempt_timeout, "seconds above 0, or None", above=True)
+        if self.attempt_timeout_s is not None:
+            checks.number("Retry.attempt_timeout_s", self.attempt_timeout_s, "seconds above 0, or None", above=True)
         if isinstance(self.idempotent, (str, bytes)) or not isinstance(self.idempotent, Collection):
             raise TypeError(f"Retry.idempotent is {shown(self.idempotent)}; expected a collection of method names")
         for method in self.idempotent:

@@ -178,7 +178,7 @@ def _retry(policy: Fields, problems: Problems) -> Retry | None:
         stop=stop_after_attempt(attempts),
         wait=wait_exponential(multiplier=initial, exp_base=multiplier, max=most),
         retry=RetryOn(codes, timeouts=limit is not None),
-        attempt_timeout=limit,
+        attempt_timeout_s=limit,
     )
 
 

@@ -52,7 +52,7 @@ class MethodSettings:
     """What a channel's ``methods=`` says of one method, or of all of a service. Immutable.
 
     Args:
-        timeout: seconds for a call that gives none, > 0; False: none at all; None: the channel's ``timeout``.
+        timeout_s: seconds for a call that gives none, > 0; False: none at all; None: the channel's ``timeout_s``.
             It bounds streams, too, from their beginning to their end.
         retry: in place of the channel's; its ``budget`` means nothing, for there is one per channel. False: no
             retries; None: the service config's, else the channel's.
@@ -61,18 +61,18 @@ class MethodSettings:
         idempotent: True says that it may run twice without harm, as ``Retry.idempotent`` does.
 
     Raises:
-        ValueError: ``timeout`` is out of range; the message names it.
+        ValueError: ``timeout_s`` is out of range; the message names it.
         TypeError: another field is of a wrong kind.
     """
 
-    timeout: float | Literal[False] | None = None
+    timeout_s: float | Literal[False] | None = None
     retry: Retry | Literal[False] | None = None
     hedging: Hedging | Literal[False] | None = None
     idempotent: bool = False
 
     def __post_init__(self) -> None:
-        if self.timeout is not None and self.timeout is not False:
-            checks.number("MethodSettings.timeout", self.timeout, "seconds > 0, False (off) or None", above=True)
+        if self.timeout_s is not None and self.timeout_s is not False:
+            checks.number("MethodSettings.timeout_s", self.timeout_s, "seconds > 0, False (off) or None", above=True)
         _optional("MethodSettings.retry", self.retry, Retry)
         _optional("MethodSettings.hedging", self.hedging, Hedging)
         checks.flag("MethodSettings.idempotent", self.idempotent)
@@ -119,7 +119,7 @@ class Settings:
     propagate: bool
     measure_sizes: bool
     measure_endpoints: bool
-    timeout: float | None
+    timeout_s: float | None
     methods: Mapping[str, MethodSettings]
 
     @property
@@ -140,7 +140,7 @@ class Settings:
         retry = _NO_RETRY if entry.retry is False else entry.retry or self._retry(config, hedging)
         declared_by = [*self.retry.declared_by(name), *retry.declared_by(name)]
         idempotent = declared_idempotent or config.idempotent or entry.idempotent or bool(declared_by)
-        timeout_s = self.timeout if entry.timeout is None else entry.timeout or None
+        timeout_s = self.timeout_s if entry.timeout_s is None else entry.timeout_s or None
         return ForMethod(
             retry,
             hedging if idempotent else None,
@@ -165,8 +165,8 @@ class Settings:
             return replace(ours, stop=lambda state: most(state) or ours.stop(state))
         if theirs is None:
             return ours
-        timeout = ours.attempt_timeout if theirs.attempt_timeout is None else theirs.attempt_timeout
-        return replace(theirs, attempt_timeout=timeout, enabled=ours.enabled)
+        limit_s = ours.attempt_timeout_s if theirs.attempt_timeout_s is None else theirs.attempt_timeout_s
+        return replace(theirs, attempt_timeout_s=limit_s, enabled=ours.enabled)
 
     def core_config(self) -> str | None:
         """What core itself must know, as its service config: message sizes; None: nothing.
@@ -206,7 +206,7 @@ def settings(
     propagate: bool = True,
     measure_sizes: bool = False,
     measure_endpoints: bool = False,
-    timeout: float | None = None,
+    timeout_s: float | None = None,
     methods: Mapping[str, MethodSettings] | None = None,
     options: tuple[tuple[str, Any], ...] = (),
 ) -> Settings:
@@ -215,7 +215,7 @@ def settings(
     A service config may also stand among the ``options`` (``grpc.service_config``), as for grpcio.
     What it says of a *method* wins over ``retry`` and ``hedging``, which are for all methods; but
     ``enabled=False`` turns its retries off, too (gRFC A6, *Disabling retries*), and an
-    ``attempt_timeout`` holds where its ``retryPolicy`` names none; ``hedging=False`` turns its hedging off. What
+    ``attempt_timeout_s`` holds where its ``retryPolicy`` names none; ``hedging=False`` turns its hedging off. What
     ``methods`` says of a method wins over both. A ``policy`` or ``health`` given
     here wins over the document's. False for ``retry``, ``breaker``, ``hedging`` or ``limit`` is "off", None the
     default. The option ``grpc.enable_retries`` with 0 means ``retry=False``, unless a ``retry`` is given.
@@ -238,8 +238,8 @@ def settings(
     for name, value in flags:
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {shown(value)}; expected True or False")
-    if timeout is not None:
-        checks.number("timeout", timeout, "seconds > 0, or None", above=True)
+    if timeout_s is not None:
+        checks.number("timeout_s", timeout_s, "seconds > 0, or None", above=True)
     if retry is None and _option(options, _ENABLE_RETRIES) == 0:
         retry = False
     retry = _optional("retry", retry, Retry, off=_NO_RETRY) or Retry()
@@ -257,7 +257,7 @@ def settings(
         propagate=propagate,
         measure_sizes=measure_sizes,
         measure_endpoints=measure_endpoints,
-        timeout=timeout,
+        timeout_s=timeout_s,
         methods=_methods(methods),
     )
 

@@ -45,7 +45,7 @@ def channel(
     connection: Connection | None = None,
     health: str | None = None,
     service_config: str | Mapping[str, Any] | None = None,
-    timeout: float | None = None,
+    timeout_s: float | None = None,
     methods: Mapping[str, MethodSettings] | None = None,
     propagate: bool = True,
     measure_sizes: bool = False,
@@ -70,7 +70,7 @@ def channel(
         connection: see there.
         health: see there.
         service_config: see there.
-        timeout: see there.
+        timeout_s: see there.
         methods: see there.
         propagate: see there.
         measure_sizes: see there.
@@ -101,7 +101,7 @@ def channel(
             connection=connection,
             health=health,
             service_config=service_config,
-            timeout=timeout,
+            timeout_s=timeout_s,
             methods=methods,
             propagate=propagate,
             measure_sizes=measure_sizes,

@@ -11,7 +11,7 @@ from services.runtime.connections import CONNECTION, LIMIT
 from services.runtime.interceptors import INSTANCE_KEY
 from services.runtime.settings import Settings
 
-RETRY = lb.Retry(attempt_timeout=2.0)
+RETRY = lb.Retry(attempt_timeout_s=2.0)
 """An instance that hangs costs a call two seconds, not its whole deadline."""
 
 HEDGING = lb.Hedging()

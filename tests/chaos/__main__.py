@@ -151,7 +151,7 @@ def main() -> int:
     print(
         f"{IN_FLIGHT} idempotent unary calls in flight, timeout {TIMEOUT_S:g} s; a healthy server takes"
         f" {LATENCY_S * 1000:g} ms (0.75 to 1.25 times). Threads: each call blocks one.\n"
-        f"Every channel: attempt_timeout {ATTEMPT_TIMEOUT_S:g} s, else the defaults.\n"
+        f"Every channel: attempt_timeout_s {ATTEMPT_TIMEOUT_S:g} s, else the defaults.\n"
         "last s: from the fault to the last attempt on a bad endpoint that was no probe of its breaker.\n"
         f"This machine has {os.cpu_count()} cores; their load before the start was {load:.1f}.\n"
     )

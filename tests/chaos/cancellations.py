@@ -26,7 +26,7 @@ from tests.support.process import Process
 SETTINGS: dict[str, Any] = {
     "policy": "round_robin",
     # Half the attempts on one endpoint fail, so many calls are cancelled in the pause before a retry.
-    "retry": lb.Retry(idempotent=METHODS, attempt_timeout=0.5, budget=lb.Budget(ratio=2.0)),
+    "retry": lb.Retry(idempotent=METHODS, attempt_timeout_s=0.5, budget=lb.Budget(ratio=2.0)),
     "breaker": lb.Breaker(consecutive_failures=None, failure_ratio=None),
     # Sooner than most answers: many are cancelled while two attempts run.
     "hedging": lb.Hedging(delay_s=0.003),

@@ -97,7 +97,7 @@ class Rig(AsyncExitStack):
         super().__init__()
         # One for each call in flight, and for two of a row's own.
         self._threads = self.enter_context(ThreadPoolExecutor(MOST_IN_FLIGHT + 2)) if threads else None
-        self._retry = lb.Retry(idempotent=METHODS, attempt_timeout=attempt_timeout_s)
+        self._retry = lb.Retry(idempotent=METHODS, attempt_timeout_s=attempt_timeout_s)
         self._in_flight = in_flight
         self._real_consul = real_consul
 

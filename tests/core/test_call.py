@@ -141,7 +141,7 @@ SILENT_AFTER = 0.3
 
 
 def silent(rig: Rig, timeout: float | None = 3.0, *, idempotent: bool = True, replayable: bool = True) -> Any:
-    """A call whose first attempt passes ``attempt_timeout``, and whether it is to be given up."""
+    """A call whose first attempt passes ``attempt_timeout_s``, and whether it is to be given up."""
     call = rig.call(timeout=timeout, idempotent=idempotent)
     call.begin(rig.now)
     rig.clock.advance(SILENT_AFTER)
@@ -151,7 +151,7 @@ def silent(rig: Rig, timeout: float | None = 3.0, *, idempotent: bool = True, re
 def test_a_silent_attempt_is_given_up_for_another() -> None:
     """The other one is paid for at that moment, so that it follows whatever the budget has when the first has ended."""
     budget = Budget(ratio=0, min_per_s=0.1, ttl_s=10)
-    rig = Rig("ab", retry=Retry(wait=wait_none(), attempt_timeout=SILENT_AFTER, budget=budget))
+    rig = Rig("ab", retry=Retry(wait=wait_none(), attempt_timeout_s=SILENT_AFTER, budget=budget))
     call, given_up = silent(rig)
     assert given_up
     assert rig.budget.balance(rig.now) == 0
@@ -176,7 +176,7 @@ def test_a_silent_attempt_is_given_up_for_another() -> None:
 )
 def test_a_silent_attempt_that_nothing_may_follow_goes_on(changes: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Without a deadline it is given up, since nothing else would end the call: UNAVAILABLE, and the words name it."""
-    rig = Rig("ab", retry=Retry(attempt_timeout=SILENT_AFTER, **changes))
+    rig = Rig("ab", retry=Retry(attempt_timeout_s=SILENT_AFTER, **changes))
     call, given_up = silent(rig, **arguments)
     assert not given_up
     assert call.attempts[0].outcome is None
@@ -187,14 +187,14 @@ def test_a_silent_attempt_that_nothing_may_follow_goes_on(changes: dict[str, Any
     failed = rig.fail(call, TIMED_OUT, replayable=arguments.get("replayable", True))
     assert isinstance(failed, Failed)
     assert failed.code is StatusCode.UNAVAILABLE
-    assert failed.details.startswith("no answer within attempt_timeout (0.3 s), and ")
+    assert failed.details.startswith("no answer within attempt_timeout_s (0.3 s), and ")
 
 
 @pytest.mark.parametrize("late", [OK, UNAVAILABLE], ids=["answer", "failure"])
 def test_a_silent_attempt_has_one_outcome(late: Outcome) -> None:
     """The breaker counts the silence; what comes late neither ends the row of failures nor adds to it."""
     breaker = Breaker(consecutive_failures=2, failure_ratio=None, jitter=0.0)
-    rig = Rig("a", retry=Retry(attempt_timeout=SILENT_AFTER, enabled=False), breaker=breaker)
+    rig = Rig("a", retry=Retry(attempt_timeout_s=SILENT_AFTER, enabled=False), breaker=breaker)
     call, _ = silent(rig)
     assert rig.candidate("a").last_error.startswith("DEADLINE_EXCEEDED (attempt timeout): no response within")
     rig.end(call.attempts[0], late)
@@ -206,7 +206,7 @@ def test_a_silent_attempt_has_one_outcome(late: Outcome) -> None:
 def test_a_silent_probe_has_failed() -> None:
     """Its place is free at once: the endpoint is probed again although the silent one still runs."""
     breaker = Breaker(consecutive_failures=1, failure_ratio=None, open_s=1, jitter=0.0)
-    rig = Rig("ab", retry=Retry(attempt_timeout=SILENT_AFTER, enabled=False), breaker=breaker)
+    rig = Rig("ab", retry=Retry(attempt_timeout_s=SILENT_AFTER, enabled=False), breaker=breaker)
     rig.trip("a")
     rig.clock.advance(1)
     call = rig.call()
@@ -228,7 +228,7 @@ def test_a_silent_probe_has_failed() -> None:
 def test_silence_is_told_of_an_attempt_that_runs() -> None:
     """One that has ended meanwhile (in another thread) has had its outcome."""
     breaker = Breaker(consecutive_failures=1, failure_ratio=None)
-    rig = Rig("a", retry=Retry(attempt_timeout=SILENT_AFTER, enabled=False), breaker=breaker)
+    rig = Rig("a", retry=Retry(attempt_timeout_s=SILENT_AFTER, enabled=False), breaker=breaker)
     call = rig.call(timeout=3)
     call.begin(rig.now)
     rig.end(call.attempts[0])

@@ -171,8 +171,8 @@ def test_all_fields_of_a_channel_are_named() -> None:
         (lb.Retry, {"jitter": 2}, "Retry.jitter is 2; expected a number from 0 to 1"),
         (
             lb.Retry,
-            {"attempt_timeout": 1e10},
-            "Retry.attempt_timeout is 10000000000.0; expected seconds above 0, or None, at most 1e+09",
+            {"attempt_timeout_s": 1e10},
+            "Retry.attempt_timeout_s is 10000000000.0; expected seconds above 0, or None, at most 1e+09",
         ),
     ],
 )

@@ -226,7 +226,7 @@ def test_the_last_attempt_out_of_time_is_told_as_unavailable() -> None:
 
 def test_what_was_paid_for_a_silent_attempt_goes_to_one_that_follows() -> None:
     """Two attempts are given up at one moment: two follow for two payments, and what fails for good is not repeated."""
-    retry = Retry(wait=wait_none(), attempt_timeout=0.3, budget=Budget(ratio=0, min_per_s=0.3))
+    retry = Retry(wait=wait_none(), attempt_timeout_s=0.3, budget=Budget(ratio=0, min_per_s=0.3))
     rig = Rig("abcde", hedging=Hedging(delay_s=0.1, max_attempts=3), retry=retry)
     call = begun(rig)
     spent = 3 - rig.budget.balance(rig.now)

@@ -375,7 +375,7 @@ def test_a_strategy_with_a_bug_ends_the_call(changes: dict[str, Any], why: str) 
 def test_settings_are_values() -> None:
     """Frozen and usable by many channels; the defaults are as documented."""
     settings = Retry()
-    assert (settings.jitter, settings.attempt_timeout, settings.enabled) == (0.2, None, True)
+    assert (settings.jitter, settings.attempt_timeout_s, settings.enabled) == (0.2, None, True)
     assert (settings.budget.ratio, settings.budget.min_per_s) == (0.2, 10.0)
     with pytest.raises(AttributeError):
         settings.jitter = 0.5  # type: ignore[misc]  # the point of the test
@@ -387,9 +387,9 @@ def test_settings_are_values() -> None:
         ("jitter", -0.1, "Retry.jitter is -0.1; expected a number from 0 to 1"),
         ("jitter", 1.1, "Retry.jitter is 1.1; expected a number from 0 to 1"),
         ("jitter", float("nan"), "Retry.jitter is nan; expected a number from 0 to 1"),
-        ("attempt_timeout", 0, "Retry.attempt_timeout is 0; expected seconds above 0, or None"),
-        ("attempt_timeout", -1, "Retry.attempt_timeout is -1; expected seconds above 0, or None"),
-        ("attempt_timeout", float("nan"), "Retry.attempt_timeout is nan; expected seconds above 0, or None"),
+        ("attempt_timeout_s", 0, "Retry.attempt_timeout_s is 0; expected seconds above 0, or None"),
+        ("attempt_timeout_s", -1, "Retry.attempt_timeout_s is -1; expected seconds above 0, or None"),
+        ("attempt_timeout_s", float("nan"), "Retry.attempt_timeout_s is nan; expected seconds above 0, or None"),
         *(
             (
                 "idempotent",
@@ -434,7 +434,13 @@ def test_a_class_in_place_of_a_strategy_is_named(field: str, value: object) -> N
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("jitter", "0.2"), ("attempt_timeout", "1s"), ("idempotent", None), ("budget", 0.2), ("attempt_timeout", True)],
+    [
+        ("jitter", "0.2"),
+        ("attempt_timeout_s", "1s"),
+        ("idempotent", None),
+        ("budget", 0.2),
+        ("attempt_timeout_s", True),
+    ],
 )
 def test_a_field_of_the_wrong_type_is_named(field: str, value: object) -> None:
     """The user's mistake is told with field, value and what is accepted."""

@@ -204,7 +204,7 @@ def test_only_the_codes_that_are_listed_are_retried() -> None:
 def test_an_attempts_own_time_may_be_all_that_is_retried() -> None:
     """``perAttemptRecvTimeout`` makes an attempt end, and that is followed by another; a server's own is not."""
     retry = retry_of(retryableStatusCodes=[], perAttemptRecvTimeout="0.5s")
-    assert retry.attempt_timeout == 0.5
+    assert retry.attempt_timeout_s == 0.5
     assert type(_decided(retry, 1, "DEADLINE_EXCEEDED", origin=Origin.ATTEMPT_TIMEOUT)) is Again
     assert type(_decided(retry, 1, "DEADLINE_EXCEEDED")) is GiveUp
     assert type(_decided(retry_of(), 1, "DEADLINE_EXCEEDED", origin=Origin.ATTEMPT_TIMEOUT)) is GiveUp

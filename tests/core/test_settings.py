@@ -90,10 +90,10 @@ def test_retries_may_be_turned_off_altogether() -> None:
 
 def test_an_attempts_time_holds_where_the_document_names_none() -> None:
     """A retryPolicy must not take away what guards against endpoints that hang."""
-    retry = Retry(attempt_timeout=0.5)
+    retry = Retry(attempt_timeout_s=0.5)
     for policy, limit in ((RETRY, 0.5), ({**RETRY, "perAttemptRecvTimeout": "2s"}, 2.0)):
         found = settings(retry=retry, service_config=config(retryPolicy=policy))
-        assert found.method(GET, declared_idempotent=False).retry.attempt_timeout == limit
+        assert found.method(GET, declared_idempotent=False).retry.attempt_timeout_s == limit
 
 
 def test_hedges_are_all_there_is() -> None:
@@ -254,11 +254,11 @@ def test_what_is_said_of_a_method_wins() -> None:
     found = settings(
         retry=ours,
         hedging=Hedging(delay_s=2),
-        timeout=9,
+        timeout_s=9,
         methods={
-            GET: MethodSettings(timeout=1, retry=theirs, hedging=hedging),
+            GET: MethodSettings(timeout_s=1, retry=theirs, hedging=hedging),
             "/shop.Shop/*": MethodSettings(retry=service, hedging=False, idempotent=True),
-            "/shop.Other/*": MethodSettings(timeout=False, retry=False),
+            "/shop.Other/*": MethodSettings(timeout_s=False, retry=False),
         },
         service_config=config(names=[{}], retryPolicy=RETRY, timeout="5s"),
     )
@@ -310,8 +310,8 @@ def test_which_entries_a_method_goes_by() -> None:
             {"methods": {GET: {"timeout": 1}}},
             "methods['/shop.Shop/Get'] is {'timeout': 1}; expected an lb.MethodSettings",
         ),
-        ({"timeout": 0}, "timeout is 0; expected seconds > 0, or None"),
-        ({"timeout": False}, "timeout is False; expected seconds > 0, or None"),
+        ({"timeout_s": 0}, "timeout_s is 0; expected seconds > 0, or None"),
+        ({"timeout_s": False}, "timeout_s is False; expected seconds > 0, or None"),
     ],
     ids=str,
 )
@@ -325,8 +325,8 @@ def test_what_is_no_setting_of_methods(given: dict[str, Any], says: str) -> None
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"timeout": 0}, "MethodSettings.timeout is 0; expected seconds > 0, False (off) or None"),
-        ({"timeout": "1s"}, "MethodSettings.timeout is '1s'"),
+        ({"timeout_s": 0}, "MethodSettings.timeout_s is 0; expected seconds > 0, False (off) or None"),
+        ({"timeout_s": "1s"}, "MethodSettings.timeout_s is '1s'"),
         ({"retry": True}, "MethodSettings.retry is True; expected an lb.Retry, False (off) or None"),
         ({"hedging": 1}, "MethodSettings.hedging is 1; expected an lb.Hedging, False (off) or None"),
         ({"idempotent": 1}, "MethodSettings.idempotent is 1; expected True or False"),

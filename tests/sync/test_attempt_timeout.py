@@ -1,4 +1,4 @@
-"""What passes with ``attempt_timeout`` in threads: another attempt where one may follow, else nothing that is seen."""
+"""What passes with ``attempt_timeout_s`` in threads: another attempt where one may follow, else nothing one sees."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def breakers(channel: Any) -> list[str]:
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "call object"])
 def test_a_call_that_nothing_may_follow_has_its_whole_time(fleet: Fleet, kind: Kind, blocking: bool) -> None:
-    """The breaker is told at ``attempt_timeout``, once; the answer comes later, and the caller gets it."""
+    """The breaker is told at ``attempt_timeout_s``, once; the answer comes later, and the caller gets it."""
     (server,) = fleet(1)
     gate = threading.Event()
     server.always = wait_for(gate)
     with (
-        channel_to(server, retry=lb.Retry(attempt_timeout=0.05), breaker=AT_THE_FIRST) as channel,
+        channel_to(server, retry=lb.Retry(attempt_timeout_s=0.05), breaker=AT_THE_FIRST) as channel,
         ThreadPoolExecutor(1) as pool,
     ):
         ready(channel, 1)
@@ -53,13 +53,13 @@ def test_without_a_deadline_such_a_call_ends_unavailable(fleet: Fleet, kind: Kin
     (server,) = fleet(1)
     gate = threading.Event()
     server.always = wait_for(gate)
-    with channel_to(server, retry=lb.Retry(attempt_timeout=0.05), breaker=AT_THE_FIRST) as channel:
+    with channel_to(server, retry=lb.Retry(attempt_timeout_s=0.05), breaker=AT_THE_FIRST) as channel:
         ready(channel, 1)
         error = failure(lambda: kind.run(channel) if blocking else kind.finish(kind.start(channel)))
         assert breakers(channel) == ["OPEN"]
     gate.set()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    words = "no answer within attempt_timeout (0.05 s), and the method is not declared idempotent; tried "
+    words = "no answer within attempt_timeout_s (0.05 s), and the method is not declared idempotent; tried "
     assert error.details().startswith(words)
 
 
@@ -68,7 +68,7 @@ def test_the_last_attempt_has_the_rest_of_the_calls_time(fleet: Fleet) -> None:
     (server,) = fleet(1)
     gate = threading.Event()
     server.always = wait_for(gate)
-    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), stop=stop_after_attempt(2), attempt_timeout=0.05)
+    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), stop=stop_after_attempt(2), attempt_timeout_s=0.05)
     breaker = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=600, max_open_s=600)
     with channel_to(server, retry=retry, breaker=breaker) as channel, ThreadPoolExecutor(1) as pool:
         ready(channel, 1)
@@ -85,7 +85,7 @@ def test_many_threads_are_watched_at_once(fleet: Fleet) -> None:
     gate = threading.Event()
     for server in servers:
         server.script(*[wait_for(gate), None, None, None] * 8)
-    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), attempt_timeout=0.5, stop=stop_after_attempt(9))
+    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), attempt_timeout_s=0.5, stop=stop_after_attempt(9))
     with channel_to(*servers, retry=retry) as channel, ThreadPoolExecutor(8) as pool:
         ready(channel, 2)
         for answer in [pool.submit(lambda: UU.run(channel, timeout=HANGS_S)) for _ in range(64)]:

@@ -338,7 +338,7 @@ def test_attempt_timeout(fleet: Fleet) -> None:
     servers = fleet(2)
     gate = threading.Event()
     servers[0].always = wait_for(gate)
-    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), stop=stop_never, attempt_timeout=0.2)
+    retry = lb.Retry(idempotent=METHODS, wait=wait_none(), stop=stop_never, attempt_timeout_s=0.2)
     with channel_to(*servers, retry=retry, policy="round_robin") as channel:
         ready(channel, 2)
         for _ in range(2):

@@ -48,8 +48,8 @@ def held(runs: Callable[[Kind], object], count: int, held_s: float) -> list[Any]
 
 
 def test_answers_that_arrived_meanwhile_count(addresses: list[str]) -> None:
-    """Calls that block and call objects, held for longer than ``attempt_timeout``: each is OK, nobody is blamed."""
-    retry = lb.Retry(attempt_timeout=0.6, idempotent=METHODS)
+    """Calls that block and call objects, held for longer than ``attempt_timeout_s``: each is OK, nobody is blamed."""
+    retry = lb.Retry(attempt_timeout_s=0.6, idempotent=METHODS)
     with connected(addresses, retry=retry, breaker=lb.Breaker(**STRICT, slow_call_s=0.6)) as channel:
 
         def run(kind: Kind) -> tuple[Any, list[int]]:

@@ -1,4 +1,4 @@
-"""What passes with ``attempt_timeout``: another attempt where one may follow, else nothing that the caller sees."""
+"""What passes with ``attempt_timeout_s``: another attempt where one may follow, else nothing that the caller sees."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.transport.kit import AT_ONCE, HANGS_S, UU, First, Kind, channel_to, e
 AT_THE_FIRST = lb.Breaker(consecutive_failures=1, failure_ratio=None, open_s=600, max_open_s=600)
 
 NOTHING_FOLLOWS: dict[str, dict[str, Any]] = {
-    "may not run twice": {"retry": lb.Retry(attempt_timeout=0.05)},
-    "retries are off": {"retry": lb.Retry(attempt_timeout=0.05, idempotent=METHODS, enabled=False)},
-    "no attempts left": {"retry": lb.Retry(attempt_timeout=0.05, idempotent=METHODS, stop=stop_after_attempt(1))},
+    "may not run twice": {"retry": lb.Retry(attempt_timeout_s=0.05)},
+    "retries are off": {"retry": lb.Retry(attempt_timeout_s=0.05, idempotent=METHODS, enabled=False)},
+    "no attempts left": {"retry": lb.Retry(attempt_timeout_s=0.05, idempotent=METHODS, stop=stop_after_attempt(1))},
     "no budget left": {
-        "retry": lb.Retry(attempt_timeout=0.05, idempotent=METHODS, budget=lb.Budget(ratio=0.0, min_per_s=0.0))
+        "retry": lb.Retry(attempt_timeout_s=0.05, idempotent=METHODS, budget=lb.Budget(ratio=0.0, min_per_s=0.0))
     },
 }
 WHY = {
@@ -43,7 +43,7 @@ def breakers(channel: Any) -> list[str]:
 
 @pytest.mark.parametrize("case", NOTHING_FOLLOWS)
 async def test_a_call_that_nothing_may_follow_has_its_whole_time(fleet: Fleet, kind: Kind, case: str) -> None:
-    """The breaker is told at ``attempt_timeout``, once; the answer comes later, and the caller gets it."""
+    """The breaker is told at ``attempt_timeout_s``, once; the answer comes later, and the caller gets it."""
     (backend,) = await fleet(1)
     gate = Gate()
     backend.always(hold(gate))
@@ -75,7 +75,7 @@ async def test_without_a_deadline_such_a_call_ends_unavailable(fleet: Fleet, kin
         assert breakers(channel) == ["OPEN"]
         (attempt,) = lb.attempts(call)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert str(error.details()).startswith(f"no answer within attempt_timeout (0.05 s), and {WHY[case]}; tried ")
+    assert str(error.details()).startswith(f"no answer within attempt_timeout_s (0.05 s), and {WHY[case]}; tried ")
     assert attempt.outcome is not None
     assert attempt.outcome.origin is Origin.ATTEMPT_TIMEOUT
 
@@ -85,7 +85,7 @@ async def test_the_last_attempt_has_the_rest_of_the_calls_time(fleet: Fleet, kin
     (backend,) = await fleet(1)
     gate = Gate()
     backend.always(hold(gate))
-    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_after_attempt(3), attempt_timeout=0.05)
+    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_after_attempt(3), attempt_timeout_s=0.05)
     async with channel_to(backend, retry=retry) as channel:
         await ready(channel, 1)
         call = kind.start(channel, timeout=HANGS_S)
@@ -109,7 +109,7 @@ async def test_many_silent_calls_share_what_the_budget_has_left(fleet: Fleet) ->
     gate = Gate()
     one.always(hold(gate))
     budget = lb.Budget(ratio=0.0, min_per_s=0.001, ttl_s=1000)
-    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout=0.1, budget=budget)
+    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout_s=0.1, budget=budget)
     async with channel_to(one, two, policy=First(), retry=retry) as channel:
         await ready(channel, 2)
         calls = [UU.start(channel, timeout=HANGS_S) for _ in range(8)]
@@ -121,13 +121,13 @@ async def test_many_silent_calls_share_what_the_budget_has_left(fleet: Fleet) ->
 
 
 async def test_hedged_calls_keep_an_attempt_that_nothing_may_follow(fleet: Fleet) -> None:
-    """Both attempts of a hedged call hang beyond ``attempt_timeout``; none is left, and the late answer counts."""
+    """Both attempts of a hedged call hang beyond ``attempt_timeout_s``; none is left, and the late answer counts."""
     one, two = await fleet(2)
     gate = Gate()
     one.always(hold(gate))
     two.always(hold(gate))
     settings: dict[str, Any] = {
-        "retry": lb.Retry(idempotent=METHODS, attempt_timeout=0.05, stop=stop_after_attempt(2)),
+        "retry": lb.Retry(idempotent=METHODS, attempt_timeout_s=0.05, stop=stop_after_attempt(2)),
         "hedging": lb.Hedging(delay_s=0.01),
         "breaker": AT_THE_FIRST,
     }
@@ -143,12 +143,12 @@ async def test_hedged_calls_keep_an_attempt_that_nothing_may_follow(fleet: Fleet
 
 async def test_a_hedged_call_gives_up_a_silent_attempt_for_a_retry(fleet: Fleet) -> None:
     """Two that hang, a third that answers: retries may go further than hedges."""
-    for attempt_timeout in longer(0.1):
+    for attempt_timeout_s in longer(0.1):
         one, two, three = await fleet(3)
         one.always(hang())
         two.always(hang())
         settings: dict[str, Any] = {
-            "retry": lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_never, attempt_timeout=attempt_timeout),
+            "retry": lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_never, attempt_timeout_s=attempt_timeout_s),
             "hedging": lb.Hedging(delay_s=0.01),
         }
         async with channel_to(one, two, three, policy=First(), **settings) as channel:
@@ -173,7 +173,7 @@ async def test_a_strategy_that_fails_when_asked_lets_the_attempt_go_on(
     def broken(state: Any) -> bool:
         raise RuntimeError("no idea")
 
-    retry = lb.Retry(idempotent=METHODS, stop=broken, attempt_timeout=0.05)
+    retry = lb.Retry(idempotent=METHODS, stop=broken, attempt_timeout_s=0.05)
     async with channel_to(backend, retry=retry, breaker=AT_THE_FIRST) as channel:
         await ready(channel, 1)
         call = UU.start(channel, timeout=HANGS_S)
@@ -184,9 +184,9 @@ async def test_a_strategy_that_fails_when_asked_lets_the_attempt_go_on(
 
 
 async def test_the_server_is_told_the_calls_own_deadline(fleet: Fleet, kind: Kind) -> None:
-    """An attempt may go on beyond ``attempt_timeout``, and so may the server's work on it."""
+    """An attempt may go on beyond ``attempt_timeout_s``, and so may the server's work on it."""
     (backend,) = await fleet(1)
-    retry = lb.Retry(idempotent=METHODS, attempt_timeout=HANGS_S)
+    retry = lb.Retry(idempotent=METHODS, attempt_timeout_s=HANGS_S)
     async with channel_to(backend, retry=retry) as channel:
         await ready(channel, 1)
         await kind.run(channel, timeout=2 * HANGS_S)

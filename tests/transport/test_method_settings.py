@@ -64,7 +64,7 @@ async def test_a_default_timeout_ends_a_call_that_gives_none(shell: Shell, backe
     """And the server is told."""
     gate = Gate()
     backend.always(hold(gate))
-    async with shell.open(backend.address, timeout=0.3) as channel:
+    async with shell.open(backend.address, timeout_s=0.3) as channel:
         error = await shell.failure(channel, kind=kind)
         assert error.code() is Code.DEADLINE_EXCEEDED
     gate.open()
@@ -80,15 +80,15 @@ async def test_which_timeout_holds(shell: Shell, backend: Backend, kind: str) ->
     config = {"methodConfig": [{"name": [{"service": SERVICE}], "timeout": "400s"}]}
     cases: list[tuple[dict[str, Any], dict[str, Any], float | None]] = [
         ({}, {}, None),
-        ({"timeout": 100}, {}, 100),
-        ({"timeout": 100}, {"timeout": 300}, 300),
-        ({"timeout": 100, "methods": {ALL: lb.MethodSettings(timeout=200)}}, {}, 200),
-        ({"methods": {ALL: lb.MethodSettings(timeout=200), method: lb.MethodSettings(timeout=50)}}, {}, 50),
-        ({"timeout": 100, "methods": {ALL: lb.MethodSettings(timeout=200), method: lb.MethodSettings()}}, {}, 100),
-        ({"timeout": 100, "methods": {method: lb.MethodSettings(timeout=False)}}, {}, None),
-        ({"methods": {method: lb.MethodSettings(timeout=50)}}, {"timeout": 300}, 300),
-        ({"timeout": 100, "service_config": config}, {}, 100),
-        ({"timeout": 900, "service_config": config}, {}, 400),
+        ({"timeout_s": 100}, {}, 100),
+        ({"timeout_s": 100}, {"timeout": 300}, 300),
+        ({"timeout_s": 100, "methods": {ALL: lb.MethodSettings(timeout_s=200)}}, {}, 200),
+        ({"methods": {ALL: lb.MethodSettings(timeout_s=200), method: lb.MethodSettings(timeout_s=50)}}, {}, 50),
+        ({"timeout_s": 100, "methods": {ALL: lb.MethodSettings(timeout_s=200), method: lb.MethodSettings()}}, {}, 100),
+        ({"timeout_s": 100, "methods": {method: lb.MethodSettings(timeout_s=False)}}, {}, None),
+        ({"methods": {method: lb.MethodSettings(timeout_s=50)}}, {"timeout": 300}, 300),
+        ({"timeout_s": 100, "service_config": config}, {}, 100),
+        ({"timeout_s": 900, "service_config": config}, {}, 400),
         ({"service_config": config}, {"timeout": 900}, 400),
     ]
     for settings, options, expected in cases:
@@ -105,7 +105,7 @@ async def test_which_timeout_holds(shell: Shell, backend: Backend, kind: str) ->
 async def test_a_block_with_a_deadline(shell: Shell, backend: Backend) -> None:
     """It bounds calls of whichever timeout, also in blocks inside and in tasks that begin in it; nothing after it."""
     async with (
-        shell.open(backend.address, timeout=900) as channel,
+        shell.open(backend.address, timeout_s=900) as channel,
         shell.open(backend.address, propagate=False) as apart,
     ):
 

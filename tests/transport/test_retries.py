@@ -256,9 +256,9 @@ async def test_a_first_message_commits_a_call(fleet: Fleet, kind: Kind) -> None:
 
 
 async def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet, kind: Kind) -> None:
-    """The first hangs: it is given up after ``attempt_timeout``, and the server is told that (it is cancelled)."""
-    for attempt_timeout in longer(0.1):
-        retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_never, attempt_timeout=attempt_timeout)
+    """The first hangs: it is given up after ``attempt_timeout_s``, and the server is told that (it is cancelled)."""
+    for attempt_timeout_s in longer(0.1):
+        retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_never, attempt_timeout_s=attempt_timeout_s)
         one, two, channel = await pair(fleet, retry=retry)
         async with channel:
             one.always(hang())
@@ -276,7 +276,7 @@ async def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet, kin
 
 async def test_a_time_longer_than_the_calls_own_is_never_met(fleet: Fleet, kind: Kind) -> None:
     """Then the caller's deadline ends the call, on its first attempt, and blames nobody."""
-    one, _, channel = await pair(fleet, retry=lb.Retry(idempotent=METHODS, attempt_timeout=HANGS_S))
+    one, _, channel = await pair(fleet, retry=lb.Retry(idempotent=METHODS, attempt_timeout_s=HANGS_S))
     async with channel:
         one.always(hang())
         for timeout in longer(0.2):
@@ -467,7 +467,7 @@ async def test_what_came_when_an_attempts_time_ran_out_counts(what: str) -> None
     )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout=0.2)
+    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, attempt_timeout_s=0.2)
     try:
         async with lb.aio.channel(f"static:///{address}", retry=retry) as channel:
             await ready(channel, 1)

@@ -70,9 +70,9 @@ def unblamed(channel: Any) -> bool:
 async def test_answers_that_arrived_meanwhile_count(
     addresses: list[str], kind: Kind, hold: Callable[[float], None], held_s: float
 ) -> None:
-    """Held until just before ``attempt_timeout`` passes, or for longer: each first attempt is OK."""
+    """Held until just before ``attempt_timeout_s`` passes, or for longer: each first attempt is OK."""
     settings: dict[str, Any] = {
-        "retry": lb.Retry(attempt_timeout=LIMIT_S, idempotent=METHODS),
+        "retry": lb.Retry(attempt_timeout_s=LIMIT_S, idempotent=METHODS),
         "breaker": lb.Breaker(**STRICT),
     }
     async with await connected(addresses, **settings) as channel:
@@ -86,7 +86,7 @@ async def test_answers_that_arrived_meanwhile_count(
 async def test_five_seconds_are_as_one(addresses: list[str]) -> None:
     """The longest stall: no call of any kind is lost, none is sent twice."""
     settings: dict[str, Any] = {
-        "retry": lb.Retry(attempt_timeout=LIMIT_S, idempotent=METHODS),
+        "retry": lb.Retry(attempt_timeout_s=LIMIT_S, idempotent=METHODS),
         "breaker": lb.Breaker(**STRICT),
     }
     async with await connected(addresses, **settings) as channel:
@@ -168,15 +168,15 @@ async def test_connections_stand_through_a_stall(
 
 
 async def test_a_silent_endpoint_is_still_found_out(backend: Backend) -> None:
-    """What was held does not count, all else does: after the stall ``attempt_timeout`` runs on and passes."""
+    """What was held does not count, all else does: after the stall ``attempt_timeout_s`` runs on and passes."""
     backend.always(hang())
-    retry = lb.Retry(attempt_timeout=LIMIT_S)
+    retry = lb.Retry(attempt_timeout_s=LIMIT_S)
     async with await connected([backend.address], retry=retry, breaker=lb.Breaker(**STRICT)) as channel:
         tasks = await under_way(UU, channel, 1)
         hold_loop(1)
         error = await failure(tasks[0])
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert "attempt_timeout" in str(error.details())
+        assert "attempt_timeout_s" in str(error.details())
         assert channel.snapshot().endpoints[0].breaker == "OPEN"
 
 

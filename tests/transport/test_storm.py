@@ -52,7 +52,7 @@ async def test_whatever_happens_nothing_hangs_and_nothing_stays(fleet: Fleet, se
     told = Told(*endpoints(*backends))
     async with lb.aio.channel(
         told,
-        retry=lb.Retry(idempotent=METHODS, attempt_timeout=0.05),
+        retry=lb.Retry(idempotent=METHODS, attempt_timeout_s=0.05),
         hedging=lb.Hedging(delay_s=0.005, max_attempts=3),
         limit=lb.ConcurrencyLimit(limit=6, adaptive=True, queue=8, queue_s=0.05),
         breaker=lb.Breaker(consecutive_failures=3, open_s=0.05, max_open_s=0.1, refused_s=0.02),
