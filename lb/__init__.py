@@ -43,7 +43,7 @@ from lb.core.retry import Retry
 from lb.core.settings import MethodSettings
 from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.core.token_bucket import TokenBucket
-from lb.incoming import deadline, detached
+from lb.shared.scopes import deadline, detached
 from lb.sync.channel import attempts
 
 __all__ = [

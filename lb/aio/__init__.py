@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lb.aio._incoming import incoming
+from lb.aio._registration import Registration, registration
 from lb.aio.channel import Channel, attempts, channel
-from lb.aio.incoming import incoming
-from lb.aio.registration import Registration, registration
 
 __all__ = ["Channel", "Registration", "attempts", "channel", "incoming", "registration"]

@@ -31,7 +31,6 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import grpc
 
-from lb import incoming
 from lb.aio import _grpcio
 from lb.aio._grpcio import EOF, AioRpcStatus
 from lb.aio.hedge import Race
@@ -42,6 +41,7 @@ from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
 from lb.core.headers import check_types, legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
 from lb.core.pulse import Pulse
+from lb.shared import scopes
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
 
@@ -182,7 +182,7 @@ class LogicalCall:
             deadline -= to_wall_clock  # it is an instant of the wall clock, which may be set
         elif settings.default_timeout_s is not None:
             deadline = now + settings.default_timeout_s
-        scope = incoming.current() if channel.propagate else None
+        scope = scopes.current() if channel.propagate else None
         if scope is not None:
             deadline = scope.bound(deadline)
         if settings.timeout_s is not None:
@@ -300,7 +300,7 @@ class LogicalCall:
 
     def incoming_cancelled(self) -> None:
         """The incoming call that this one is made for was cancelled. From any thread."""
-        self._channel.in_loop(self.cancel, incoming.CANCELLED)
+        self._channel.in_loop(self.cancel, scopes.CANCELLED)
 
     def set_internal_error(self, error: str) -> None:
         """The upper layer could not go on."""

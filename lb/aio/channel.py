@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 import grpc
 
-from lb.aio import _grpcio, fork, pulse
+from lb.aio import _grpcio, pulse
 from lb.aio.calls import LogicalCall, logical_call, remember_maker
+from lb.aio.idempotency import is_idempotent
 from lb.aio.overdue import Overdue
 from lb.aio.resolvers import StaticResolver, make_resolver
 from lb.aio.sizes import SizedCall
@@ -45,7 +46,7 @@ from lb.core.settings import NOT_COPIED, MethodSettings, Settings, channel_optio
 from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import DnsTarget, StaticTarget, parse_target
 from lb.core.throttle import ThrottleState
-from lb.methods import is_idempotent
+from lb.shared import fork
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
 

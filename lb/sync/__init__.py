@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from lb.sync._incoming import incoming
 from lb.sync.channel import Channel, attempts, channel
-from lb.sync.incoming import incoming
 
 __all__ = ["Channel", "attempts", "channel", "incoming"]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb import threads
 from lb.aio._grpcio import UpperChannel as AioUpperChannel
 from lb.aio._grpcio import demand, moved
-from lb.aio.fork import POLLER
+from lb.shared import threads
+from lb.shared.fork import POLLER
 
 try:
     from grpc import _channel as grpcio_channel

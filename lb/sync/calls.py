@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb import incoming, threads
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
 from lb.aio.calls import CANCELLED, ILLEGAL, LogicalCall, Told
 from lb.core.balancer import Attempt
 from lb.core.headers import check_types, legal
+from lb.shared import scopes, threads
 from lb.sync import _grpcio
 from lb.sync.locked import LockedBalancer, LockedCall
 
@@ -269,7 +269,7 @@ class BlockingCall(Locked):
 
     def incoming_cancelled(self) -> None:
         """The incoming call that this one is made for was cancelled. From any thread."""
-        self.end(_grpcio.CANCELLED, incoming.CANCELLED)
+        self.end(_grpcio.CANCELLED, scopes.CANCELLED)
 
     def end(self, code: int, details: str) -> None:
         """End it with this status; from any thread."""

@@ -8,8 +8,6 @@ from typing import Any, Literal, NoReturn
 
 import grpc
 
-from lb import threads
-from lb.aio import fork
 from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
 from lb.aio.channel import attempts as aio_attempts
@@ -26,6 +24,7 @@ from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
 from lb.core.settings import NOT_COPIED, MethodSettings, channel_options, settings
 from lb.core.snapshot import Snapshot
+from lb.shared import fork, threads
 from lb.sync import _grpcio, loop
 from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall, cooperative
 from lb.sync.locked import LockedBalancer

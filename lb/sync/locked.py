@@ -11,9 +11,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lb import threads
 from lb.core.balancer import Balancer
 from lb.core.call import Call
+from lb.shared import threads
 
 
 class LockedBalancer(Balancer):

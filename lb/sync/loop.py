@@ -2,7 +2,7 @@
 
 It starts at the first use of a channel and ends when the last one is closed or forgotten.
 
-What becomes of it in a forked child, `lb.aio.fork` tells.
+What becomes of it in a forked child, `lb.shared.fork` tells.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import queue
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from lb import threads
-from lb.aio import fork
+from lb.shared import fork, threads
 from lb.sync import _grpcio
 
 CLOSING = "lb: closing"

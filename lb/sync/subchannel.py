@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from lb import threads
 from lb.aio.subchannel import Subchannel as AioSubchannel
+from lb.shared import threads
 from lb.sync import _grpcio
 
 WATCH_S = 1.0

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from lb.aio import registration
-from lb.aio.registration import Registration
+from lb.aio._registration import Registration
 from lb.core.presence import LEAVING
 from lb.testing import Agent
 from tests.discovery.conftest import Backend

@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lb.aio import fork
+from lb.shared import fork
 from tests.sync.kit import HANGS_S, KINDS, Server, eventually, wait_for
 from tests.transport.test_tls import self_signed
 

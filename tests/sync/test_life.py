@@ -21,7 +21,7 @@ import grpc
 import pytest
 
 import lb
-from lb.aio import fork
+from lb.shared import fork
 from lb.sync import loop, subchannel
 from tests.sync.conftest import Fleet
 from tests.sync.kit import (

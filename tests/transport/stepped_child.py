@@ -22,7 +22,7 @@ from tenacity import wait_fixed
 
 import lb
 import lb.sync
-from lb import incoming
+from lb.shared import scopes
 from lb.testing import Backend
 from lb.testing.backend import METHODS, Gate, fail, hang, hold
 from tests.support.stepped import step
@@ -109,7 +109,7 @@ class Threads:
 async def main(side: str, ahead_s: float) -> None:
     """Begin all calls, set the clock while they wait, and tell how they end."""
     begun = Begun()
-    incoming.enter(begun)  # type: ignore[arg-type]  # it has what calls use
+    scopes.enter(begun)  # type: ignore[arg-type]  # it has what calls use
     async with contextlib.AsyncExitStack() as stack:
         backends = {name: await stack.enter_async_context(Backend(name)) for name in ("paused", "hanging", "running")}
         api: Any = Threads(stack) if side == "threads" else Aio(stack, side == "aio")

@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 import lb
-from lb.aio import fork
+from lb.shared import fork
 from lb.testing.backend import UNARY_UNARY, Backend, Gate, hang, hold
 from tests.support.releases import since
 from tests.transport.conftest import Fleet

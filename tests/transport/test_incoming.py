@@ -20,8 +20,9 @@ import pytest
 
 import lb
 import lb.sync
-from lb import incoming
-from lb.incoming import Handlers, Scope
+from lb.shared import scopes
+from lb.shared.handlers import Handlers
+from lb.shared.scopes import Scope
 from lb.testing import Backend
 from lb.testing.backend import SERVICE, echo, hang, hold
 from lb.testing.backend import Gate as Held
@@ -121,7 +122,7 @@ async def test_a_deadline_that_has_passed_reaches_no_server(backend: Backend) ->
         await UU.run(channel)
 
         async def late() -> grpc.aio.AioRpcError:
-            incoming.enter(Scope(-0.001))
+            scopes.enter(Scope(-0.001))
             return await failure(UU.start(channel, timeout=30))
 
         error = await asyncio.create_task(late())
@@ -272,13 +273,13 @@ async def test_after_cancellation_no_call_begins(backend: Backend, kind: Kind) -
 
         async def late() -> None:
             scope = Scope(None)
-            incoming.enter(scope)
+            scopes.enter(scope)
             scope.cancel()
             call = kind.start(channel)
             with pytest.raises(asyncio.CancelledError):
                 await kind.responses(call)
             assert call.cancelled()
-            assert await call.details() == incoming.CANCELLED
+            assert await call.details() == scopes.CANCELLED
 
         await asyncio.create_task(late())
         assert len(backend.received) == 1
@@ -292,7 +293,7 @@ async def test_a_scope_may_be_cancelled_in_another_thread(backend: Backend) -> N
     async with channel_to(backend) as channel:
 
         async def work() -> None:
-            incoming.enter(scope)
+            scopes.enter(scope)
             await UU.run(channel)
 
         task = asyncio.create_task(work())
@@ -311,7 +312,7 @@ async def test_ended_calls_leave_nothing_in_the_scope(backend: Backend) -> None:
     async with channel_to(backend) as channel:
 
         async def work() -> None:
-            incoming.enter(scope)
+            scopes.enter(scope)
             for _ in range(20):
                 await UU.run(channel)
 
@@ -376,15 +377,15 @@ def test_detached_blocks_nest() -> None:
     scope = Scope(None)
 
     def body() -> None:
-        incoming.enter(scope)
+        scopes.enter(scope)
         with lb.detached():
             with lb.detached():
-                assert incoming.current() is None
-            assert incoming.current() is None
-        assert incoming.current() is scope
+                assert scopes.current() is None
+            assert scopes.current() is None
+        assert scopes.current() is scope
         with contextlib.suppress(ZeroDivisionError), lb.detached():
             raise ZeroDivisionError
-        assert incoming.current() is scope
+        assert scopes.current() is scope
 
     contextvars.copy_context().run(body)
 
@@ -492,7 +493,7 @@ class Threaded:
         self._threads.shutdown()
 
     def _one(self, request: Any, context: Any) -> bytes:
-        scope = incoming.current()
+        scope = scopes.current()
         assert scope is not None
         noted = Noted()
         scope.add(noted)
@@ -506,7 +507,7 @@ class Threaded:
     def _many(self, request: Any, context: Any) -> Any:
         answer = self._one(request, context)
         yield answer
-        assert incoming.current() is self.scopes[-1]
+        assert scopes.current() is self.scopes[-1]
         yield answer
 
 
@@ -524,7 +525,7 @@ async def test_threads_the_deadline(kind: Kind) -> None:
         assert 20 < first.deadline - time.monotonic() < 30.5
         assert second.deadline is None
         assert [noted.told for noted in server.noted] == [0, 0]
-    assert incoming.current() is None
+    assert scopes.current() is None
 
 
 async def test_threads_cancellation(kind: Kind) -> None:

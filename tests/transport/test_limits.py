@@ -13,9 +13,9 @@ import pytest
 from tenacity import wait_fixed, wait_none
 
 import lb
-from lb import incoming
 from lb.aio.channel import Channel
-from lb.incoming import Scope
+from lb.shared import scopes
+from lb.shared.scopes import Scope
 from lb.testing.backend import METHODS, Gate, fail, hang, hold, pushback
 from tests.support.wait import longer
 from tests.transport.conftest import Fleet
@@ -304,7 +304,7 @@ async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind
         else:
             one.script(fail())
         context = contextvars.copy_context()
-        context.run(incoming.enter, scope)
+        context.run(scopes.enter, scope)
         call = context.run(kind.start, channel, wait_for_ready=True)
         reading = asyncio.ensure_future(kind.responses(call))
         logical = call._cython_call

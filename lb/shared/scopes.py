@@ -20,7 +20,7 @@ Tasks inherit the context variable; threads that a handler starts do not, unless
 
 What a channel does where a call begins, with ``propagate`` set::
 
-    scope = incoming.current()           # None outside of a handler: all that this costs there
+    scope = scopes.current()           # None outside of a handler: all that this costs there
     if scope is not None:
         deadline = scope.bound(deadline)
     call = ...
@@ -35,14 +35,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
-
-import grpc
+from typing import Protocol
 
 from lb.core import checks
-
-if TYPE_CHECKING:
-    Handler = grpc.RpcMethodHandler[Any, Any]  # generic in the types alone
 
 # A deadline further away is none: grpcio's threads tell a call without one that it has centuries left.
 _NEVER_S = 10 * 365 * 86400.0
@@ -103,7 +98,7 @@ class Scope:
         return f"<Scope {left}{' cancelled' if self.cancelled else ''} calls={len(self._calls or ())}>"
 
 
-_current: ContextVar[Scope | None] = ContextVar("lb.incoming", default=None)
+_current: ContextVar[Scope | None] = ContextVar("lb.scope", default=None)
 
 current: Callable[[], Scope | None] = _current.get
 """The scope of the handler that runs here, or None."""
@@ -173,34 +168,3 @@ class _Within(Scope):
         """See `Scope.add`: nothing cancels the block itself."""
         if self._around is not None:
             self._around.add(call)
-
-
-# ---- for the interceptors ----
-
-_MOST_METHODS = 4096
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-
-class Handlers:
-    """Handlers in a scope: made once for each method, whose handler is nearly always the same object."""
-
-    def __init__(self, wrap: Callable[[Any], Any]) -> None:
-        """``wrap`` is given a handler's function and returns the one that opens a scope around it."""
-        self._wrap = wrap
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-
-    def wrapped(self, method: str, handler: Handler) -> Handler:
-        """The handler to serve ``method`` with, in the place of ``handler``."""
-        known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
-            if len(self._wrapped) >= _MOST_METHODS:  # a proxy may meet any number of them
-                self._wrapped.clear()
-            known = self._wrapped[method] = (handler, self._made(handler))
-        return known[1]
-
-    def _made(self, handler: Handler) -> Handler:
-        kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        behavior = self._wrap(getattr(handler, kind))
-        made: Handler = make(behavior, handler.request_deserializer, handler.response_serializer)
-        return made

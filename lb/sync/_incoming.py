@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb.incoming import Handlers, Scope, enter
+from lb.shared.handlers import Handlers
+from lb.shared.scopes import Scope, enter
 
 if TYPE_CHECKING:
-    from lb.incoming import Handler
+    from lb.shared.handlers import Handler
 
 
 def incoming() -> grpc.ServerInterceptor:

@@ -22,7 +22,7 @@ import time
 import weakref
 from typing import Protocol
 
-from lb import threads
+from lb.shared import threads
 
 # The name of grpcio's thread ends so.
 POLLER = "(_poll_wrapper)"
