@@ -14,6 +14,7 @@ generated stubs, interceptors, health and reflection clients work on it unchange
 from __future__ import annotations
 
 from lb import aio, sync
+from lb._attempts import attempts
 from lb._version import __version__
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
@@ -44,7 +45,6 @@ from lb.core.settings import MethodSettings
 from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.core.token_bucket import TokenBucket
 from lb.shared.scopes import deadline, detached
-from lb.sync.channel import attempts
 
 __all__ = [
     "Attempt",

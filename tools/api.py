@@ -74,7 +74,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 }
 """Title, a line below it, and what stands there in which order."""
 
-ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.aio.attempts", "lb.sync.attempts", "lb.__version__"})
+ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.__version__"})
 """Exported, and told under another name, or without need of words."""
 
 WITHOUT_MEMBERS = frozenset({"Settings", "Policies"})

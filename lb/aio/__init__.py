@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from lb.aio._incoming import incoming
 from lb.aio._registration import Registration, registration
-from lb.aio.channel import Channel, attempts, channel
+from lb.aio.channel import Channel, channel
 
-__all__ = ["Channel", "Registration", "attempts", "channel", "incoming", "registration"]
+__all__ = ["Channel", "Registration", "channel", "incoming", "registration"]

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 import grpc
 
 from lb.aio import _grpcio, pulse
-from lb.aio.calls import LogicalCall, logical_call, remember_maker
+from lb.aio.calls import LogicalCall, remember_maker
 from lb.aio.idempotency import is_idempotent
 from lb.aio.overdue import Overdue
 from lb.aio.resolvers import StaticResolver, make_resolver
@@ -195,32 +195,6 @@ class Channel(_grpcio.UpperChannel):
 
     def __repr__(self) -> str:
         return f"<lb.aio.Channel {self._channel.target}>"
-
-
-_FROM_A_CALL = (grpc.RpcContext, grpc.aio.RpcContext, grpc.Future, BaseException)
-
-
-def attempts(call: Any) -> list[Attempt]:
-    """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
-
-    ``call`` is what the stub returned (also under interceptors), or the error that was raised. Empty when nothing
-    was sent (yet), or when the call is not one of ours.
-
-    Raises:
-        TypeError: it is no call, but maybe a response.
-    """
-    logical = logical_call(call)
-    if logical is not None:
-        return list(logical.call.attempts)
-    if isinstance(call, grpc.aio.AioRpcError):
-        return list(getattr(call.debug_error_string(), "attempts", ()))
-    if not isinstance(call, _FROM_A_CALL):
-        raise TypeError(
-            f"attempts() was given {checks.shown(call)}; expected what a call gave: its call object (of asyncio: "
-            "call = stub.Method(request); of threads: _, call = stub.Method.with_call(request), or .future(request), "
-            "or a stream), or the grpc.RpcError that it raised"
-        )
-    return []
 
 
 class LogicalChannel:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lb.sync._incoming import incoming
-from lb.sync.channel import Channel, attempts, channel
+from lb.sync.channel import Channel, channel
 
-__all__ = ["Channel", "attempts", "channel", "incoming"]
+__all__ = ["Channel", "channel", "incoming"]

@@ -10,7 +10,6 @@ import grpc
 
 from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
-from lb.aio.channel import attempts as aio_attempts
 from lb.core import checks
 from lb.core.balancer import Attempt
 from lb.core.breaker import Breaker
@@ -184,28 +183,6 @@ class Channel(grpc.Channel):
 
     def __repr__(self) -> str:
         return f"<lb.sync.Channel {self._logical.inner.target}>"
-
-
-def attempts(call: Any) -> list[Attempt]:
-    """The attempts of a call made through an `lb` channel, in order: endpoint, outcome and reason of each.
-
-    ``call`` is what the stub returned, of either kind of channel and also under interceptors: a
-    call object, a future, what ``with_call`` gives; or the ``grpc.RpcError`` that was
-    raised. Empty when nothing was sent (yet), or when the call is not one of ours.
-
-    Raises:
-        TypeError: it is no call, but maybe a response.
-    """
-    if isinstance(call, tuple) and len(call) == 2:  # (response, call)
-        call = call[1]
-    lower = _grpcio.lower_call(call)
-    if isinstance(lower, Handle):
-        lower = lower.held
-    if isinstance(lower, (BlockingCall, LoopCall)):
-        return [] if lower.call is None else list(lower.call.attempts)
-    if isinstance(call, _grpcio.InactiveRpcError):
-        return list(getattr(call.debug_error_string(), "attempts", ()))
-    return aio_attempts(call)
 
 
 class InLoop(AioLogicalChannel):
