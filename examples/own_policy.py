@@ -5,7 +5,7 @@
     python examples/own_policy.py
 
 It starts what it calls by itself. A policy is any object with a ``name`` and a ``picker``; all else here
-(`ended`, `explain`) is optional. The whole protocol stands in lb/core/policies/base.py and docs/api.md.
+(`ended`, `explain`) is optional. docs/api.md has the whole protocol.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from random import Random
 from typing import Any, ClassVar
 
 import lb
-from lb.core.outcome import Outcome, Verdict
-from lb.core.policies.base import CallInfo, Candidate, Picker
+from lb import CallInfo, Candidate, Outcome, Picker, Verdict
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, answered_by, fail
 

@@ -10,14 +10,13 @@ Nothing is patched, nobody sleeps, and no port is fixed.
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import grpc
 import pytest
 
 import lb
-from lb.core.outcome import Verdict
+from lb.parts import TokenBucket
 from lb.testing import Backend, FakeClock
 from lb.testing.backend import UNARY_UNARY, Backends, answered_by, fail, hang
 from mesh.runtime.v1 import DescribeRequest, DescribeResponse, RuntimeServicer, RuntimeStub
@@ -100,16 +99,10 @@ async def test_servicers_of_ones_own_go_by_the_script(lb_backends: Backends) -> 
     assert set(one.methods + two.methods) == {"/mesh.runtime.v1.Runtime/Describe"}
 
 
-def test_a_breaker_opens_and_probes(lb_clock: FakeClock) -> None:
-    """The rules of lb take the time as an argument, so an hour of them takes no time."""
-    clock = lb_clock
-    breaker = lb.Breaker(consecutive_failures=3, open_s=2.0, jitter=0).new_state()
-    rng = random.Random(1)
-    for _ in range(3):
-        permit = breaker.acquire(clock())
-        breaker.release(permit, Verdict.FAILURE, clock(), rng)
-    assert not breaker.admits(clock())
-    clock.advance(1.9)
-    assert not breaker.admits(clock())
-    clock.advance(0.1)
-    assert breaker.admits(clock())
+def test_a_limit_by_time(lb_clock: FakeClock) -> None:
+    """What takes the time as an argument is tested on a clock of your own, and an hour takes no time."""
+    bucket = TokenBucket(rate=1 / 3600, burst=2)  # one an hour, two at once
+    assert bucket.take(lb_clock()) == bucket.take(lb_clock()) == 0.0
+    assert bucket.take(lb_clock()) == pytest.approx(3600)  # so long to wait, and nothing was taken
+    lb_clock.advance(3600)
+    assert bucket.take(lb_clock()) == 0.0

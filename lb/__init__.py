@@ -25,10 +25,15 @@ from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Listener, Resolution, Resolver
 from lb.core.hedging import Hedging
 from lb.core.orca import LoadReport
+from lb.core.outcome import Origin, Outcome, Retryable, Verdict
 from lb.core.policies import (
     P2C,
+    CallInfo,
+    Candidate,
+    Hooks,
     LeastRequest,
     Orca,
+    Picker,
     PickFirst,
     Policy,
     Random,
@@ -43,37 +48,43 @@ from lb.core.policies import (
 from lb.core.retry import Retry
 from lb.core.settings import MethodSettings
 from lb.core.snapshot import EndpointSnapshot, Snapshot
-from lb.core.token_bucket import TokenBucket
 from lb.shared.scopes import deadline, detached
 
 __all__ = [
     "Attempt",
     "Breaker",
     "Budget",
+    "CallInfo",
+    "Candidate",
     "ConcurrencyLimit",
     "Connection",
     "Ejection",
     "Endpoint",
     "EndpointSnapshot",
     "Hedging",
+    "Hooks",
     "LeastRequest",
     "Listener",
     "LoadReport",
     "MethodSettings",
     "Orca",
+    "Origin",
+    "Outcome",
     "P2C",
     "PickFirst",
+    "Picker",
     "Policy",
     "Random",
     "Resolution",
     "Resolver",
     "Retry",
+    "Retryable",
     "RingHash",
     "RoundRobin",
     "SlowStart",
     "Snapshot",
     "Subset",
-    "TokenBucket",
+    "Verdict",
     "WeightedRandom",
     "WeightedRoundRobin",
     "ZoneAware",

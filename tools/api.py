@@ -28,48 +28,50 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
-PACKAGES = ("lb", "lb.aio", "lb.sync", "lb.testing")
+PACKAGES = ("lb", "lb.aio", "lb.sync", "lb.testing", "lb.parts")
 
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "Channels": (
         "",
-        "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.deadline lb.attempts lb.Attempt"
-        " lb.Snapshot lb.EndpointSnapshot",
+        "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.deadline",
     ),
-    "Settings": (
-        "Frozen and checked when they are made. One object may serve many channels.",
-        "lb.Retry lb.core.outcome lb.Budget lb.Hedging lb.Breaker lb.Ejection lb.ConcurrencyLimit lb.Connection"
-        " lb.MethodSettings",
+    "Settings of a channel": (
+        "Frozen, and checked when they are made. One object may serve many channels. Arguments are given by name; those"
+        " in seconds end in `_s`.",
+        "lb.Retry lb.MethodSettings lb.Connection lb.Breaker lb.Ejection lb.Hedging lb.Budget lb.ConcurrencyLimit",
     ),
     "Policies": (
         "Which to choose when, with pictures: [policies.md](policies.md).",
-        "lb.WeightedRoundRobin lb.RoundRobin lb.WeightedRandom lb.Random lb.LeastRequest lb.P2C lb.RingHash lb.Orca"
-        " lb.PickFirst lb.ZoneAware lb.Subset lb.SlowStart",
+        "lb.WeightedRoundRobin lb.LeastRequest lb.P2C lb.RoundRobin lb.Random lb.WeightedRandom lb.RingHash"
+        " lb.PickFirst lb.Orca lb.ZoneAware lb.Subset lb.SlowStart",
+    ),
+    "What became of a call": (
+        "",
+        "lb.attempts lb.Attempt lb.core.outcome lb.Outcome lb.Verdict lb.Retryable lb.Origin lb.Snapshot"
+        " lb.EndpointSnapshot",
     ),
     "Servers": (
-        "For whoever is called.",
+        "For processes that are called.",
         "lb.aio.registration lb.aio.Registration lb.aio.incoming lb.sync.incoming lb.detached lb.LoadReport",
     ),
-    "A policy of your own": (
-        "An example: [own_policy.py](../examples/own_policy.py).",
-        "lb.Policy lb.core.policies.base.Picker lb.core.policies.base.Candidate lb.core.policies.base.CallInfo"
-        " lb.core.policies.base.Hooks lb.core.outcome.Outcome lb.core.outcome.Verdict",
+    "Tests of your own code": (
+        "An example: [test_with_lb_testing.py](../examples/test_with_lb_testing.py).",
+        "lb.testing.Backend lb.testing.backend.Step lb.testing.backend.echo lb.testing.backend.fail"
+        " lb.testing.backend.pushback lb.testing.backend.hold lb.testing.backend.hang lb.testing.backend.Gate"
+        " lb.testing.backend.Received lb.testing.backend.answered_by lb.testing.Agent lb.testing.FakeClock"
+        " lb.testing.clock.Timer",
     ),
     "A resolver of your own": (
         "An example: [own_resolver.py](../examples/own_resolver.py).",
         "lb.Resolver lb.Listener lb.Resolution lb.Endpoint",
     ),
-    "Outside of a channel": (
-        "What keeps a channel's calls in check serves others, too: `lb.Breaker(...).new_state()`, and so on.",
-        "lb.TokenBucket lb.core.breaker.BreakerState lb.core.breaker.Transition lb.core.budget.BudgetState"
-        " lb.core.concurrency.LimitState",
+    "A policy of your own": (
+        "An example: [own_policy.py](../examples/own_policy.py).",
+        "lb.Policy lb.Picker lb.Candidate lb.CallInfo lb.Hooks",
     ),
-    "lb.testing": (
-        "For tests of your own. An example: [test_with_lb_testing.py](../examples/test_with_lb_testing.py).",
-        "lb.testing.Backend lb.testing.backend.Step lb.testing.backend.echo lb.testing.backend.fail"
-        " lb.testing.backend.pushback lb.testing.backend.hold lb.testing.backend.hang lb.testing.backend.Gate"
-        " lb.testing.backend.Received lb.testing.backend.answered_by lb.testing.Agent lb.testing.FakeClock"
-        " lb.testing.clock.Timer",
+    "Parts": (
+        "Useful without a channel.",
+        "lb.parts.TokenBucket",
     ),
 }
 """Title, a line below it, and what stands there in which order."""
@@ -77,19 +79,13 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.__version__"})
 """Exported, and told under another name, or without need of words."""
 
-WITHOUT_MEMBERS = frozenset({"Settings", "Policies"})
+WITHOUT_MEMBERS = frozenset({"Settings of a channel", "Policies"})
 """Sections whose classes are made, handed over, and asked by the library alone."""
 
 MADE_ELSEWHERE = frozenset(
     {
-        *("lb.aio.Channel", "lb.sync.Channel", "lb.Attempt", "lb.aio.Registration"),
-        *(
-            "lb.core.breaker.BreakerState",
-            "lb.core.breaker.Transition",
-            "lb.core.budget.BudgetState",
-            "lb.core.concurrency.LimitState",
-        ),
-        *("lb.core.outcome.Verdict", "lb.testing.clock.Timer"),
+        *("lb.aio.Channel", "lb.sync.Channel", "lb.Attempt", "lb.aio.Registration", "lb.testing.clock.Timer"),
+        *("lb.Outcome", "lb.Verdict", "lb.Retryable", "lb.Origin"),
     }
 )
 """Classes that users meet and never make."""
