@@ -16,7 +16,7 @@ from __future__ import annotations
 from lb import aio, sync
 from lb._attempts import attempts
 from lb._version import __version__
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
 from lb.core.concurrency import ConcurrencyLimit

@@ -17,7 +17,8 @@ from pathlib import Path
 from random import Random
 
 import lb
-from lb.core.balancer import Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker
 from lb.core.candidate import Connectivity
 from lb.core.endpoint import Endpoint, Resolution

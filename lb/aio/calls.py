@@ -36,7 +36,8 @@ from lb.aio._grpcio import EOF, AioRpcStatus
 from lb.aio.hedge import Race
 from lb.aio.outbox import Outbox
 from lb.core import words
-from lb.core.balancer import Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.call import Action, Call, Done, Failed, Method, Pause, Queued
 from lb.core.headers import check_types, legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify

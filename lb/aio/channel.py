@@ -28,7 +28,8 @@ from lb.aio.resolvers import StaticResolver, make_resolver
 from lb.aio.sizes import SizedCall
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.core import checks
-from lb.core.balancer import READY, RESOLVER_GRACE_S, Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.call import Method
 from lb.core.candidate import Candidate, Connectivity
@@ -46,6 +47,7 @@ from lb.core.settings import NOT_COPIED, MethodSettings, Settings, channel_optio
 from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import DnsTarget, StaticTarget, parse_target
 from lb.core.throttle import ThrottleState
+from lb.core.unpicked import RESOLVER_GRACE_S
 from lb.shared import fork
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
@@ -824,7 +826,7 @@ def _ask_line(reference: weakref.ref[LogicalChannel]) -> None:
 
 def _look_up_again(reference: weakref.ref[LogicalChannel], passed_s: float) -> None:
     channel = reference()
-    if channel is not None and any(c.connectivity is not READY for c in channel.balancer.candidates):
+    if channel is not None and any(c.connectivity is not Connectivity.READY for c in channel.balancer.candidates):
         channel.look_up_again(2 * passed_s)
 
 

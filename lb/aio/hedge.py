@@ -18,7 +18,7 @@ import grpc
 
 from lb.aio import pulse
 from lb.aio._grpcio import as_with_core_retries
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.call import DONE, Action, Others
 from lb.core.outcome import LOST, OK, Origin, Outcome, Retryable, Verdict, lost
 from lb.core.pulse import BEAT_S

@@ -15,7 +15,7 @@ from lb.aio import pulse
 
 if TYPE_CHECKING:
     from lb.aio.calls import LogicalCall
-    from lb.core.balancer import Attempt
+    from lb.core.attempt import Attempt
 
 _log = logging.getLogger("lb.channel")
 

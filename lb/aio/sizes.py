@@ -12,7 +12,7 @@ from typing import Any
 
 from lb.aio._grpcio import ResponseStream
 from lb.aio.calls import LogicalCall
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.outcome import Outcome
 
 

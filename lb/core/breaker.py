@@ -112,7 +112,7 @@ class Breaker:
             None. What counts of a stream of responses is the time to the first one.
         open_s: how long the first opening refuses, in seconds, > 0.
         max_open_s: the longest an opening refuses, >= ``open_s``. Who answers its probes, be it with errors, is
-            asked again sooner where there are calls enough, as this costs few of them (`lb.core.balancer`).
+            asked again sooner where there are calls enough, as this costs few of them (`lb.core.judgement`).
         jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
             many clients do not probe at the same instant.
         probe_s: a probe that has not come back after so many seconds is given up, > 0, and the

@@ -24,13 +24,15 @@ from typing import Any, overload
 
 from grpc import StatusCode
 
-from lb.core.balancer import FULL, Attempt, Balancer, Unpicked
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.budget import BudgetState
 from lb.core.hedging import Hedging
 from lb.core.outcome import Origin, Outcome, Retryable, classify
 from lb.core.quantile import Quantile
 from lb.core.retry import Again, GiveUp, Retry, decide
 from lb.core.throttle import ThrottleState
+from lb.core.unpicked import FULL, Unpicked
 from lb.core.words import lost_in_time
 
 _UNSENT_PAUSE_S = 0.01

@@ -7,9 +7,9 @@ from math import inf
 from typing import Any
 
 from lb.core.breaker import BreakerState
-from lb.core.comparison import Suspicion
 from lb.core.concurrency import LimitState, StreamLimit
 from lb.core.endpoint import Endpoint
+from lb.core.evidence import Evidence
 from lb.core.load import Load
 
 
@@ -24,13 +24,16 @@ class Connectivity(enum.Enum):
 
 
 class Candidate:
-    """One endpoint's state in one channel. Only the balancer writes to it."""
+    """One endpoint's state in one channel.
+
+    The balancer and its parts write to it; but ``stats`` is the policy's, and ``handle`` the driver's.
+    """
 
     __slots__ = (
-        "bad",
         "breaker",
         "connectivity",
         "endpoint",
+        "evidence",
         "failing_since",
         "handle",
         "held",
@@ -39,15 +42,10 @@ class Candidate:
         "limit",
         "load",
         "lost_at",
-        "opened",
         "picks",
         "ready_since",
-        "refusals",
-        "refused_after",
-        "refusing_since",
         "retired",
         "stats",
-        "suspicion",
         "trouble",
         "unserved",
         "weight",
@@ -68,12 +66,8 @@ class Candidate:
         """Attempts on it that have not ended, and ``held``: what policies go by."""
         self.held = 0
         """Places that quick errors keep for as long as a good answer takes, lest they make it look idle."""
-        self.bad = 0
-        """How many bad answers it gave; ``load.samples`` counts the good ones."""
-        self.suspicion: Suspicion | None = None
-        """That it answers worse than the others."""
-        self.opened = (-inf, 0)
-        """When its breaker opened last, and how many answers all endpoints had given by then."""
+        self.evidence = Evidence()
+        """What speaks against it, beside its breaker's counts: the judgement's record."""
         self.picks = 0
         self.load = Load()
         self.last_error = ""
@@ -84,10 +78,6 @@ class Candidate:
         fails, waits and tries anew counts as failing all the while (gRPC's sticky TRANSIENT_FAILURE)."""
         self.lost_at = -inf
         """When its connection was lost last."""
-        self.refusals = 0
-        """How many calls it refused since it answered last, which was after ``refused_after`` answers."""
-        self.refused_after = 0
-        self.refusing_since = -inf
         self.unserved = False
         """It is connected, and its health service does not know the service that is watched."""
         self.retired = False

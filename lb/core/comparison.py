@@ -32,10 +32,9 @@ The happy path counts good answers and does no more: all else is done when a bad
 from __future__ import annotations
 
 from math import exp, lgamma
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lb.core.candidate import Candidate
+from lb.core.candidate import Candidate
+from lb.core.evidence import Suspicion
 
 LEVEL = 1e-6
 AGAIN_S = 20.0
@@ -44,26 +43,6 @@ LEAST = 5
 """Fewer answers of an endpoint decide nothing."""
 LEAST_S = 0.1
 ODD = 0.01
-
-
-class Suspicion:
-    """What the counts were when it began, so that differences tell what came since."""
-
-    __slots__ = ("all_bad", "all_good", "bad", "generation", "good", "moves_turn", "since", "tests")
-
-    def __init__(self, good: int, bad: int, all_good: int, all_bad: int, generation: int, since: float) -> None:
-        self.good = good
-        self.bad = bad
-        self.all_good = all_good
-        self.all_bad = all_bad
-        self.generation = generation
-        """The breaker's. What came before it moved is another matter."""
-        self.since = since
-        self.tests = 0
-        self.moves_turn = False
-
-    def __repr__(self) -> str:
-        return f"<Suspicion since {self.since:.3f}, {self.tests} tests{', moves the turn' if self.moves_turn else ''}>"
 
 
 class Comparison:
@@ -85,7 +64,7 @@ class Comparison:
     def count_bad(self, candidate: Candidate) -> None:
         """Count a bad answer, and no more."""
         self.bad += 1
-        candidate.bad += 1
+        candidate.evidence.bad += 1
 
     def answered_badly(self, candidate: Candidate, now: float, *, in_turn: bool) -> str:
         """Count a bad answer, admitted by a CLOSED breaker; why the breaker should open, or nothing.
@@ -95,11 +74,12 @@ class Comparison:
         self.count_bad(candidate)
         if not self.ratio:
             return ""
-        suspicion = candidate.suspicion
+        evidence = candidate.evidence
+        suspicion = evidence.suspicion
         if suspicion is None or suspicion.generation != candidate.breaker.generation:
             self._suspect(candidate, 1, now)
             return ""
-        good, bad = candidate.load.samples - suspicion.good, candidate.bad - suspicion.bad
+        good, bad = candidate.load.samples - suspicion.good, evidence.bad - suspicion.bad
         others_good = self.good - suspicion.all_good - good
         others = others_good + self.bad - suspicion.all_bad - bad
         if not others:
@@ -109,7 +89,7 @@ class Comparison:
             self._suspect(candidate, 1, now)
             return ""
         likely = chance(good, bad, others_good, others - others_good)
-        if now - candidate.opened[0] < AGAIN_S:
+        if now - evidence.opened_at < AGAIN_S:
             level = LEVEL_AGAIN
         elif in_turn and not suspicion.moves_turn:
             if likely < ODD:
@@ -122,14 +102,14 @@ class Comparison:
         suspicion.tests += 1
         if likely * suspicion.tests * (suspicion.tests + 1) > level:
             return ""
-        candidate.suspicion = None
+        evidence.suspicion = None
         return f"{good} of {own} calls were answered well here, {others_good} of {others} elsewhere"
 
     def _suspect(self, candidate: Candidate, counted: int, now: float) -> Suspicion:
         """Begin another suspicion, in which the newest bad answer is ``counted`` (1) or not (0)."""
-        candidate.suspicion = suspicion = Suspicion(
+        candidate.evidence.suspicion = suspicion = Suspicion(
             candidate.load.samples,
-            candidate.bad - counted,
+            candidate.evidence.bad - counted,
             self.good,
             self.bad - counted,
             candidate.breaker.generation,

@@ -1,7 +1,7 @@
-"""How an attempt ended, and what follows from it: the one table of verdicts.
+"""How an attempt ended: the table that gives each way to end its meaning.
 
-Nothing else in the library maps a status code to a meaning. The breaker reads the
-``verdict``, the retry rules read ``retryable``.
+The ``verdict`` says what it means for the endpoint: `lb.core.judgement` begins with it, and has the rules that go by
+more than one call, or by time. ``retryable`` says what it means for the call: `lb.core.retry` begins with that.
 
 ====================================  =======  =============
 how it ended                          verdict  retried
@@ -112,6 +112,11 @@ class Outcome:
     origin: Origin = Origin.PEER
     details: str = ""
     pushback_s: float | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server refused the call: by push-back, or by refusing its stream."""
+        return self.pushback_s is not None or self.origin is Origin.REFUSED
 
     @property
     def bad(self) -> bool:

@@ -24,7 +24,7 @@ import grpc
 
 from lb.aio._grpcio import EOF, AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock
 from lb.aio.calls import CANCELLED, ILLEGAL, LogicalCall, Told
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.headers import check_types, legal
 from lb.shared import scopes, threads
 from lb.sync import _grpcio

@@ -11,7 +11,7 @@ import grpc
 from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.channel import LogicalChannel as AioLogicalChannel
 from lb.core import checks
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.breaker import Breaker
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.connection import Connection

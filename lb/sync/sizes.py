@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lb.aio.sizes import SizedCall, Sizes, size
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.sync import _grpcio
 from lb.sync.calls import BlockingCall, Locked, Sent
 

@@ -25,7 +25,8 @@ from opentelemetry import context, metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from lb._version import __version__
-from lb.core.balancer import Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import State, Transition
 from lb.core.call import Call, Tally
 from lb.core.candidate import Connectivity

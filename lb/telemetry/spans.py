@@ -46,7 +46,8 @@ from opentelemetry.trace import StatusCode as SpanStatus
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from lb._version import __version__
-from lb.core.balancer import Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.call import Call, Tally
 from lb.core.headers import legal
 from lb.core.outcome import LATE, LOST

@@ -7,18 +7,21 @@ from random import Random
 
 from grpc import StatusCode
 
-from lb.core.balancer import Attempt, Balancer, Changes, Unpicked
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.call import Action, Call, Method
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.hedging import Hedging
+from lb.core.members import Changes
 from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.policies import Policy, RoundRobin
 from lb.core.quantile import Quantile
 from lb.core.retry import Retry
 from lb.core.throttle import Throttle
+from lb.core.unpicked import Unpicked
 from lb.testing.clock import FakeClock
 
 READY = Connectivity.READY

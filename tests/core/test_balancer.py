@@ -15,7 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lb.core.balancer import RESOLVER_GRACE_S, Attempt, Balancer, Unpicked
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
@@ -39,6 +40,7 @@ from lb.core.policies import (
 )
 from lb.core.policies import Random as Uniform
 from lb.core.snapshot import snapshot
+from lb.core.unpicked import RESOLVER_GRACE_S, Unpicked
 from lb.testing.clock import FakeClock
 from tests.core.rig import (
     CANCELLED,
@@ -300,7 +302,7 @@ def test_before_the_first_resolution_calls_wait() -> None:
     """And say why it takes so long, when the resolver has said it."""
     rig = Rig()
     assert rig.unpicked() == Unpicked("static:///shop is not resolved yet", wait=True)
-    rig.balancer.resolver_error = "consul 127.0.0.1:8500: connection refused"
+    rig.balancer.resolver_failed("consul 127.0.0.1:8500: connection refused", rig.now)
     assert rig.unpicked().message == "static:///shop is not resolved yet: consul 127.0.0.1:8500: connection refused"
     rig.update("a")
     assert rig.balancer.resolver_error == ""
@@ -527,7 +529,7 @@ def test_who_comes_back_while_its_calls_run_never_left() -> None:
     assert (old.retired, old.in_flight, old.breaker.state) == (False, 1, State.HALF_OPEN)
     assert [rig.end(attempt) for attempt in attempts] == [None, None]
     assert {c.endpoint.id for c in rig.update("").closable} == {"a", "b"}
-    assert not rig.balancer._leaving
+    assert not rig.balancer.leaving
 
 
 def test_an_endpoint_that_is_named_twice_is_one() -> None:
@@ -854,7 +856,7 @@ def test_a_change_of_policy_reaches_those_who_are_leaving() -> None:
         rig.end(attempt)
     rig.balancer.change_policy(P2C())
     assert all(attempt.candidate.stats is None for attempt in attempts)
-    assert not rig.balancer._leaving
+    assert not rig.balancer.leaving
 
 
 # ---- weights of a user's own ----

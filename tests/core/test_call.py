@@ -17,7 +17,7 @@ from tenacity import (
     wait_none,
 )
 
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.breaker import Breaker, State
 from lb.core.budget import Budget
 from lb.core.call import DONE, Failed, Pause, Queued
@@ -712,7 +712,7 @@ def test_what_the_resolver_said_meanwhile_is_told_at_the_deadline() -> None:
     rig = Rig()
     call = rig.call(timeout=1.0)
     call.begin(rig.now)
-    rig.balancer.resolver_error = "consul 127.0.0.1:8500: connection refused"
+    rig.balancer.resolver_failed("consul 127.0.0.1:8500: connection refused", rig.now)
     rig.clock.advance(1.0)
     assert "connection refused" in call.expired(rig.now).details
 

@@ -17,7 +17,8 @@ from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.core.balancer import Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
 from lb.core.comparison import LEVEL, Comparison, chance
 from lb.core.concurrency import ConcurrencyLimit
@@ -253,7 +254,7 @@ def test_a_small_weight_needs_its_own_calls() -> None:
     start = rig.now
     while rig.candidate("a").breaker.state is State.CLOSED:
         answer(rig, of_a(NOT_FOUND), 1)
-    assert 5 <= rig.candidate("a").bad <= 6
+    assert 5 <= rig.candidate("a").evidence.bad <= 6
     assert 2.0 < rig.now - start < 60.0
 
 

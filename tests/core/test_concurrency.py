@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import random
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tenacity import wait_none
 
-from lb.core.balancer import Attempt, Unpicked
+from lb.core.attempt import Attempt
 from lb.core.budget import Budget
 from lb.core.call import DONE, Call, Failed, Pause, Queued
 from lb.core.concurrency import ConcurrencyLimit
+from lb.core.elsewhere import with_room
 from lb.core.outcome import OK, Origin, classify
 from lb.core.policies import P2C, Policy, Random, RoundRobin
 from lb.core.retry import Retry
+from lb.core.unpicked import Unpicked
 from tests.core.rig import CANCELLED, CONNECTING, FAILING, IDLE, INTERNAL, READY, REFUSED, TIMED_OUT, UNAVAILABLE, Rig
 
 
@@ -185,8 +188,7 @@ def test_passing_over_looks_at_no_more_than_it_must() -> None:
             looked.append(at)
             return super().__getitem__(at)
 
-    rig.balancer._pool = Counted(rig.balancer._pool)
-    assert rig.balancer._with_room(()) is not None
+    assert with_room(None, Counted(rig.balancer.candidates), (), random.Random(1)) is not None
     assert len(looked) <= 2
 
 

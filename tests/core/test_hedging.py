@@ -8,7 +8,7 @@ import pytest
 from grpc import StatusCode
 from tenacity import wait_fixed, wait_none
 
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.core.budget import Budget
 from lb.core.call import DONE, Call, Failed, Others, Pause
 from lb.core.concurrency import ConcurrencyLimit

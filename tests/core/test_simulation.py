@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from lb.core.balancer import Attempt, Balancer
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
 from lb.core.call import Action, Call, Failed, Method, Pause, Queued

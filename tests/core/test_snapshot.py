@@ -27,7 +27,7 @@ def test_a_channel_that_knows_nothing_yet() -> None:
         "static:///shop  round_robin  CONNECTING  retry budget 100",
         "  no endpoints: not resolved yet",
     ]
-    rig.balancer.resolver_error = "consul: connection refused"
+    rig.balancer.resolver_failed("consul: connection refused", rig.now)
     seen = look(rig)
     assert (seen.resolved, seen.resolver_error) == (False, "consul: connection refused")
     assert "\n  resolver: consul: connection refused\n" in str(seen)

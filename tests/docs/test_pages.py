@@ -14,9 +14,9 @@ from tenacity import stop_after_attempt
 
 import lb
 from lb.aio.outbox import REPLAY_LIMIT
-from lb.core.balancer import RESOLVER_GRACE_S
 from lb.core.quantile import LEAST_SAMPLES
 from lb.core.target import REFRESH_S
+from lb.core.unpicked import RESOLVER_GRACE_S
 from lb.core.watch import HOLD_S
 
 ROOT = Path(__file__).resolve().parents[2]
