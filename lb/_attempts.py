@@ -8,7 +8,7 @@ import grpc
 
 from lb.aio.calls import logical_call
 from lb.core import checks
-from lb.core.balancer import Attempt
+from lb.core.attempt import Attempt
 from lb.sync._grpcio import InactiveRpcError, lower_call
 from lb.sync.calls import BlockingCall, Handle, LoopCall
 

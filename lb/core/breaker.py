@@ -15,24 +15,27 @@
                                                                    │ one at a time │
                                                                    └───────────────┘
 
-=========== =========== ==============================================================
-from        to          when
-=========== =========== ==============================================================
-CLOSED      OPEN        ``release`` of a FAILURE that fills either limit; ``blame``
-OPEN        HALF_OPEN   ``acquire`` once ``retry_at`` has come
-HALF_OPEN   CLOSED      ``release`` of the probe with SUCCESS
-HALF_OPEN   OPEN        ``release`` of the probe with FAILURE
-=========== =========== ==============================================================
+What each state does. There are no other moves.
 
-Every other move raises ``RuntimeError``. A probe that ends IGNORED, or whose caller never
-came back, moves nothing: its place is free for the next probe.
+=========== ============================== ===============================================================
+state       ``acquire``                    a permit comes back
+=========== ============================== ===============================================================
+CLOSED      admits                         ``release``: FAILURE counts in a row and in the share, SUCCESS ends
+                                           the row and counts in the share, IGNORED counts nowhere;
+                                           ``late``: counts in the row. A limit that is full: **to OPEN**.
+                                           ``open_now``: **to OPEN**
+OPEN        refuses until ``retry_at``,    decides nothing: it is from before
+            then **to HALF_OPEN**
+HALF_OPEN   refuses while a probe is out,  the probe's: SUCCESS **to CLOSED**; FAILURE, ``late`` and
+            for ``probe_s`` at most        ``open_now`` **to OPEN**; IGNORED frees its place for the next one.
+                                           Any other: decides nothing
+=========== ============================== ===============================================================
 
-Who was blamed for answering worse than the others (`lb.core.comparison`) is closed by a good answer
-only: ``blamed`` tells whoever returns the probe that any other answer is a FAILURE.
+A permit is the *generation* of its time, which grows with every move and every probe: so a permit from before
+a move, or of a probe that was given up, is known by it.
 
-Permits carry a *generation*, which grows with every move and every probe. An outcome of an
-older generation (a straggler from before the breaker opened, a probe that was given up)
-decides nothing.
+An endpoint that was blamed for answering worse than the others (`lb.core.comparison`) is closed by a good answer
+only: ``blamed`` tells the caller that returns the probe to report any other answer as a FAILURE.
 
 Time only passes through ``now``, and nothing here knows endpoints: a server or an HTTP client
 may use a breaker as well. Numbers: five in a row is Envoy's and finagle's default, the share is
@@ -60,17 +63,8 @@ class State(enum.Enum):
     HALF_OPEN = "half_open"
 
 
-_LEGAL = frozenset(
-    {
-        (State.CLOSED, State.OPEN),
-        (State.OPEN, State.HALF_OPEN),
-        (State.HALF_OPEN, State.CLOSED),
-        (State.HALF_OPEN, State.OPEN),
-    }
-)
-
 # Reading a member of an enum costs more than reading a global, and these stand on the hot path.
-_CLOSED, _OPEN = State.CLOSED, State.OPEN
+_CLOSED = State.CLOSED
 _SUCCESS, _IGNORED = Verdict.SUCCESS, Verdict.IGNORED
 
 REFUSED = 0
@@ -217,25 +211,27 @@ class BreakerState:
         return self._retry_at is None or now >= self._retry_at
 
     def acquire(self, now: float) -> int:
-        """A permit: the generation that ``release`` must be given; ``REFUSED`` (0) when not admitted.
+        """A permit, to be given back by ``release`` or one of its kin; ``REFUSED`` (0) when not admitted.
 
-        When an OPEN breaker's time is up it becomes HALF_OPEN and the caller has its probe.
-        Who must call although refused (panic: every endpoint is refused) goes on with the 0, and
-        that outcome decides nothing.
+        When an OPEN breaker's time is up it becomes HALF_OPEN, and the permit is its probe's. A caller that has to
+        call although it was refused (panic: every endpoint is refused) goes on with the 0, and that outcome decides
+        nothing.
         """
         if self.state is _CLOSED:
             return self.generation
         if self._retry_at is not None and now < self._retry_at:
             return REFUSED
-        if self.state is _OPEN:
+        if self.state is State.OPEN:
             self._move(State.HALF_OPEN, now, "its open time is over")
         else:
-            self.generation += 1
+            self.generation += 1  # the last probe was given up, or decided nothing
         self._retry_at = now + self.settings.probe_s
         return self.generation
 
+    # ---- CLOSED: a permit comes back ----
+
     def release(
-        self, generation: int, verdict: Verdict, now: float, rng: Random, longest_s: float = math.inf
+        self, permit: int, verdict: Verdict, now: float, rng: Random, longest_s: float = math.inf
     ) -> Transition | None:
         """Return a permit with what became of it; the move that follows, if one does.
 
@@ -243,70 +239,50 @@ class BreakerState:
         jitter included.
 
         Raises:
-            ValueError: no permit of this generation was ever given out.
+            ValueError: no such permit was ever given out.
         """
-        if generation != self.generation or self.state is _OPEN:
-            if generation >= self.generation:
-                raise ValueError(f"breaker: generation {generation} was never given out by {self!r}")
-            return None
-        if self.state is _CLOSED:
-            if verdict is _IGNORED:
-                return None
-            window = self._window
-            if now >= window.edge:
-                window.roll(now)
-            window.calls += 1
-            if verdict is _SUCCESS:
-                self._failures = 0
-                return None
-            window.marked += 1
-            self._failures += 1
-            reason = self._too_many(now)
-            return self._open(now, rng, reason) if reason else None
-        if self._retry_at is None:  # the probe's permit was returned before
-            return None
-        self._retry_at = None
+        if permit != self.generation or self.state is not _CLOSED:
+            return self._return_probe(permit, verdict, now, rng, longest_s)
         if verdict is _IGNORED:
             return None
+        window = self._window
+        if now >= window.edge:
+            window.roll(now)
+        window.calls += 1
         if verdict is _SUCCESS:
-            self.openings = 0
-            if not self.blamed:
-                self._open_s = self.settings.open_s
-            return self._move(State.CLOSED, now, "the probe succeeded")
-        return self._open(now, rng, "the probe failed", longest_s)
+            self._failures = 0
+            return None
+        window.marked += 1
+        self._failures += 1
+        reason = self._too_many(now)
+        return self._open(now, rng, reason) if reason else None
 
-    def late(self, generation: int, now: float, rng: Random) -> Transition | None:
+    def late(self, permit: int, now: float, rng: Random) -> Transition | None:
         """Return a permit whose call was answered by another endpoint, though this one had far more time.
 
         That counts into the failures in a row, not into the share: a healthy endpoint is late now and
         then, one that hangs or has become far slower is late each time. A late probe has failed.
         """
-        if generation != self.generation or self.state is not _CLOSED:
-            return self.release(generation, Verdict.FAILURE, now, rng)
+        if permit != self.generation or self.state is not _CLOSED:
+            return self._return_probe(permit, Verdict.FAILURE, now, rng)
         self._failures += 1
         limit = self.settings.consecutive_failures
         if limit is not None and self._failures >= limit:
             return self._open(now, rng, f"{self._failures} failures or late answers in a row")
         return None
 
-    def refused(self, generation: int, now: float, rng: Random) -> Transition | None:
-        """Return a permit whose call was refused, as all others were: that opens it at once. A refused probe failed."""
-        if generation != self.generation or self.state is not _CLOSED:
-            return self.release(generation, Verdict.FAILURE, now, rng)
-        return self._open(now, rng, "it refuses all calls")
-
-    def blame(
-        self, generation: int, now: float, rng: Random, reason: str, longest_s: float = math.inf
+    def open_now(
+        self, permit: int, now: float, rng: Random, reason: str, *, blamed: bool = False, longest_s: float = math.inf
     ) -> Transition | None:
-        """Return a permit whose answer showed that the others answer far better: that opens it at once.
+        """Return a permit whose outcome shows that calls should go elsewhere: that opens it, whatever was counted.
 
-        Who is blamed again soon is open for longer each time, up to ``longest_s``: now and then a broken endpoint
-        answers well, and has closed it by that.
+        ``blamed``: the others answer far better. An endpoint that is blamed again soon is open for longer each time, up
+        to ``longest_s``: now and then a broken one answers well, and that has closed it. A probe has failed.
         """
-        if generation != self.generation or self.state is not _CLOSED:
-            return self.release(generation, Verdict.FAILURE, now, rng, longest_s)
+        if permit != self.generation or self.state is not _CLOSED:
+            return self._return_probe(permit, Verdict.FAILURE, now, rng, longest_s)
         move = self._open(now, rng, reason, longest_s)
-        self.blamed = reason
+        self.blamed = reason if blamed else ""
         return move
 
     def _too_many(self, now: float) -> str:
@@ -320,6 +296,27 @@ class BreakerState:
                 return f"{failures} of {calls} calls failed in {self.settings.window_s:g} s"
         return ""
 
+    # ---- OPEN and HALF_OPEN: a permit comes back ----
+
+    def _return_probe(
+        self, permit: int, verdict: Verdict, now: float, rng: Random, longest_s: float = math.inf
+    ) -> Transition | None:
+        if permit > self.generation or (permit == self.generation and self.state is State.OPEN):
+            raise ValueError(f"breaker: permit {permit} was never given out by {self!r}")
+        if permit != self.generation or self._retry_at is None:  # from before; or returned already
+            return None
+        self._retry_at = None
+        if verdict is _IGNORED:
+            return None
+        if verdict is _SUCCESS:
+            self.openings = 0
+            if not self.blamed:
+                self._open_s = self.settings.open_s
+            return self._move(State.CLOSED, now, "the probe succeeded")
+        return self._open(now, rng, "the probe failed", longest_s)
+
+    # ---- the moves ----
+
     def _open(self, now: float, rng: Random, reason: str, longest_s: float = math.inf) -> Transition:
         settings = self.settings
         if self.state is _CLOSED:
@@ -332,13 +329,10 @@ class BreakerState:
         open_s = base * (1 + settings.jitter * rng.random())
         self._open_s = min(self._open_s * 2, settings.max_open_s)
         self.openings += 1
-        move = self._move(State.OPEN, now, reason, open_s)
         self._retry_at = now + open_s
-        return move
+        return self._move(State.OPEN, now, reason, open_s)
 
     def _move(self, to: State, now: float, reason: str, open_s: float = 0.0) -> Transition:
-        if (self.state, to) not in _LEGAL:
-            raise RuntimeError(f"breaker: {self.state.name} -> {to.name} is not a legal move of {self!r}")
         self.last = Transition(self.state, to, now, reason, open_s)
         self.state = to
         self.generation += 1

@@ -172,7 +172,7 @@ class Judgement:
             move = breaker.late(permit, now, self._rng)
         elif verdict is not Verdict.FAILURE and outcome.refused and self._refuses_all(candidate, now):
             candidate.last_error = outcome.reason()
-            move = breaker.refused(permit, now, self._rng)
+            move = breaker.open_now(permit, now, self._rng, "it refuses all calls")
         elif outcome.origin is Origin.CLOSING:
             pass  # until it is `judged`
         elif outcome.bad:
@@ -214,7 +214,7 @@ class Judgement:
         if move is None and reason:
             candidate.last_error = outcome.reason()
             longest_s = self._longest_s(candidate, now, _BLAMED_AGAIN_S)
-            move = breaker.blame(attempt.generation, now, self._rng, reason, longest_s)
+            move = breaker.open_now(attempt.generation, now, self._rng, reason, blamed=True, longest_s=longest_s)
         return move
 
     def _answered_badly_while_out(
@@ -234,7 +234,7 @@ class Judgement:
         if verdict is Verdict.FAILURE and breaker.state is State.CLOSED and _just_closed_by(attempt, now):
             reason = breaker.blamed or "the stream whose first message closed it failed"
             longest_s = self._longest_s(candidate, now, _BLAMED_AGAIN_S)
-            return breaker.blame(breaker.generation, now, self._rng, reason, longest_s)
+            return breaker.open_now(breaker.generation, now, self._rng, reason, blamed=True, longest_s=longest_s)
         return None
 
     def _longest_s(self, candidate: Candidate, now: float, again_s: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from lb.core.breaker import REFUSED, Breaker, BreakerState, State
+from lb.core.breaker import REFUSED, Breaker, BreakerState, State, Transition
 from lb.core.outcome import Verdict
 
 OK, BAD, IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
@@ -276,12 +277,71 @@ def test_a_permit_that_was_never_given_out_raises(ahead: int) -> None:
         breaker.release(breaker.generation + ahead, OK, 0.0, RNG)
 
 
-@pytest.mark.parametrize("to", [State.CLOSED, State.HALF_OPEN])
-def test_an_illegal_move_raises(to: State) -> None:
-    """Only the moves of the table exist."""
+def in_state(state: State) -> tuple[BreakerState, list[int]]:
+    """A breaker in that state, and the permits that are out: the newest last."""
     breaker = STEADY.new_state()
-    with pytest.raises(RuntimeError, match=f"CLOSED -> {to.name} is not a legal move"):
-        breaker._move(to, 0.0, "")
+    permits = [breaker.acquire(0.0)]
+    if state is not State.CLOSED:
+        feed(breaker, [BAD] * 5, 0.0)
+    if state is State.HALF_OPEN:
+        permits.append(breaker.acquire(1.0))
+    assert breaker.state is state
+    return breaker, permits
+
+
+WAYS_BACK: dict[str, Callable[[BreakerState, int, float], Transition | None]] = {
+    "success": lambda breaker, permit, now: breaker.release(permit, OK, now, RNG),
+    "failure": lambda breaker, permit, now: breaker.release(permit, BAD, now, RNG),
+    "ignored": lambda breaker, permit, now: breaker.release(permit, IGNORED, now, RNG),
+    "late": lambda breaker, permit, now: breaker.late(permit, now, RNG),
+    "open now": lambda breaker, permit, now: breaker.open_now(permit, now, RNG, "it refuses all calls"),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "way", "to"),
+    [
+        (State.CLOSED, "success", None),
+        (State.CLOSED, "failure", None),
+        (State.CLOSED, "ignored", None),
+        (State.CLOSED, "late", None),
+        (State.CLOSED, "open now", State.OPEN),
+        *((State.OPEN, way, None) for way in WAYS_BACK),
+        (State.HALF_OPEN, "success", State.CLOSED),
+        (State.HALF_OPEN, "failure", State.OPEN),
+        (State.HALF_OPEN, "ignored", None),
+        (State.HALF_OPEN, "late", State.OPEN),
+        (State.HALF_OPEN, "open now", State.OPEN),
+    ],
+)
+def test_each_way_back_in_each_state(state: State, way: str, to: State | None) -> None:
+    """The table at the top of the module, line by line: where the newest permit that is out leads to."""
+    breaker, permits = in_state(state)
+    move = WAYS_BACK[way](breaker, permits[-1], 1.0)
+    assert (move and (move.before, move.after)) == (to and (state, to))
+    assert breaker.state is (to or state)
+
+
+@pytest.mark.parametrize("way", WAYS_BACK)
+@pytest.mark.parametrize("state", [State.OPEN, State.HALF_OPEN])
+def test_a_permit_from_before_a_move_moves_nothing(state: State, way: str) -> None:
+    """In whichever way it comes back."""
+    breaker, permits = in_state(state)
+    before = repr(breaker)
+    assert WAYS_BACK[way](breaker, permits[0], 1.0) is None
+    assert repr(breaker) == before
+
+
+def test_blame_stays_until_it_opens_for_another_reason() -> None:
+    """It says why the breaker is open; a probe that failed leaves it as it is."""
+    breaker = STEADY.new_state()
+    breaker.open_now(breaker.acquire(0.0), 0.0, RNG, "the others answer far better", blamed=True)
+    assert breaker.blamed == "the others answer far better"
+    feed(breaker, [BAD], 1.0)
+    assert breaker.blamed == "the others answer far better"
+    feed(breaker, [OK], 3.0)
+    breaker.open_now(breaker.acquire(3.0), 3.0, RNG, "it refuses all calls")
+    assert breaker.blamed == ""
 
 
 def test_repr_tells_the_state() -> None:
