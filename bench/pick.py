@@ -53,10 +53,10 @@ POLICIES: dict[str, Policy] = {
     "p2c": lb.P2C(),
     "ring_hash": lb.RingHash(key="user"),
     "orca": lb.Orca(blackout_s=0),
-    "zone_aware(p2c)": lb.ZoneAware("a", "p2c"),
-    "subset(p2c)": lb.Subset(20, "p2c", client=3),
-    "slow_start(p2c), all warm": lb.SlowStart("p2c"),
-    "slow_start(p2c), one warming": lb.SlowStart("p2c"),
+    "zone_aware(p2c)": lb.ZoneAware(zone="a", policy="p2c"),
+    "subset(p2c)": lb.Subset(size=20, policy="p2c", client=3),
+    "slow_start(p2c), all warm": lb.SlowStart(policy="p2c"),
+    "slow_start(p2c), one warming": lb.SlowStart(policy="p2c"),
 }
 WARMING = "slow_start(p2c), one warming"  # a state that a balancer is in for a moment only
 MIXES: dict[str, Callable[[int], int]] = {

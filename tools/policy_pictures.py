@@ -181,7 +181,7 @@ SCENES: dict[str, Scene] = {
         _common(lb.P2C(), "P2C: who will answer sooner (64 in flight)", equal=True), in_flight=lambda now: 64
     ),
     "slow_start": _common(
-        lb.SlowStart(lb.RoundRobin(), window_s=5), "SlowStart (window 5 s) around RoundRobin", equal=True
+        lb.SlowStart(policy=lb.RoundRobin(), window_s=5), "SlowStart (window 5 s) around RoundRobin", equal=True
     ),
     "pick_first": Scene(
         lb.PickFirst(),
@@ -206,7 +206,7 @@ SCENES: dict[str, Scene] = {
         events={0.0: "used: a 20 %, b 40 %, c 40 %", 15.0: "c: 80 %"},
     ),
     "zone_aware": Scene(
-        lb.ZoneAware("x", lb.LeastRequest(), in_flight=8),
+        lb.ZoneAware(zone="x", policy=lb.LeastRequest(), in_flight=8),
         "ZoneAware (x, 8 in flight each) around LeastRequest",
         {"x1": 1, "x2": 1, "y1": 1, "y2": 1, "z1": 1},
         in_flight=lambda now: 32 if 8 <= now < 16 else 12,
@@ -214,7 +214,7 @@ SCENES: dict[str, Scene] = {
         events={0.0: "12 in flight", 8.0: "32 in flight", 16.0: "12 in flight", 22.0: "x2 goes"},
     ),
     "subset": Scene(
-        lb.Subset(4, lb.RoundRobin(), client=2),
+        lb.Subset(size=4, policy=lb.RoundRobin(), client=2),
         "Subset: four of ten, client 2",
         dict.fromkeys("abcdefghij", 1),
         leaves={"e": 10.0, "g": 15.0, "a": 20.0},
@@ -256,7 +256,7 @@ def row(policy: Policy) -> str:
         share = sum(name == "b" for _, name, _ in ill) / len(ill)
         cells.append(f"{share:.1%}, {_p99(ill) / _p99(well):.1f}")
     cells.extend(_back(replace(scene, in_flight=lambda now, most=most: most)) for most in (64, 16, 4))  # type: ignore[misc]
-    name = f"{type(policy).__name__}{'(choices=3)' if policy == lb.LeastRequest(3) else '()'}"
+    name = f"{type(policy).__name__}{'(choices=3)' if policy == lb.LeastRequest(choices=3) else '()'}"
     return f"| `{name}` | {' | '.join(cells)} |"
 
 

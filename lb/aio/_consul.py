@@ -83,10 +83,10 @@ class Reply:
 def agents_from(base: str | None, env: Mapping[str, str] = os.environ) -> tuple[AgentAddress, ...]:
     """The agents named by ``base`` (``host:port`` or a URL, several by commas), else by ``env``.
 
-    Raises ``ValueError`` naming the variable, its value and what is accepted.
+    Raises ``ValueError`` (``TypeError`` if ``base`` is no string): the variable, its value and what is accepted.
     """
-    if base is not None and not isinstance(base, str):
-        raise ValueError(f"consul is {checks.shown(base)}; expected host:port or a URL")
+    if base is not None:
+        checks.string("consul", base, "host:port or a URL, or None", empty=True)
     where, text = ("consul", base) if base else ("CONSUL_HTTP_ADDR", env.get("CONSUL_HTTP_ADDR", ""))
     scheme = "https" if _flag(env, "CONSUL_HTTP_SSL", default=False) else "http"
     verify: bool | str = _flag(env, "CONSUL_HTTP_SSL_VERIFY", default=True)

@@ -307,7 +307,7 @@ def check_arguments(
         refused = [f"{name!r} is {value!r}" for name, value in options if not isinstance(value, (int, str, bytes))]
         if not refused:
             raise
-        raise TypeError(f"options: {', '.join(refused)}; expected a whole number, a text or bytes") from error
+        raise TypeError(f"options: {', '.join(refused)}; expected a whole number, a string or bytes") from error
 
 
 def check_call_credentials(credentials: Any, *, secure: bool) -> None:

@@ -448,37 +448,37 @@ def registration(
         reassert_s: seconds between two looks whether the agent still knows the instance.
 
     Raises:
-        ValueError: naming the argument, its value and what is accepted.
+        ValueError: a bad value; the message names the argument, its value and what is accepted.
+        TypeError: an argument of a wrong type.
         ImportError: when Consul's client is not installed (the extra ``consul``).
     """
     load("registration")
     for name, text in (("service", service), ("id", "-" if id is None else id)):
         _check_name(name, text)
-    if not isinstance(address, str):
-        raise ValueError(f"registration: address is {address!r}; expected host:port")
-    host, port = split_host_port(address, where="registration: address")
+    checks.string("address", address, "host:port")
+    host, port = split_host_port(address, where="address")
     if host in _WILDCARDS:
-        raise ValueError(f"registration: address is {address!r}; expected the one that clients connect to")
+        raise ValueError(f"address is {address!r}; expected the one that clients connect to")
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(tag, str) for tag in tags):
-        raise ValueError(f"registration: tags is {checks.shown(tags)}; expected a sequence of texts")
+        raise TypeError(f"tags is {checks.shown(tags)}; expected a sequence of strings")
     _check_weight("weight", weight)
     _check_weight("warning_weight", warning_weight)
     for name, seconds in (("check_interval_s", check_interval_s), ("reassert_s", reassert_s)):
-        checks.number(f"registration: {name}", seconds, "a number of seconds > 0", above=True)
+        checks.number(name, seconds, above=True)
+    checks.flag("check_tls", check_tls)
     if deregister_after_s is not None:
-        checks.number(
-            "registration: deregister_after_s", deregister_after_s, ">= 60, or None", least=_DEREGISTER_LEAST_S
-        )
+        accepted = f"seconds >= {_DEREGISTER_LEAST_S:g}, or None"
+        checks.number("deregister_after_s", deregister_after_s, accepted, least=_DEREGISTER_LEAST_S)
+    checks.string("status", status, " or ".join(_STATUSES))
     if status not in _STATUSES:
-        raise ValueError(f"registration: status is {status!r}; expected {', '.join(_STATUSES)}")
-    if not isinstance(zone, str):
-        raise ValueError(f"registration: zone is {checks.shown(zone)}; expected a text")
-    metadata = _texts("meta", meta)
+        raise ValueError(f"status is {checks.shown(status)}; expected {' or '.join(_STATUSES)}")
+    checks.string("zone", zone, empty=True)
+    metadata = _strings("meta", meta)
     if WEIGHT_META in metadata:
-        raise ValueError(f"registration: meta has {WEIGHT_META!r}, which is reserved; use the argument weight")
+        raise ValueError(f"meta has {WEIGHT_META!r}, which is reserved; expected the argument weight")
     if zone:
         metadata[ZONE_META] = zone
-    tagged = {"grpc": f"grpc://{join_host_port(host, port)}"} | _texts("tagged_addresses", tagged_addresses)
+    tagged = {"grpc": f"grpc://{join_host_port(host, port)}"} | _strings("tagged_addresses", tagged_addresses)
     presence = Presence(
         service,
         id or f"{service}-{host}-{port}",
@@ -497,30 +497,32 @@ def registration(
 
 def _check_name(name: str, text: object) -> None:
     """A name that is one part of a URL's path."""
-    if not isinstance(text, str) or not text or "/" in text or not text.isprintable() or any(c.isspace() for c in text):
-        raise ValueError(f"registration: {name} is {checks.shown(text)}; expected a name without blanks and slashes")
+    accepted = "a name without blanks and slashes"
+    checks.string(name, text, accepted)
+    assert isinstance(text, str)
+    if "/" in text or not text.isprintable() or any(c.isspace() for c in text):
+        raise ValueError(f"{name} is {checks.shown(text)}; expected {accepted}")
     if text in (".", ".."):
-        raise ValueError(f"registration: {name} is {text!r}, which means another place in a URL; expected a name")
+        raise ValueError(f"{name} is {text!r}, which means another place in a URL; expected a name")
 
 
-def _texts(name: str, given: Mapping[str, str] | None) -> dict[str, str]:
+def _strings(name: str, given: Mapping[str, str] | None) -> dict[str, str]:
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"registration: {name} is {checks.shown(given)}; expected a mapping of text to text")
+        raise TypeError(f"{name} is {checks.shown(given)}; expected a mapping of string to string")
     for key, value in (given or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise ValueError(f"registration: {name} has {key!r}: {checks.shown(value)}; expected text to text")
+            raise TypeError(f"{name} has {checks.shown(key)}: {checks.shown(value)}; expected string to string")
     return dict(given or {})
 
 
 def _tagged(label: str, at: str) -> dict[str, Any]:
     _, separator, address = at.rpartition("://")
-    host, port = split_host_port(address, where=f"registration: tagged_addresses: {label}")
+    host, port = split_host_port(address, where=f"tagged_addresses[{label!r}]")
     return {"Address": at if separator else host, "Port": port}
 
 
 def _check_weight(name: str, weight: int) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, int) or not 0 <= weight <= _MAX_WEIGHT:
-        raise ValueError(f"registration: {name} is {weight!r}; expected a whole number from 0 to {_MAX_WEIGHT}")
+    checks.whole(name, weight, f"a whole number from 0 to {_MAX_WEIGHT}", most=_MAX_WEIGHT)
 
 
 def _definition(
@@ -528,9 +530,8 @@ def _definition(
 ) -> Mapping[str, Any] | None:
     if check is None:
         return None
-    accepted = "expected grpc, grpc/NAME, tcp, an http(s):// URL or None"
-    if not isinstance(check, str):
-        raise ValueError(f"registration: check is {checks.shown(check)}; {accepted}")
+    accepted = "grpc, grpc/NAME, tcp, an http(s):// URL or None"
+    checks.string("check", check, accepted)
     target = join_host_port(host, port)
     kind, _, name = check.partition("/")
     what: dict[str, Any]
@@ -541,7 +542,7 @@ def _definition(
     elif check.startswith(("http://", "https://")):
         what = {"HTTP": check}
     else:
-        raise ValueError(f"registration: check is {check!r}; {accepted}")
+        raise ValueError(f"check is {check!r}; expected {accepted}")
     what["Interval"] = _duration(interval_s)
     # A busy instance may answer late; a dead one refuses at once.
     what["Timeout"] = _duration(max(2.0, interval_s))

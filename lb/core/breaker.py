@@ -84,7 +84,7 @@ class Transition(NamedTuple):
     """After a move to OPEN: how long it refuses, in seconds. Otherwise 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
     """Settings of a circuit breaker. One object may serve many endpoints.
 
@@ -93,6 +93,13 @@ class Breaker:
         failure_ratio: opens at this share of failures in the window, > 0 and <= 1; None: never by this.
         minimum_calls: the share counts only from so many calls in the window on, >= 1.
         window_s: length of the window in seconds, > 0.
+        open_s: how long the first opening refuses, in seconds, > 0.
+        max_open_s: the longest an opening refuses, >= ``open_s``. Who answers its probes, be it with errors, is
+            asked again sooner where there are calls enough, as this costs few of them (`lb.core.judgement`).
+        jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
+            many clients do not probe at the same instant.
+        probe_s: a probe that has not come back after so many seconds is given up, > 0, and the
+            next one is admitted.
         unanswered_s: a call whose own deadline passed after so many seconds without a response counts as a
             failure: a hung endpoint shows in nothing else. > 0, or None. (Envoy counts time-outs, too.)
         refused_s: what answers nothing for so many seconds (and four of its latencies) but refuses each call by
@@ -104,18 +111,12 @@ class Breaker:
         slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
             the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
             None. What counts of a stream of responses is the time to the first one.
-        open_s: how long the first opening refuses, in seconds, > 0.
-        max_open_s: the longest an opening refuses, >= ``open_s``. Who answers its probes, be it with errors, is
-            asked again sooner where there are calls enough, as this costs few of them (`lb.core.judgement`).
-        jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
-            many clients do not probe at the same instant.
-        probe_s: a probe that has not come back after so many seconds is given up, > 0, and the
-            next one is admitted.
 
     With both ``consecutive_failures`` and ``failure_ratio`` None the breaker never opens.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     consecutive_failures: int | None = 5
@@ -134,25 +135,25 @@ class Breaker:
     def __post_init__(self) -> None:
         if self.consecutive_failures is not None:
             accepted = "a whole number >= 1, or None"
-            checks.whole("breaker: consecutive_failures", self.consecutive_failures, accepted, least=1)
+            checks.whole("Breaker.consecutive_failures", self.consecutive_failures, accepted, least=1)
         if self.failure_ratio is not None:
-            accepted = "a number above 0 and up to 1, or None"
-            checks.number("breaker: failure_ratio", self.failure_ratio, accepted, most=1, above=True)
-        checks.whole("breaker: minimum_calls", self.minimum_calls, least=1)
+            accepted = "a number > 0 and <= 1, or None"
+            checks.number("Breaker.failure_ratio", self.failure_ratio, accepted, most=1, above=True)
+        checks.whole("Breaker.minimum_calls", self.minimum_calls, least=1)
         for name in ("window_s", "open_s", "probe_s"):
-            checks.number(f"breaker: {name}", getattr(self, name), "seconds > 0", above=True)
+            checks.number(f"Breaker.{name}", getattr(self, name), above=True)
         for name in ("unanswered_s", "refused_s", "slow_call_s"):
             value = getattr(self, name)
             if value is not None:
-                checks.number(f"breaker: {name}", value, "seconds > 0, or None", above=True)
+                checks.number(f"Breaker.{name}", value, "seconds > 0, or None", above=True)
         if self.good_ratio is not None:
-            accepted = "a number above 0 and below 1, or None"
-            checks.number("breaker: good_ratio", self.good_ratio, accepted, most=1, above=True)
+            accepted = "a number > 0 and < 1, or None"
+            checks.number("Breaker.good_ratio", self.good_ratio, accepted, most=1, above=True)
             if self.good_ratio == 1:
-                raise ValueError(f"breaker: good_ratio is {self.good_ratio!r}; expected {accepted}")
+                raise ValueError(f"Breaker.good_ratio is {self.good_ratio!r}; expected {accepted}")
         accepted = f"seconds >= open_s ({self.open_s!r})"
-        checks.number("breaker: max_open_s", self.max_open_s, accepted, least=self.open_s)
-        checks.number("breaker: jitter", self.jitter, "a number from 0 to 1", most=1)
+        checks.number("Breaker.max_open_s", self.max_open_s, accepted, least=self.open_s)
+        checks.number("Breaker.jitter", self.jitter, "a number from 0 to 1", most=1)
 
     @property
     def opens(self) -> bool:

@@ -23,7 +23,7 @@ from lb.core.window import Window
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """Settings of a retry budget. One object may serve many channels.
 
@@ -34,6 +34,7 @@ class Budget:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     ratio: float = 0.2
@@ -42,7 +43,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("ratio", "min_per_s", "ttl_s"):
-            checks.number(f"budget: {name}", getattr(self, name), above=name == "ttl_s")
+            checks.number(f"Budget.{name}", getattr(self, name), above=name == "ttl_s")
 
     def new_state(self) -> BudgetState:
         """A channel's own state, with nothing deposited yet."""

@@ -1,6 +1,11 @@
 """Checks of settings: one sentence with the field, its value and what is accepted.
 
-``what`` is the field as its user finds it (``Retry.jitter``). Values are bounded above although
+::
+
+    Retry.jitter is -1; expected a number from 0 to 1
+
+``what`` is the field as its user finds it: ``Retry.jitter`` of a settings class, ``timeout_s`` of a function's
+arguments. A wrong type is a ``TypeError``, a wrong value a ``ValueError``. Values are bounded above although
 no rule asks for it: 1e9 seconds are 30 years, and beyond it sums lose their digits, and grpcio's
 clocks their count. A bound that a message's own words do not name is told when it was passed.
 """
@@ -21,7 +26,7 @@ _METHOD = re.compile(r"/[^/*]+/([^/*]+|\*)")
 def number(
     what: str, value: object, accepted: str = "", *, least: float = 0.0, most: float = MOST, above: bool = False
 ) -> None:
-    """A number from ``least`` (or above it) to ``most``. Raises ``ValueError``."""
+    """A number from ``least`` (or above it) to ``most``. Raises ``TypeError`` or ``ValueError``."""
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
     if above and least == 0:
         ok = real and LEAST <= value <= most  # type: ignore[operator]  # it is real
@@ -29,23 +34,32 @@ def number(
         ok = real and least <= value <= most and not (above and value == least)  # type: ignore[operator]
     if ok:
         return
-    words = accepted or f"a number {'>' if above else '>='} {least:g}" + ("" if most >= MOST else f" and <= {most:g}")
+    unit = "seconds" if what.endswith("_s") and not what.endswith("_per_s") else "a number"
+    words = accepted or f"{unit} {'>' if above else '>='} {least:g}" + ("" if most >= MOST else f" and <= {most:g}")
     if real and value > most >= MOST:  # type: ignore[operator]
         words += f", at most {most:g}"
     elif above and least == 0 and real and 0 < value < LEAST:  # type: ignore[operator]
         words += f", at least {LEAST:g}"
-    raise ValueError(f"{what} is {shown(value)}; expected {words}")
+    raise _wrong(real)(f"{what} is {shown(value)}; expected {words}")
 
 
 def whole(what: str, value: object, accepted: str = "", *, least: int = 0, most: int = int(MOST)) -> None:
-    """A whole number from ``least`` to ``most``. Raises ``ValueError``."""
+    """A whole number from ``least`` to ``most``. Raises ``TypeError`` or ``ValueError``."""
     real = isinstance(value, int) and not isinstance(value, bool)
     if real and least <= value <= most:  # type: ignore[operator]  # it is real
         return
     words = accepted or f"a whole number >= {least}"
     if real and value > most >= MOST:  # type: ignore[operator]
         words += f", at most {most:g}"
-    raise ValueError(f"{what} is {shown(value)}; expected {words}")
+    raise _wrong(real)(f"{what} is {shown(value)}; expected {words}")
+
+
+def string(what: str, value: object, accepted: str = "", *, empty: bool = False) -> None:
+    """A string, by default not an empty one. Raises ``TypeError`` or ``ValueError``."""
+    real = isinstance(value, str)
+    if not real or not (value or empty):
+        words = accepted or ("a string" if empty else "a string that is not empty")
+        raise _wrong(real)(f"{what} is {shown(value)}; expected {words}")
 
 
 def flag(what: str, value: object) -> None:
@@ -80,14 +94,20 @@ def pairs(what: str, value: object, example: str) -> tuple[tuple[str, Any], ...]
 
 
 def method(what: str, name: object) -> None:
-    """``/package.Service/Method`` or ``/package.Service/*``. Raises ``ValueError`` that begins with ``what``."""
-    if not isinstance(name, str) or not _METHOD.fullmatch(name):
-        raise ValueError(f"{what}; expected /package.Service/Method, or /package.Service/* for all of a service")
+    """``/package.Service/Method`` or ``/package.Service/*``. The error's message begins with ``what``."""
+    if isinstance(name, str) and _METHOD.fullmatch(name):
+        return
+    words = "expected /package.Service/Method, or /package.Service/* for all of a service"
+    raise _wrong(isinstance(name, str))(f"{what}; {words}")
 
 
 def entries(name: str) -> tuple[str, str]:
     """What `method` may be for a method to go by it, the more specific one first."""
     return name, f"{name[: name.rfind('/') + 1]}*"
+
+
+def _wrong(type_is_right: bool) -> type[Exception]:
+    return ValueError if type_is_right else TypeError
 
 
 def shown(value: object) -> str:

@@ -46,7 +46,7 @@ class ConcurrencyLimit:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
-        TypeError: ``adaptive`` is neither True nor False.
+        TypeError: a field has a wrong type.
     """
 
     limit: int = 100
@@ -65,7 +65,7 @@ class ConcurrencyLimit:
                 f"ConcurrencyLimit.limit is {self.limit}; expected min_limit ({self.min_limit})"
                 f" <= limit <= max_limit ({self.max_limit})"
             )
-        checks.number("ConcurrencyLimit.queue_s", self.queue_s, "seconds > 0", above=True)
+        checks.number("ConcurrencyLimit.queue_s", self.queue_s, above=True)
 
     def new_state(self) -> LimitState:
         """The limit of one endpoint (or server), at its beginning."""

@@ -42,6 +42,7 @@ class Connection:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     connect_timeout_s: float = 20.0
@@ -56,9 +57,8 @@ class Connection:
         for name in ("connect_timeout_s", "backoff_s", "max_backoff_s", "keepalive_timeout_s"):
             checks.number(f"Connection.{name}", getattr(self, name), "seconds > 0", most=_MOST_S, above=True)
         if self.max_backoff_s < self.backoff_s:
-            raise ValueError(
-                f"Connection.max_backoff_s is {self.max_backoff_s!r}; expected >= backoff_s ({self.backoff_s!r})"
-            )
+            accepted = f"seconds >= backoff_s ({self.backoff_s!r})"
+            raise ValueError(f"Connection.max_backoff_s is {self.max_backoff_s!r}; expected {accepted}")
         if self.keepalive_s is not None:
             accepted = "seconds >= 0.1, or None"
             checks.number("Connection.keepalive_s", self.keepalive_s, accepted, least=0.1, most=_MOST_S)

@@ -132,12 +132,12 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, str):
-            self.wrong(name, "a text")
+            self.wrong(name, "a string")
             return None
         try:
             value.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and core does not read
-            self.wrong(name, "a text of whole characters")
+            self.wrong(name, "a string of whole characters")
             return None
         return value
 

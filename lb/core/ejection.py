@@ -45,6 +45,7 @@ class Ejection:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     max_share: float = 0.5

@@ -8,7 +8,7 @@ changed (a new weight) from one that was replaced (a new process on another port
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
@@ -28,11 +28,13 @@ class Endpoint:
     ``weight`` is its share relative to the others; 0 means no traffic while others are there.
     ``zone`` and ``metadata`` are free text from the registry.
 
-    Raises ``ValueError`` when the address is empty or no text, the weight no whole number from 0 to
-    1,000,000,000, or another field of another type.
+    Raises:
+        ValueError: the address is empty, or the weight is not from 0 to 1,000,000,000.
+        TypeError: a field has another type.
     """
 
     address: str
+    _: KW_ONLY
     id: str = ""
     weight: int = 1
     zone: str = ""
@@ -63,17 +65,14 @@ class Endpoint:
         return self.id if self.id == self.address else f"{self.id} ({self.address})"
 
     def _check(self) -> None:
-        if not isinstance(self.address, str):
-            raise ValueError(f"endpoint: address is {checks.shown(self.address)}; expected host:port")
-        if not self.address:
-            raise ValueError("endpoint: address is empty; expected host:port")
-        checks.whole(f"endpoint {self.address}: weight", self.weight, most=MOST_WEIGHT)
-        for name, value in (("id", self.id), ("zone", self.zone)):
-            if not isinstance(value, str):
-                raise ValueError(f"endpoint {self.address}: {name} is {checks.shown(value)}; expected a text")
+        checks.string("Endpoint.address", self.address, "host:port, or unix:/path")
+        which = f"(address {checks.shown(self.address)})"  # a set has thousands
+        accepted = f"a whole number from 0 to {MOST_WEIGHT} {which}"
+        checks.whole("Endpoint.weight", self.weight, accepted, most=MOST_WEIGHT)
+        checks.string("Endpoint.id", self.id, f"a string {which}", empty=True)
+        checks.string("Endpoint.zone", self.zone, f"a string {which}", empty=True)
         if not isinstance(self.metadata, Mapping):
-            shown = checks.shown(self.metadata)
-            raise ValueError(f"endpoint {self.address}: metadata is {shown}; expected a mapping")
+            raise TypeError(f"Endpoint.metadata is {checks.shown(self.metadata)}; expected a mapping {which}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,8 @@ class Resolution:
 
     def __post_init__(self) -> None:
         if not isinstance(self.endpoints, (tuple, list)):
-            raise TypeError(f"resolution: endpoints is {checks.shown(self.endpoints)}; expected a tuple of lb.Endpoint")
-        if not isinstance(self.note, str):
-            raise TypeError(f"resolution: note is {checks.shown(self.note)}; expected a text")
+            raise TypeError(f"Resolution.endpoints is {checks.shown(self.endpoints)}; expected a tuple of lb.Endpoint")
+        checks.string("Resolution.note", self.note, empty=True)
 
 
 class Listener(Protocol):

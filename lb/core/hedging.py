@@ -36,7 +36,7 @@ class Hedging:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
-        TypeError: ``non_fatal`` is no collection.
+        TypeError: a field has a wrong type.
     """
 
     delay_s: float | None = None
@@ -49,9 +49,10 @@ class Hedging:
             checks.number("Hedging.delay_s", self.delay_s, "seconds >= 0, or None for the p95")
         attempts = f"a whole number from 2 to {MOST_ATTEMPTS}"
         checks.whole("Hedging.max_attempts", self.max_attempts, attempts, least=2, most=MOST_ATTEMPTS)
-        checks.number("Hedging.least_delay_s", self.least_delay_s, "seconds > 0", above=True)
+        checks.number("Hedging.least_delay_s", self.least_delay_s, above=True)
         if isinstance(self.non_fatal, (str, bytes, type)) or not isinstance(self.non_fatal, Collection):
             raise TypeError(f"Hedging.non_fatal is {shown(self.non_fatal)}; expected a collection of grpc.StatusCode")
         for code in self.non_fatal:
             if not isinstance(code, StatusCode) or code is StatusCode.OK:
-                raise ValueError(f"Hedging.non_fatal has {shown(code)}; expected grpc.StatusCode other than OK")
+                wrong = ValueError if isinstance(code, StatusCode) else TypeError
+                raise wrong(f"Hedging.non_fatal has {shown(code)}; expected grpc.StatusCode other than OK")

@@ -31,15 +31,15 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 def _check(name: str, values: object) -> None:
     if not isinstance(values, Mapping):
-        raise TypeError(f"load report: {name} is {checks.shown(values)}; expected numbers by name")
+        raise TypeError(f"LoadReport.{name} is {checks.shown(values)}; expected numbers by name")
     for key, value in values.items():
         if not isinstance(key, str):
-            raise TypeError(f"load report: {name} has the name {checks.shown(key)}; expected a text")
-        what = f"load report: {name}[{key!r}]"
+            raise TypeError(f"LoadReport.{name} has the name {checks.shown(key)}; expected a string")
+        what = f"LoadReport.{name}[{key!r}]"
         checks.number(what, value, "a finite number", least=-_WIDEST, most=_WIDEST)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
     """What a server says of itself.
 
@@ -71,7 +71,7 @@ class LoadReport:
         for name in _DOUBLES.values():
             value = getattr(self, name)
             if not (type(value) is float and 0.0 <= value <= checks.MOST):  # made for each answer: the quick way
-                checks.number(f"load report: {name}", value, "a finite number >= 0", most=_WIDEST)
+                checks.number(f"LoadReport.{name}", value, "a finite number >= 0", most=_WIDEST)
         for name in _MAPS.values():
             values = getattr(self, name)
             if values or type(values) is not dict:

@@ -90,7 +90,7 @@ class Retry:
                 raise TypeError(f"Retry.{name} is {shown(value)}; expected one of tenacity's {name} strategies")
         checks.number("Retry.jitter", self.jitter, "a number from 0 to 1", most=1)
         if self.attempt_timeout_s is not None:
-            checks.number("Retry.attempt_timeout_s", self.attempt_timeout_s, "seconds above 0, or None", above=True)
+            checks.number("Retry.attempt_timeout_s", self.attempt_timeout_s, "seconds > 0, or None", above=True)
         if isinstance(self.idempotent, (str, bytes)) or not isinstance(self.idempotent, Collection):
             raise TypeError(f"Retry.idempotent is {shown(self.idempotent)}; expected a collection of method names")
         for method in self.idempotent:

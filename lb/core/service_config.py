@@ -219,7 +219,7 @@ def _throttle(top: Fields) -> Throttle | None:
     if ratio is not None and ratio < LEAST_RATIO:
         throttling.wrong("tokenRatio", f"a number >= {LEAST_RATIO}")
         return None
-    return None if tokens is None or ratio is None else Throttle(tokens, ratio)
+    return None if tokens is None or ratio is None else Throttle(max_tokens=tokens, token_ratio=ratio)
 
 
 @dataclass(frozen=True, slots=True)

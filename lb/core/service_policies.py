@@ -52,7 +52,7 @@ def _least_request(fields: Fields, problems: Problems) -> Policy:
     if choices > _MOST_CHOICES:
         problems.note(f"{fields.at('choiceCount')} is {choices} and counts as {_MOST_CHOICES}")
         choices = _MOST_CHOICES
-    return LeastRequest(choices)
+    return LeastRequest(choices=choices)
 
 
 def _ring_hash(fields: Fields, problems: Problems) -> Policy | None:
@@ -64,7 +64,7 @@ def _ring_hash(fields: Fields, problems: Problems) -> Policy | None:
     if not _HEADER.fullmatch(header) or header.endswith("-bin"):
         fields.wrong("requestHashHeader", "the name of a metadata key that is no -bin")
         return None
-    return RingHash(header)
+    return RingHash(key=header)
 
 
 def _outlier_detection(fields: Fields, problems: Problems) -> Policy | None:

@@ -32,7 +32,7 @@ _MOST_TOKENS = 2**32 - 1  # what the document can say
 _MOST_RATIO = 1e300
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Throttle:
     """Settings of a retry throttle. One object may serve many channels.
 
@@ -42,14 +42,15 @@ class Throttle:
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     max_tokens: int
     token_ratio: float
 
     def __post_init__(self) -> None:
-        checks.whole("throttle: max_tokens", self.max_tokens, least=1, most=_MOST_TOKENS)
-        checks.number("throttle: token_ratio", self.token_ratio, least=LEAST_RATIO, most=_MOST_RATIO)
+        checks.whole("Throttle.max_tokens", self.max_tokens, least=1, most=_MOST_TOKENS)
+        checks.number("Throttle.token_ratio", self.token_ratio, least=LEAST_RATIO, most=_MOST_RATIO)
 
     def new_state(self) -> ThrottleState:
         """A channel's own state, full."""

@@ -21,7 +21,9 @@ class TokenBucket:
     Over any ``t`` seconds at most ``burst + rate * t`` tokens are given out (proved by a
     property test). The clock is the caller's: ``now`` is in seconds, monotonic.
 
-    Raises ``ValueError`` when ``rate`` or ``burst`` is not a positive finite number.
+    Raises:
+        ValueError: ``rate`` or ``burst`` is not > 0, or not finite.
+        TypeError: one is no number.
     """
 
     __slots__ = ("_burst", "_full_at", "_rate")
@@ -29,7 +31,7 @@ class TokenBucket:
     def __init__(self, rate: float, burst: float) -> None:
         """``rate`` in tokens a second; ``burst`` in tokens. A new bucket is full."""
         for name, value in (("rate", rate), ("burst", burst)):
-            checks.number(f"token bucket: {name}", value, most=1e15, above=True)
+            checks.number(f"TokenBucket.{name}", value, most=1e15, above=True)
         self._rate = float(rate)
         self._burst = float(burst)
         self._full_at = -math.inf
@@ -54,7 +56,7 @@ class TokenBucket:
         Raises ``ValueError`` when ``n`` is not in ``(0, burst]``: it would never be there.
         """
         if not 0 < n <= self._burst:
-            raise ValueError(f"token bucket: n is {n!r}; expected a number > 0 and <= burst ({self._burst:g})")
+            raise ValueError(f"n is {n!r}; expected a number > 0 and <= burst ({self._burst:g})")
         missing = self._full_at - now - (self._burst - n) / self._rate
         return missing if missing > _SLACK_S else 0.0
 

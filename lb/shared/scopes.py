@@ -143,9 +143,10 @@ def deadline(timeout_s: float) -> Iterator[None]:
     with ``propagate=False``, and those in `detached`, have no part in it.
 
     Raises:
-        ValueError: ``timeout_s`` is no number of seconds >= 0.
+        ValueError: ``timeout_s`` is negative or not finite.
+        TypeError: it is no number.
     """
-    checks.number("deadline()", timeout_s, "seconds >= 0")
+    checks.number("timeout_s", timeout_s)
     token = _current.set(_Within(timeout_s, _current.get()))
     try:
         yield

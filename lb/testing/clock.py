@@ -94,7 +94,7 @@ class FakeClock:
             ValueError: ``seconds`` is negative or not a finite number.
         """
         if _seconds("seconds", seconds) < 0:
-            raise ValueError(f"FakeClock: seconds is {seconds!r}; expected a number >= 0, time does not go back")
+            raise ValueError(f"seconds is {seconds!r}; expected a number >= 0, time does not go back")
         self.advance_to(self._now + seconds)
 
     def advance_to(self, when: float) -> None:
@@ -104,9 +104,7 @@ class FakeClock:
             ValueError: ``when`` is past or not a finite number.
         """
         if _seconds("when", when) < self._now:
-            raise ValueError(
-                f"FakeClock: when is {when!r}; expected an instant >= {self._now!r}, time does not go back"
-            )
+            raise ValueError(f"when is {when!r}; expected an instant >= {self._now!r}, time does not go back")
         while (timer := self._next()) is not None and timer.at <= when:
             self._step()
         self._now = when
@@ -145,6 +143,8 @@ class FakeClock:
 
 
 def _seconds(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"FakeClock: {name} is {value!r}; expected a finite number of seconds")
+    right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not right_type or not math.isfinite(value):
+        wrong = ValueError if right_type else TypeError
+        raise wrong(f"{name} is {value!r}; expected a finite number of seconds")
     return value

@@ -654,10 +654,10 @@ def test_a_first_response_that_was_too_slow_fails_the_probe() -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        lambda inside: ZoneAware("home", inside),
-        lambda inside: SlowStart(ZoneAware("home", inside)),
-        lambda inside: Subset(3, inside, client=0),
-        lambda inside: ZoneAware("home", Subset(3, inside, client=0)),
+        lambda inside: ZoneAware(zone="home", policy=inside),
+        lambda inside: SlowStart(policy=ZoneAware(zone="home", policy=inside)),
+        lambda inside: Subset(size=3, policy=inside, client=0),
+        lambda inside: ZoneAware(zone="home", policy=Subset(size=3, policy=inside, client=0)),
     ],
     ids=["zone", "slow start, zone", "subset", "zone, subset"],
 )
@@ -851,7 +851,7 @@ def test_a_change_of_policy_reaches_those_who_are_leaving() -> None:
     rig.picked(10)
     attempts = [rig.pick() for _ in range(10)]
     rig.update("b")
-    rig.balancer.change_policy(RingHash("user"))
+    rig.balancer.change_policy(RingHash(key="user"))
     for attempt in attempts:
         rig.end(attempt)
     rig.balancer.change_policy(P2C())
@@ -1069,11 +1069,11 @@ POLICIES: list[Policy] = [
     LeastRequest(),
     P2C(),
     PickFirst(),
-    RingHash("user"),
+    RingHash(key="user"),
     Orca(),
-    SlowStart("p2c", window_s=5.0),
-    Subset(2, "least_request", client=1),
-    ZoneAware("a", RingHash("user"), in_flight=2),
+    SlowStart(policy="p2c", window_s=5.0),
+    Subset(size=2, policy="least_request", client=1),
+    ZoneAware(zone="a", policy=RingHash(key="user"), in_flight=2),
 ]
 NAMES = "abcde"
 
@@ -1084,7 +1084,16 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        breaker = Breaker(2, 0.5, minimum_calls=4, window_s=10.0, open_s=2.0, max_open_s=8.0, jitter=0.5, probe_s=6.0)
+        breaker = Breaker(
+            consecutive_failures=2,
+            failure_ratio=0.5,
+            minimum_calls=4,
+            window_s=10.0,
+            open_s=2.0,
+            max_open_s=8.0,
+            jitter=0.5,
+            probe_s=6.0,
+        )
         self.balancer = Balancer("static:///shop", RoundRobin(), breaker, Random(1))
         self.running: list[Attempt] = []
         self.seen: list[Candidate] = []  # every candidate there ever was

@@ -313,7 +313,7 @@ def test_what_takes_a_token(
     outcome: Outcome, settings: dict[str, Any], idempotent: bool, counts: bool, end: dict[str, bool]
 ) -> None:
     """What could be retried, or must not be by push-back; committed or not: as in gRPC's core, once an attempt."""
-    rig = Rig("ab", retry=Retry(wait=wait_none(), **settings), throttle=Throttle(10, 0.5))
+    rig = Rig("ab", retry=Retry(wait=wait_none(), **settings), throttle=Throttle(max_tokens=10, token_ratio=0.5))
     call = rig.call(idempotent=idempotent)
     call.begin(rig.now)
     rig.fail(call, outcome, **end)
@@ -323,7 +323,7 @@ def test_what_takes_a_token(
 @pytest.mark.parametrize("end", [{}, {"committed": True}, {"replayable": False}])
 def test_what_no_server_processed_takes_no_token(end: dict[str, bool]) -> None:
     """Throttling protects servers, and these had nothing of it (A6, transparent retries)."""
-    rig = Rig("ab", throttle=Throttle(10, 0.5))
+    rig = Rig("ab", throttle=Throttle(max_tokens=10, token_ratio=0.5))
     call = rig.call()
     call.begin(rig.now)
     rig.fail(call, UNPROCESSED, **end)
@@ -332,7 +332,7 @@ def test_what_no_server_processed_takes_no_token(end: dict[str, bool]) -> None:
 
 def test_a_failure_counts_before_it_is_asked() -> None:
     """The failure that brings the tokens down to half is not retried itself."""
-    rig = Rig("ab", retry=EAGER, throttle=Throttle(2, 0.5))
+    rig = Rig("ab", retry=EAGER, throttle=Throttle(max_tokens=2, token_ratio=0.5))
     call = rig.call()
     call.begin(rig.now)
     assert rig.fail(call, UNAVAILABLE) is DONE
@@ -442,7 +442,7 @@ def test_an_empty_budget_ends_the_call() -> None:
 
 UNPROCESSED = classify(StatusCode.UNAVAILABLE, origin=Origin.UNPROCESSED, details="GOAWAY")
 CLOSING = classify(StatusCode.UNAVAILABLE, origin=Origin.CLOSING, details="GOAWAY")
-NOTHING_LEFT = Retry(stop=stop_after_attempt(1), budget=Budget(0, 0))
+NOTHING_LEFT = Retry(stop=stop_after_attempt(1), budget=Budget(ratio=0, min_per_s=0))
 
 
 def test_what_no_server_has_processed_is_repeated_for_nothing() -> None:
@@ -766,7 +766,7 @@ def test_wait_for_ready_waits_instead(names: str) -> None:
 
 def test_wait_for_ready_outlives_a_connection_that_was_gone() -> None:
     """Never sent means: wait again, without asking stop, budget or idempotence."""
-    retry = Retry(stop=stop_after_attempt(1), budget=Budget(0, 0))
+    retry = Retry(stop=stop_after_attempt(1), budget=Budget(ratio=0, min_per_s=0))
     rig = Rig("a", retry=retry)
     call = rig.call(wait_for_ready=True, idempotent=False)
     call.begin(rig.now)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -38,6 +40,7 @@ CLASSES: tuple[Any, ...] = (
     lb.Ejection,
     lb.ConcurrencyLimit,
     lb.Connection,
+    lb.MethodSettings,
     Throttle,
     lb.PickFirst,
     lb.LeastRequest,
@@ -70,12 +73,96 @@ EVIL: list[Any] = [
 ]
 
 
+TYPES: Mapping[str, tuple[type, ...]] = {
+    "float": (float, int),
+    "int": (int,),
+    "bool": (bool,),
+    "str": (str,),
+    "Literal[False]": (),
+    "None": (type(None),),
+}
+"""What a plain annotation stands for; True and False are no numbers."""
+
+WITHOUT_UNIT = frozenset(
+    {
+        *("jitter", "ratio", "min_per_s", "failure_ratio", "good_ratio", "max_share", "panic_share", "token_ratio"),
+        *("error_penalty", "bound", "minimum"),
+        *("cpu_utilization", "mem_utilization", "application_utilization", "qps", "eps"),
+    }
+)
+"""Fields that are numbers and no seconds. A new one belongs here, or ends in ``_s``."""
+
+POSITIONAL = {lb.Endpoint: ["address"], lb.Resolution: ["endpoints", "note"]}
+"""Values, and what of them may be given without its name."""
+
+
+def refused(kind: Any, **fields: Any) -> Exception | None:
+    """The error with which an object of the class is refused."""
+    try:
+        kind(**{**NEEDED.get(kind, {}), **fields})
+    except (ValueError, TypeError) as error:
+        return error
+    return None
+
+
 def made(kind: Any, **fields: Any) -> Any:
     """An object of the class, or the sentence with which it is refused."""
-    try:
-        return kind(**{**NEEDED.get(kind, {}), **fields})
-    except (ValueError, TypeError) as error:
-        return str(error)
+    error = refused(kind, **fields)
+    return kind(**{**NEEDED.get(kind, {}), **fields}) if error is None else str(error)
+
+
+def test_all_settings_are_here() -> None:
+    """Whatever `lb` exports and is made of fields, but for what the library makes."""
+    exported = {value for name in lb.__all__ if dataclasses.is_dataclass(value := getattr(lb, name))}
+    without_fields = {kind for kind in exported if not [f for f in dataclasses.fields(kind) if f.init]}
+    made_by_the_library = {lb.Snapshot, lb.EndpointSnapshot, lb.Outcome}
+    assert exported - without_fields - made_by_the_library == set(CLASSES) - {Throttle}
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_settings_are_given_by_name(kind: Any) -> None:
+    """So that a field may be added, or moved, and nobody has to count."""
+    parameters = inspect.signature(kind).parameters.values()
+    assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == POSITIONAL.get(kind, [])
+
+
+@pytest.mark.parametrize("made_by", [lb.aio.channel, lb.sync.channel, lb.aio.registration])
+def test_arguments_are_given_by_name(made_by: Any) -> None:
+    """All but the first, which says what is called, or registered."""
+    _, *others = inspect.signature(made_by).parameters.values()
+    assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_seconds_are_called_so() -> None:
+    """A number is in seconds and ends in ``_s``, or is listed as something else; messages have the unit."""
+    for kind in CLASSES:
+        for field in dataclasses.fields(kind):
+            if field.init and "float" in str(field.type).split(" | "):
+                assert field.name.endswith("_s") != (field.name in WITHOUT_UNIT) or field.name == "min_per_s", field
+                error = refused(kind, **{field.name: -1.0})
+                assert ("seconds" in str(error)) == (field.name not in WITHOUT_UNIT), error
+    for function in (lb.aio.channel, lb.sync.channel, lb.aio.registration, lb.deadline):
+        for parameter in inspect.signature(function).parameters.values():
+            if "float" in str(parameter.annotation):
+                assert parameter.name.endswith("_s"), (function, parameter)
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_one_form_of_error(kind: Any, name: str) -> None:
+    """``Class.field is VALUE; expected ...``. TypeError for a wrong type, ValueError for a wrong value."""
+    (field,) = (f for f in dataclasses.fields(kind) if f.name == name)
+    parts = str(field.type).split(" | ")
+    types = {t for part in parts for t in TYPES.get(part, ())} if TYPES.keys() >= set(parts) else None
+    for value in EVIL:
+        error = refused(kind, **{name: value})
+        if error is None:
+            continue
+        form = rf"{kind.__name__}\.(\w+)(\[.*\]|\.name)? (is|has|has the name) .+; expected .+"
+        assert re.fullmatch(form, str(error)), error
+        if types is not None:
+            assert type(error) is (ValueError if type(value) in types else TypeError), error
+        elif type(value) is object:
+            assert type(error) is TypeError, error
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
@@ -160,19 +247,19 @@ def test_all_fields_of_a_channel_are_named() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields", "words"),
     [
-        (lb.Breaker, {"open_s": 100}, "breaker: max_open_s is 60.0; expected seconds >= open_s (100)"),
-        (lb.Connection, {"backoff_s": 1}, "Connection.max_backoff_s is 0.5; expected >= backoff_s (1)"),
+        (lb.Breaker, {"open_s": 100}, "Breaker.max_open_s is 60.0; expected seconds >= open_s (100)"),
+        (lb.Connection, {"backoff_s": 1}, "Connection.max_backoff_s is 0.5; expected seconds >= backoff_s (1)"),
         (
             lb.ConcurrencyLimit,
             {"adaptive": True, "limit": 2},
             "ConcurrencyLimit.limit is 2; expected min_limit (4) <= limit <= max_limit (1000)",
         ),
-        (lb.Breaker, {"window_s": 5e-324}, "breaker: window_s is 5e-324; expected seconds > 0, at least 1e-09"),
+        (lb.Breaker, {"window_s": 5e-324}, "Breaker.window_s is 5e-324; expected seconds > 0, at least 1e-09"),
         (lb.Retry, {"jitter": 2}, "Retry.jitter is 2; expected a number from 0 to 1"),
         (
             lb.Retry,
             {"attempt_timeout_s": 1e10},
-            "Retry.attempt_timeout_s is 10000000000.0; expected seconds above 0, or None, at most 1e+09",
+            "Retry.attempt_timeout_s is 10000000000.0; expected seconds > 0, or None, at most 1e+09",
         ),
     ],
 )

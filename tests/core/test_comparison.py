@@ -210,9 +210,9 @@ def test_it_can_be_turned_off(setting: Breaker) -> None:
 @pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, "half", True])
 def test_a_bad_ratio_is_said(value: Any) -> None:
     """With what is accepted."""
-    with pytest.raises(ValueError, match="good_ratio") as error:
+    with pytest.raises((TypeError, ValueError)) as error:
         Breaker(good_ratio=value)
-    assert str(error.value) == f"breaker: good_ratio is {value!r}; expected a number above 0 and below 1, or None"
+    assert str(error.value) == f"Breaker.good_ratio is {value!r}; expected a number > 0 and < 1, or None"
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,12 @@ def test_a_caller_that_asks_twice_at_once_blames_nobody(policy: Policy) -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [RingHash(key="key"), PickFirst(), Subset(2, RingHash(key="key"), client=0), SlowStart(PickFirst())],
+    [
+        RingHash(key="key"),
+        PickFirst(),
+        Subset(size=2, policy=RingHash(key="key"), client=0),
+        SlowStart(policy=PickFirst()),
+    ],
     ids=lambda policy: policy.name,
 )
 def test_where_calls_stick_to_an_endpoint_nobody_is_compared(policy: Policy) -> None:
@@ -316,7 +321,9 @@ def test_where_calls_stick_to_an_endpoint_nobody_is_compared(policy: Policy) -> 
     assert all(c.breaker.last is None for c in rig.balancer.candidates)
 
 
-@pytest.mark.parametrize("policy", [SlowStart(), Subset(3, "p2c", client=0), ZoneAware("here", "least_request")])
+@pytest.mark.parametrize(
+    "policy", [SlowStart(), Subset(size=3, policy="p2c", client=0), ZoneAware(zone="here", policy="least_request")]
+)
 def test_policies_around_others_compare_as_these_do(policy: Policy) -> None:
     """A wrapper passes on what the policy inside says."""
     rig = Rig("abc", policy=policy)
@@ -351,7 +358,9 @@ def test_when_all_begin_to_answer_badly_nobody_is_blamed() -> None:
 # ---- errors improve nobody's standing ----
 
 
-@pytest.mark.parametrize("policy", [LeastRequest(), P2C(), ZoneAware("here", "p2c")], ids=lambda policy: policy.name)
+@pytest.mark.parametrize(
+    "policy", [LeastRequest(), P2C(), ZoneAware(zone="here", policy="p2c")], ids=lambda policy: policy.name
+)
 @pytest.mark.parametrize("outcome", [NOT_FOUND, QUOTA, REFUSED, INTERNAL], ids=lambda outcome: outcome.code.name)
 def test_quick_errors_attract_no_calls(policy: Policy, outcome: Outcome) -> None:
     """It answers in half a millisecond where good ones take twenty: it gets its share at most, with breakers off."""

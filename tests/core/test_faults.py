@@ -26,7 +26,7 @@ POLICIES: list[Policy] = [
     WeightedRoundRobin(),
     LeastRequest(),
     P2C(),
-    ZoneAware("here", "p2c"),
+    ZoneAware(zone="here", policy="p2c"),
 ]
 
 

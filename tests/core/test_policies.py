@@ -77,8 +77,8 @@ def test_resolve_takes_nothing_a_name_or_an_object() -> None:
     [
         (RoundRobin, r"the class RoundRobin; expected an object, for example RoundRobin\(\)"),
         (3, r"policy is 3; expected a name, or an object with picker\(candidates, previous\)"),
-        (type("Nameless", (), {"picker": lambda *_: None})(), "has the name None; expected a text"),
-        (type("Blank", (), {"picker": lambda *_: None, "name": ""})(), "has the name ''; expected a text"),
+        (type("Nameless", (), {"picker": lambda *_: None})(), "policy.name is None; expected a string"),
+        (type("Blank", (), {"picker": lambda *_: None, "name": ""})(), "policy.name is ''; expected a string"),
     ],
 )
 def test_resolve_says_what_an_object_lacks(wrong: Policy, message: str) -> None:

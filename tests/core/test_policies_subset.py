@@ -21,7 +21,7 @@ def part(policy: Subset, servers: list[Backend]) -> set[str]:
 def test_a_client_uses_its_part_and_nothing_else() -> None:
     """Twenty of a hundred, each in turn, whatever the order they are named in."""
     servers = backends([1] * 100)
-    policy = Subset(20, RoundRobin(), client=7)
+    policy = Subset(size=20, policy=RoundRobin(), client=7)
     picker, rng = policy.picker(servers, None), Random(1)
     got = Counter(ids([picker.pick(None, 0.0, rng) for _ in range(60)]))
     assert len(got) == 20
@@ -35,7 +35,7 @@ def test_numbered_clients_are_even(clients: int, size: int, count: int) -> None:
     servers = backends([1] * count)
     used = Counter[str]()
     for client in range(clients):
-        used.update(part(Subset(size, client=client), servers))
+        used.update(part(Subset(size=size, client=client), servers))
     mean = clients * size / count
     assert all(abs(used[name] - mean) <= max(3, mean / 10) for name in ids(servers))
 
@@ -45,7 +45,7 @@ def test_named_clients_are_even_by_chance() -> None:
     servers = backends([1] * 100)
     used = Counter[str]()
     for client in range(300):
-        used.update(part(Subset(20, client=f"host-{client}"), servers))
+        used.update(part(Subset(size=20, client=f"host-{client}"), servers))
     assert all(abs(used[name] - 60) < 5 * (300 * 0.2 * 0.8) ** 0.5 for name in ids(servers))
 
 
@@ -54,7 +54,7 @@ def test_named_clients_are_even_by_chance() -> None:
 def test_a_change_of_one_changes_two_at_most(client: int | str, count: int, at: int) -> None:
     """One leaves, or comes: no more than two of this client's ten are others; a picker that goes on agrees."""
     servers = backends([1] * count)
-    policy = Subset(10, client=client)
+    policy = Subset(size=10, client=client)
     left = [server for server in servers if server is not servers[at % count]]
     assert len(part(policy, servers) - part(policy, left)) <= 2
     assert len(part(policy, left) - part(policy, servers)) <= 2
@@ -66,19 +66,19 @@ def test_a_change_of_one_changes_two_at_most(client: int | str, count: int, at: 
 def test_with_few_endpoints_all_are_used() -> None:
     """A size beyond the number is the number."""
     servers = backends([1] * 5)
-    assert part(Subset(20, client="x"), servers) == set("abcde")
+    assert part(Subset(size=20, client="x"), servers) == set("abcde")
 
 
 def test_another_seed_is_another_circle() -> None:
     """Two services whose clients have the same numbers do not share their neighbours."""
     servers = backends([1] * 100)
-    assert part(Subset(20, client=3), servers) != part(Subset(20, client=3, seed="orders"), servers)
+    assert part(Subset(size=20, client=3), servers) != part(Subset(size=20, client=3, seed="orders"), servers)
 
 
 def test_the_policy_inside_goes_on() -> None:
     """Its place and its records outlive a change."""
     servers = backends([1] * 30)
-    policy, rng = Subset(10, P2C(), client=0), Random(1)
+    policy, rng = Subset(size=10, policy=P2C(), client=0), Random(1)
     first = policy.picker(servers, None)
     picked = first.pick(None, 0.0, rng)
     picked.stats = "kept"
@@ -91,14 +91,17 @@ def test_the_policy_inside_goes_on() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 0, "client": 1}, "subset: size is 0; expected a whole number >= 1"),
-        ({"size": 2, "client": -1}, "subset: client is -1; expected a whole number >= 0, or a text"),
-        ({"size": 2, "client": ""}, "subset: client is ''; expected a text that is not empty"),
-        ({"size": 2, "client": True}, "subset: client is True; expected a whole number >= 0, or a text"),
-        ({"size": 2, "client": 1, "seed": 3}, "subset: seed is 3; expected a text"),
+        ({"size": 0, "client": 1}, "Subset.size is 0; expected a whole number >= 1"),
+        ({"size": 2, "client": -1}, "Subset.client is -1; expected a whole number >= 0, or a string that is not empty"),
+        ({"size": 2, "client": ""}, "Subset.client is ''; expected a whole number >= 0, or a string that is not empty"),
+        (
+            {"size": 2, "client": True},
+            "Subset.client is True; expected a whole number >= 0, or a string",
+        ),
+        ({"size": 2, "client": 1, "seed": 3}, "Subset.seed is 3; expected a string"),
     ],
 )
 def test_bad_settings_are_said(arguments: dict[str, object], message: str) -> None:
     """The error names the field, the value and what is accepted."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Subset(**arguments)  # type: ignore[arg-type]

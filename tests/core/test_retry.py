@@ -387,9 +387,9 @@ def test_settings_are_values() -> None:
         ("jitter", -0.1, "Retry.jitter is -0.1; expected a number from 0 to 1"),
         ("jitter", 1.1, "Retry.jitter is 1.1; expected a number from 0 to 1"),
         ("jitter", float("nan"), "Retry.jitter is nan; expected a number from 0 to 1"),
-        ("attempt_timeout_s", 0, "Retry.attempt_timeout_s is 0; expected seconds above 0, or None"),
-        ("attempt_timeout_s", -1, "Retry.attempt_timeout_s is -1; expected seconds above 0, or None"),
-        ("attempt_timeout_s", float("nan"), "Retry.attempt_timeout_s is nan; expected seconds above 0, or None"),
+        ("attempt_timeout_s", 0, "Retry.attempt_timeout_s is 0; expected seconds > 0, or None"),
+        ("attempt_timeout_s", -1, "Retry.attempt_timeout_s is -1; expected seconds > 0, or None"),
+        ("attempt_timeout_s", float("nan"), "Retry.attempt_timeout_s is nan; expected seconds > 0, or None"),
         *(
             (
                 "idempotent",
@@ -397,7 +397,7 @@ def test_settings_are_values() -> None:
                 f"Retry.idempotent has {name!r}; expected /package.Service/Method, or /package.Service/* for all of a "
                 "service",
             )
-            for name in ("Get", "/shop.Shop", "/shop.Shop/", "/shop.Shop/Get*", "/*/Get", "/*/*", "/shop.*/Get", 7)
+            for name in ("Get", "/shop.Shop", "/shop.Shop/", "/shop.Shop/Get*", "/*/Get", "/*/*", "/shop.*/Get")
         ),
     ],
 )
@@ -438,11 +438,12 @@ def test_a_class_in_place_of_a_strategy_is_named(field: str, value: object) -> N
         ("jitter", "0.2"),
         ("attempt_timeout_s", "1s"),
         ("idempotent", None),
+        ("idempotent", [7]),
         ("budget", 0.2),
         ("attempt_timeout_s", True),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named(field: str, value: object) -> None:
     """The user's mistake is told with field, value and what is accepted."""
-    with pytest.raises((TypeError, ValueError), match=rf"Retry\.{field} is .*; expected"):
+    with pytest.raises(TypeError, match=rf"Retry\.{field} (is|has) .*; expected"):
         Retry(**{field: value})  # type: ignore[arg-type]  # the point of the test

@@ -101,7 +101,11 @@ def test_all_fields_of_a_method() -> None:
         assert (found.max_request_bytes, found.max_response_bytes) == (10, 20)
         assert found.retry is not None
         assert found.hedging is None
-        assert (config.health, config.throttle, config.policy) == ("catalog", Throttle(10, 0.1), RoundRobin())
+        assert (config.health, config.throttle, config.policy) == (
+            "catalog",
+            Throttle(max_tokens=10, token_ratio=0.1),
+            RoundRobin(),
+        )
         assert config.notes == ()
 
 
@@ -292,7 +296,7 @@ def test_names_by_the_protos_words() -> None:
 def test_half_a_character_is_no_text() -> None:
     """JSON can write it, and core, which is told of sizes and health, would refuse the whole document."""
     for document in ('{"healthCheckConfig": {"serviceName": "\\ud800"}}', {"loadBalancingPolicy": "\ud800"}):
-        assert "expected a text of whole characters" in refusal(document)
+        assert "expected a string of whole characters" in refusal(document)
 
 
 # ---- policies ----
@@ -321,9 +325,9 @@ def test_half_a_character_is_no_text() -> None:
             ),
             Orca(blackout_s=0, expiry_s=60, update_s=0.1, error_penalty=0),
         ),
-        (balancing({"least_request_experimental": {}}), LeastRequest(2)),
-        (balancing({"least_request_experimental": {"choiceCount": 4}}), LeastRequest(4)),
-        (balancing({"ring_hash_experimental": {"requestHashHeader": "User-Id"}}), RingHash("user-id")),
+        (balancing({"least_request_experimental": {}}), LeastRequest(choices=2)),
+        (balancing({"least_request_experimental": {"choiceCount": 4}}), LeastRequest(choices=4)),
+        (balancing({"ring_hash_experimental": {"requestHashHeader": "User-Id"}}), RingHash(key="user-id")),
         (balancing({"p2c": {}}), P2C()),
         (balancing({"ring_hash": {}}, {"least_request": {}}), LeastRequest()),
         (balancing(outliers({"grpclb": {}}, {"least_request_experimental": {}})), LeastRequest()),
@@ -351,7 +355,7 @@ def test_what_was_passed_over_is_noted() -> None:
 
 def test_what_of_a_policy_is_not_as_asked_is_noted() -> None:
     """Too many choices, and reports out of band."""
-    assert parse(balancing({"least_request_experimental": {"choiceCount": 64}})).policy == LeastRequest(10)
+    assert parse(balancing({"least_request_experimental": {"choiceCount": 64}})).policy == LeastRequest(choices=10)
     documents = (
         balancing({"least_request_experimental": {"choiceCount": 64}}),
         balancing({"weighted_round_robin": {"enableOobLoadReport": True}}),
@@ -430,7 +434,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"methodConfig": {}}, "methodConfig is an object; expected a list"),
     ({"methodConfig": [{}, None]}, "methodConfig[1] is null; expected an object"),
     ({"methodConfig": [{"name": ["a"]}]}, 'methodConfig[0].name[0] is "a"; expected an object'),
-    ({"methodConfig": [{"name": [{"service": 1}]}]}, "methodConfig[0].name[0].service is 1; expected a text"),
+    ({"methodConfig": [{"name": [{"service": 1}]}]}, "methodConfig[0].name[0].service is 1; expected a string"),
     (
         {"methodConfig": [{"name": [{"method": "m"}]}]},
         "methodConfig[0].name[0] has the method 'm' without a service; expected both, the service alone, or none",
@@ -449,7 +453,7 @@ REFUSED: list[tuple[Any, str]] = [
         "retryThrottling.maxTokens is 0; expected a whole number >= 1; "
         "retryThrottling.tokenRatio is 0.0004; expected a number >= 0.001",
     ),
-    ({"healthCheckConfig": {"serviceName": 1}}, "healthCheckConfig.serviceName is 1; expected a text"),
+    ({"healthCheckConfig": {"serviceName": 1}}, "healthCheckConfig.serviceName is 1; expected a string"),
     (balancing(1), "loadBalancingConfig[0] is 1; expected an object"),
     (balancing({}), "loadBalancingConfig[0] has 0 fields; expected one, the name of a policy"),
     (
@@ -481,7 +485,7 @@ REFUSED: list[tuple[Any, str]] = [
         "loadBalancingConfig[0].ring_hash_experimental.requestHashHeader is missing; "
         "expected the name of a metadata key that is no -bin",
     ),
-    ({"loadBalancingPolicy": 1}, "loadBalancingPolicy is 1; expected a text"),
+    ({"loadBalancingPolicy": 1}, "loadBalancingPolicy is 1; expected a string"),
     (
         balancing({"outlier_detection_experimental": {"interval": 1}}),
         "loadBalancingConfig[0].outlier_detection_experimental.interval is 1; "

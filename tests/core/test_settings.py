@@ -151,8 +151,10 @@ def test_a_policy_given_wins_over_the_documents() -> None:
 def test_throttling_takes_the_budgets_place() -> None:
     """Retries and hedges ask it instead."""
     document = {"retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}}
-    assert settings(service_config=document, retry=Retry(budget=Budget(9))).budget == Throttle(10, 0.5)
-    assert settings(retry=Retry(budget=Budget(9))).budget == Budget(9)
+    assert settings(service_config=document, retry=Retry(budget=Budget(ratio=9))).budget == Throttle(
+        max_tokens=10, token_ratio=0.5
+    )
+    assert settings(retry=Retry(budget=Budget(ratio=9))).budget == Budget(ratio=9)
 
 
 def test_the_document_may_stand_among_the_options() -> None:

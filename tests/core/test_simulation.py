@@ -166,7 +166,7 @@ def test_when_all_fail_retries_add_a_fifth() -> None:
 
 def test_a_budget_of_nothing_means_no_retries() -> None:
     """Ratio and floor at 0: each call has one attempt."""
-    sim = Simulation(lambda *_: UNAVAILABLE, weights={"a": 1, "b": 1}, retry=Retry(budget=Budget(0, 0)))
+    sim = Simulation(lambda *_: UNAVAILABLE, weights={"a": 1, "b": 1}, retry=Retry(budget=Budget(ratio=0, min_per_s=0)))
     sim.run(500, rate=100)
     assert (len(sim.attempts), sim.answers) == (500, {"failed": 500})
 

@@ -12,25 +12,25 @@ from lb.core.throttle import Throttle
 @pytest.mark.parametrize(
     ("tokens", "ratio", "message"),
     [
-        (0, 0.1, "throttle: max_tokens is 0; expected a whole number >= 1"),
-        (1.5, 0.1, "throttle: max_tokens is 1.5; expected a whole number >= 1"),
-        (True, 0.1, "throttle: max_tokens is True; expected a whole number >= 1"),
-        (1, 0.0009, "throttle: token_ratio is 0.0009; expected a number >= 0.001"),
-        (1, -1, "throttle: token_ratio is -1; expected a number >= 0.001"),
-        (1, float("inf"), "throttle: token_ratio is inf; expected a number >= 0.001, at most 1e+300"),
-        (1, "1", "throttle: token_ratio is '1'; expected a number >= 0.001"),
+        (0, 0.1, "Throttle.max_tokens is 0; expected a whole number >= 1"),
+        (1.5, 0.1, "Throttle.max_tokens is 1.5; expected a whole number >= 1"),
+        (True, 0.1, "Throttle.max_tokens is True; expected a whole number >= 1"),
+        (1, 0.0009, "Throttle.token_ratio is 0.0009; expected a number >= 0.001"),
+        (1, -1, "Throttle.token_ratio is -1; expected a number >= 0.001"),
+        (1, float("inf"), "Throttle.token_ratio is inf; expected a number >= 0.001, at most 1e+300"),
+        (1, "1", "Throttle.token_ratio is '1'; expected a number >= 0.001"),
     ],
 )
 def test_a_bad_setting_is_named(tokens: int, ratio: float, message: str) -> None:
     """The error has field, value and what is accepted."""
-    with pytest.raises(ValueError, match="throttle") as caught:
-        Throttle(tokens, ratio)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        Throttle(max_tokens=tokens, token_ratio=ratio)
     assert str(caught.value) == message
 
 
 def test_retries_stop_at_half() -> None:
     """Of 10 tokens the fifth failure takes the last above half: no retry, until successes raise it again."""
-    state = Throttle(10, 0.1).new_state()
+    state = Throttle(max_tokens=10, token_ratio=0.1).new_state()
     allowed = []
     for _ in range(6):
         state.failed()
@@ -47,7 +47,7 @@ def test_retries_stop_at_half() -> None:
 
 def test_a_call_that_begins_and_a_look_change_nothing() -> None:
     """Only how attempts end counts."""
-    state = Throttle(4, 0.5).new_state()
+    state = Throttle(max_tokens=4, token_ratio=0.5).new_state()
     state.failed()
     for _ in range(20):
         state.deposit(1.0)
@@ -58,7 +58,7 @@ def test_a_call_that_begins_and_a_look_change_nothing() -> None:
 @pytest.mark.parametrize(("ratio", "needed"), [(0.57, 2), (0.5466, 2), (0.001, 1000), (1, 1), (2.5, 1)])
 def test_a_ratio_has_three_decimals(ratio: float, needed: int) -> None:
     """What lies behind the third is dropped, and no sum is short of what it was meant to be."""
-    state = Throttle(1000, ratio).new_state()
+    state = Throttle(max_tokens=1000, token_ratio=ratio).new_state()
     state.failed()
     full = state.balance(0.0) + 1
     for _ in range(needed - 1):
@@ -76,7 +76,7 @@ def test_a_ratio_has_three_decimals(ratio: float, needed: int) -> None:
 )
 def test_it_is_a_clamped_counter(most: int, ratio: float, ends: list[bool]) -> None:
     """It counts as A6 says, never leaves 0 to ``max_tokens``; the balance says how many failures it stands."""
-    state = Throttle(most, ratio).new_state()
+    state = Throttle(max_tokens=most, token_ratio=ratio).new_state()
     tokens = most * 1000
     for good in ends:
         if good:

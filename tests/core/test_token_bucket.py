@@ -86,7 +86,7 @@ def test_clock_going_back_is_harmless(rate: float, burst: float, start: float, b
 )
 def test_bad_settings(rate: float, burst: float, name: str) -> None:
     """The error names the setting and what is accepted."""
-    with pytest.raises(ValueError, match=rf"token bucket: {name} is .*expected a number > 0"):
+    with pytest.raises(ValueError, match=rf"TokenBucket.{name} is .*expected a number > 0"):
         TokenBucket(rate, burst)
 
 

@@ -452,38 +452,41 @@ async def test_bad_consul_settings_are_named(service: str, monkeypatch: pytest.M
         ({"address": None}, "address is None; expected host:port"),
         ({"address": "0.0.0.0:1"}, "address is '0.0.0.0:1'; expected the one that clients connect to"),
         ({"address": "[::]:1"}, "expected the one that clients connect to"),
-        ({"tags": "blue"}, "tags is 'blue'; expected a sequence of texts"),
-        ({"tags": [1]}, "tags is [1]; expected a sequence of texts"),
+        ({"tags": "blue"}, "tags is 'blue'; expected a sequence of strings"),
+        ({"tags": [1]}, "tags is [1]; expected a sequence of strings"),
         ({"id": "."}, "id is '.', which means another place in a URL"),
         ({"id": ".."}, "id is '..', which means another place in a URL"),
         ({"id": "a\0b"}, "id is 'a\\x00b'; expected a name"),
         ({"id": ""}, "id is ''; expected a name"),
         ({"id": 7}, "id is 7; expected a name"),
         ({"check": False}, "check is False; expected grpc, grpc/NAME, tcp"),
-        ({"zone": 1}, "zone is 1; expected a text"),
+        ({"zone": 1}, "zone is 1; expected a string"),
         ({"meta": ["k"]}, "meta is ['k']; expected a mapping"),
         ({"consul": 8500}, "consul is 8500; expected host:port or a URL"),
-        ({"tagged_addresses": {"wan": "10.0.0.1"}}, "tagged_addresses: wan: no port in '10.0.0.1'; expected host:port"),
-        ({"tagged_addresses": {"wan": 1}}, "tagged_addresses has 'wan': 1; expected text to text"),
+        (
+            {"tagged_addresses": {"wan": "10.0.0.1"}},
+            "tagged_addresses['wan']: no port in '10.0.0.1'; expected host:port",
+        ),
+        ({"tagged_addresses": {"wan": 1}}, "tagged_addresses has 'wan': 1; expected string to string"),
         ({"id": "a/b"}, "id is 'a/b'; expected a name without blanks and slashes"),
         ({"weight": -1}, "weight is -1; expected a whole number from 0 to 65535"),
         ({"weight": 70000}, "weight is 70000"),
         ({"weight": 1.5}, "weight is 1.5"),
         ({"weight": True}, "weight is True"),
         ({"warning_weight": -1}, "warning_weight is -1"),
-        ({"meta": {"k": 1}}, "meta has 'k': 1; expected text to text"),
-        ({"meta": {"weight": "1"}}, "reserved; use the argument weight"),
+        ({"meta": {"k": 1}}, "meta has 'k': 1; expected string to string"),
+        ({"meta": {"weight": "1"}}, "reserved; expected the argument weight"),
         ({"check": "udp"}, "check is 'udp'; expected grpc, grpc/NAME, tcp"),
-        ({"check_interval_s": 0}, "check_interval_s is 0; expected a number of seconds > 0"),
+        ({"check_interval_s": 0}, "check_interval_s is 0; expected seconds > 0"),
         ({"reassert_s": float("nan")}, "reassert_s is nan"),
-        ({"deregister_after_s": 5}, "deregister_after_s is 5; expected >= 60, or None"),
-        ({"status": "good"}, "status is 'good'; expected critical, warning, passing"),
+        ({"deregister_after_s": 5}, "deregister_after_s is 5; expected seconds >= 60, or None"),
+        ({"status": "good"}, "status is 'good'; expected critical or warning or passing"),
         ({"consul": "here:x"}, "consul: port is 'x'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
     """Each names the argument, its value and what is accepted."""
-    with pytest.raises(ValueError, match=re.escape(words)):
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
         registration("service", **({"address": "127.0.0.1:1"} | arguments))
 
 

@@ -144,7 +144,7 @@ async def serve(app: Any) -> AsyncIterator[int]:
 
 def instance(id: str, address: str, status: Any = "passing", weight: int = 1, **metadata: str) -> Instance:
     """An instance as Consul would tell it."""
-    return Instance(Endpoint(address, id, weight, metadata=metadata), status, True, ("node", 1))
+    return Instance(Endpoint(address, id=id, weight=weight, metadata=metadata), status, True, ("node", 1))
 
 
 class Switch:

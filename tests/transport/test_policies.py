@@ -121,10 +121,10 @@ async def test_a_report_that_is_rubbish_harms_nothing(three: tuple[Backend, Back
     "policy",
     [
         lb.LeastRequest(),
-        lb.ZoneAware("x", "p2c"),
-        lb.Subset(2, client=1),
-        lb.SlowStart("least_request"),
-        lb.SlowStart(lb.RingHash(key="user")),
+        lb.ZoneAware(zone="x", policy="p2c"),
+        lb.Subset(size=2, client=1),
+        lb.SlowStart(policy="least_request"),
+        lb.SlowStart(policy=lb.RingHash(key="user")),
     ],
     ids=lambda policy: policy.name,
 )
@@ -150,7 +150,7 @@ async def test_a_change_to_a_policy_of_keys_holds_for_calls_that_wait(
     async with lb.aio.channel(told) as channel:
         calls = [kind.start(channel, metadata=(("user", "7"),), timeout=HANGS_S) for _ in range(6)]
         await eventually(lambda: told.started)
-        channel.change_policy(lb.RingHash("user"))
+        channel.change_policy(lb.RingHash(key="user"))
         told.say(*endpoints(*three))
         for call in calls:
             await kind.responses(call)

@@ -37,10 +37,10 @@ POLICIES: list[Any] = [
     "round_robin",
     "orca",
     "pick_first",
-    lb.RingHash("user"),
-    lb.SlowStart("least_request"),
-    lb.Subset(2, client=1),
-    lb.ZoneAware("here"),
+    lb.RingHash(key="user"),
+    lb.SlowStart(policy="least_request"),
+    lb.Subset(size=2, client=1),
+    lb.ZoneAware(zone="here"),
 ]
 
 

@@ -27,7 +27,7 @@ TARGET = "static:///127.0.0.1:1"
         ({"options": [(1, 2)]}, "options: a name is 1; expected"),
         (
             {"options": [("grpc.x", len)]},
-            "options: 'grpc.x' is <built-in function len>; expected a whole number, a text or bytes",
+            "options: 'grpc.x' is <built-in function len>; expected a whole number, a string or bytes",
         ),
         ({"interceptors": 3}, "interceptors is 3; expected a sequence of"),
         ({"interceptors": {}}, "interceptors is {}; expected a sequence of"),

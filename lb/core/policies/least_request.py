@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from lb.core.policies import checks
+from lb.core import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.weighted_random import WeightedRandomPicker
 
@@ -28,7 +28,7 @@ BLIND = 16
 """Fewer picks than that go by chance when the turn is moved."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeastRequest:
     """Of ``choices`` drawn at random (2 by default) the least loaded, by calls in flight and weight.
 
@@ -44,7 +44,7 @@ class LeastRequest:
     choices: int = 2
 
     def __post_init__(self) -> None:
-        checks.whole(self.name, "choices", self.choices, least=2)
+        checks.whole("LeastRequest.choices", self.choices, least=2)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> LeastRequestPicker:
         """A picker over ``candidates``; what it goes by stands in them."""

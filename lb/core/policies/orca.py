@@ -21,8 +21,8 @@ from math import ceil, inf, log2
 from random import Random
 from typing import ClassVar
 
+from lb.core import checks
 from lb.core.orca import decode
-from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.weighted_round_robin import SmoothPicker, TieredPicker, by_weights
 
@@ -48,7 +48,7 @@ class Reported:
         return f"<Reported {self.weight:.1f} at {self.last_at:.3f}, since {self.since:.3f}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Orca:
     """Shares by the load that servers report with each answer.
 
@@ -70,10 +70,10 @@ class Orca:
     error_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.number(self.name, "blackout_s", self.blackout_s, least=0)
-        checks.number(self.name, "expiry_s", self.expiry_s, least=0, above=True)
-        checks.number(self.name, "update_s", self.update_s, least=0.1)
-        checks.number(self.name, "error_penalty", self.error_penalty, least=0)
+        checks.number("Orca.blackout_s", self.blackout_s)
+        checks.number("Orca.expiry_s", self.expiry_s, above=True)
+        checks.number("Orca.update_s", self.update_s, least=0.1)
+        checks.number("Orca.error_penalty", self.error_penalty)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> OrcaPicker:
         """A picker that goes on where ``previous`` was."""

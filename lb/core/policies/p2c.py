@@ -39,8 +39,8 @@ from math import exp, inf, log
 from random import Random
 from typing import ClassVar
 
+from lb.core import checks
 from lb.core.outcome import OK, Origin, Outcome, Verdict
-from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.least_request import BLIND
 from lb.core.policies.weighted_random import WeightedRandomPicker
@@ -109,7 +109,7 @@ class Peak:
         return f"<Peak {self.latency_s * 1000:.1f} ms at {self.stamp:.3f}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class P2C:
     """Of two candidates drawn at random the one that will answer sooner, by its latency and its calls in flight.
 
@@ -127,8 +127,8 @@ class P2C:
     failure_s: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.number(self.name, "decay_s", self.decay_s, least=0, above=True)
-        checks.number(self.name, "failure_s", self.failure_s, least=0)
+        checks.number("P2C.decay_s", self.decay_s, above=True)
+        checks.number("P2C.failure_s", self.failure_s)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> P2CPicker:
         """A picker over ``candidates``; what was measured stands in their ``stats``."""

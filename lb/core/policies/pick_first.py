@@ -11,7 +11,7 @@ from lb.core import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PickFirst:
     """The first endpoint in the resolver's order, for as long as it is admitted; then the first of the others.
 
@@ -30,7 +30,7 @@ class PickFirst:
         return not self.shuffle
 
     def __post_init__(self) -> None:
-        checks.flag("pick_first: shuffle", self.shuffle)
+        checks.flag("PickFirst.shuffle", self.shuffle)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> PickFirstPicker:
         """A picker that stays with the endpoint of ``previous``."""

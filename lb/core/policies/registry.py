@@ -31,9 +31,9 @@ _BY_NAME: dict[str, Policy] = {
 
 _OBJECTS_ONLY = {
     "ring_hash": 'lb.RingHash(key="user-id")',
-    "slow_start": 'lb.SlowStart("p2c")',
-    "subset": "lb.Subset(20, client=3)",
-    "zone_aware": 'lb.ZoneAware("eu-west-1a")',
+    "slow_start": 'lb.SlowStart(policy="p2c")',
+    "subset": "lb.Subset(size=20, client=3)",
+    "zone_aware": 'lb.ZoneAware(zone="eu-west-1a")',
 }
 """Those that need to be told something."""
 
@@ -43,8 +43,8 @@ def names() -> Sequence[str]:
     return sorted(_BY_NAME)
 
 
-def by_name(name: str) -> Policy:
-    """The policy of that name with its default settings.
+def by_name(name: str, what: str = "policy") -> Policy:
+    """The policy of that name with its default settings. ``what`` is the setting that has the name.
 
     Raises:
         ValueError: there is none, or it does not work without settings; the message says what is accepted.
@@ -53,12 +53,16 @@ def by_name(name: str) -> Policy:
         return _BY_NAME[name]
     except KeyError:
         if name in _OBJECTS_ONLY:
-            raise ValueError(f"policy {name!r} needs settings; expected an object, {_OBJECTS_ONLY[name]}") from None
-        raise ValueError(f"policy is {shown(name)}; expected one of {', '.join(names())}") from None
+            raise ValueError(
+                f"{what} is {name!r}; expected an object, as it needs settings: {_OBJECTS_ONLY[name]}"
+            ) from None
+        raise ValueError(f"{what} is {shown(name)}; expected one of {', '.join(names())}") from None
 
 
-def resolve(policy: Policy | str | None) -> Policy:
+def resolve(policy: Policy | str | None, what: str = "policy") -> Policy:
     """The policy that a user means by an object, a name, or nothing (``WeightedRoundRobin``).
+
+    ``what`` is the setting, as messages name it.
 
     Raises:
         ValueError: a name that is not known.
@@ -67,12 +71,12 @@ def resolve(policy: Policy | str | None) -> Policy:
     if policy is None:
         return _BY_NAME[WeightedRoundRobin.name]
     if isinstance(policy, str):
-        return by_name(policy)
+        return by_name(policy, what)
     if isinstance(policy, type):
-        raise TypeError(f"policy is the class {policy.__name__}; expected an object, for example {policy.__name__}()")
+        raise TypeError(f"{what} is the class {policy.__name__}; expected an object, for example {policy.__name__}()")
     if not callable(getattr(policy, "picker", None)):
-        raise TypeError(f"policy is {shown(policy)}; expected a name, or an object with picker(candidates, previous)")
+        raise TypeError(f"{what} is {shown(policy)}; expected a name, or an object with picker(candidates, previous)")
     name = getattr(policy, "name", None)
     if not isinstance(name, str) or not name:
-        raise TypeError(f"policy {shown(policy)} has the name {shown(name)}; expected a text that is not empty")
+        raise TypeError(f"{what}.name is {shown(name)}; expected a string that is not empty")
     return policy

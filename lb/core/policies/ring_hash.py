@@ -27,9 +27,8 @@ from random import Random
 from struct import unpack
 from typing import ClassVar
 
-from lb.core.checks import shown
+from lb.core import checks
 from lb.core.outcome import Outcome
-from lb.core.policies import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
 POINTS = 4
@@ -72,7 +71,7 @@ class Counted:
         self.in_flight = in_flight
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RingHash:
     """The endpoint of the call's key, or the next on the ring that is not full.
 
@@ -94,12 +93,10 @@ class RingHash:
 
     def __post_init__(self) -> None:
         if not callable(self.key):
-            checks.text(self.name, "key", self.key)
+            checks.string("RingHash.key", self.key)
             if not _KEY.fullmatch(self.key):
-                raise ValueError(
-                    f"ring_hash: key is {shown(self.key)}; expected a metadata key, which is in lower case"
-                )
-        checks.number(self.name, "bound", self.bound, least=1, above=True)
+                raise ValueError(f"RingHash.key is {checks.shown(self.key)}; expected a metadata key in lower case")
+        checks.number("RingHash.bound", self.bound, least=1, above=True)
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> RingPicker:
         """A picker over ``candidates``. It takes over the ring of ``previous`` and changes what changed."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRobin:
     """Each candidate in turn, whatever its weight. It begins anywhere, so that many clients do not begin alike."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from lb.core.policies import checks
+from lb.core import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
 from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
@@ -24,7 +24,7 @@ REVIEW_S = 1.0
 """Who became warm joins the second picker after so long at most; until then it has nearly its whole share."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlowStart(Wrapper):
     """As ``policy`` picks, but newcomers are given calls gradually.
 
@@ -44,8 +44,8 @@ class SlowStart(Wrapper):
     name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.number("slow_start", "window_s", self.window_s, least=0, above=True)
-        checks.number("slow_start", "minimum", self.minimum, least=0, most=1, above=True)
+        checks.number("SlowStart.window_s", self.window_s, above=True)
+        checks.number("SlowStart.minimum", self.minimum, most=1, above=True)
         self._settle("slow_start")
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SlowStartPicker:

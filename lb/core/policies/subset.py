@@ -20,13 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from lb.core.checks import shown
-from lb.core.policies import checks
+from lb.core import checks
 from lb.core.policies.base import Candidate, Picker, Policy
 from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Subset(Wrapper):
     """So many of the endpoints, always the same ones for this client; of these as ``policy`` picks.
 
@@ -34,7 +33,7 @@ class Subset(Wrapper):
         size: how many, >= 1. With as many endpoints or fewer, all.
         policy: how to pick among them, by object or name; None: the default policy.
         client: who this client is: its number among the clients, from 0 on (a task's index), which spreads them
-            evenly, or a text such as its host name, which spreads them by chance.
+            evenly, or a string such as its host name, which spreads them by chance.
         seed: clients that share it agree on the circle; others see another one.
 
     Raises:
@@ -44,18 +43,18 @@ class Subset(Wrapper):
 
     size: int
     policy: Policy | str | None = None
-    client: int | str = field(kw_only=True)
-    seed: str = field(default="", kw_only=True)
+    client: int | str
+    seed: str = ""
     name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.whole("subset", "size", self.size, least=1)
+        checks.whole("Subset.size", self.size, least=1)
+        accepted = "a whole number >= 0, or a string that is not empty"
         if isinstance(self.client, str):
-            checks.text("subset", "client", self.client)
-        elif isinstance(self.client, bool) or not isinstance(self.client, int) or self.client < 0:
-            raise ValueError(f"subset: client is {shown(self.client)}; expected a whole number >= 0, or a text")
-        if not isinstance(self.seed, str):
-            raise ValueError(f"subset: seed is {shown(self.seed)}; expected a text")
+            checks.string("Subset.client", self.client, accepted)
+        else:
+            checks.whole("Subset.client", self.client, accepted)
+        checks.string("Subset.seed", self.seed, empty=True)
         self._settle("subset")
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> SubsetPicker:

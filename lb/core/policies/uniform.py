@@ -10,7 +10,7 @@ from typing import ClassVar
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Random:
     """Any candidate, all with the same chance, whatever their weights."""
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedRandom:
     """Any candidate; its chance is its share of the sum of weights."""
 

@@ -59,7 +59,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 Credits: TypeAlias = Mapping[Candidate, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedRoundRobin:
     """Shares by weight, spread evenly: nginx's smooth sequence. The default policy."""
 

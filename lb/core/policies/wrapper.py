@@ -26,7 +26,7 @@ class Wrapper:
 
     def _settle(self, kind: str) -> None:
         """Take the policy inside by object or name (None: the default one), and make a name of both."""
-        policy: Policy = resolve(self.policy)
+        policy: Policy = resolve(self.policy, f"{type(self).__name__}.policy")
         object.__setattr__(self, "policy", policy)
         object.__setattr__(self, "name", f"{kind}({policy.name})")
 

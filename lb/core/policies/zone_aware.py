@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from lb.core.policies import checks
+from lb.core import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
 from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneAware(Wrapper):
     """Endpoints whose ``zone`` is ours, while they can take it; of these, and of the others, as ``policy`` picks.
 
@@ -41,8 +41,8 @@ class ZoneAware(Wrapper):
     name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.text("zone_aware", "zone", self.zone)
-        checks.whole("zone_aware", "in_flight", self.in_flight, least=1)
+        checks.string("ZoneAware.zone", self.zone)
+        checks.whole("ZoneAware.in_flight", self.in_flight, least=1)
         self._settle("zone_aware")
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> ZonePicker:
