@@ -7,7 +7,7 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help demo test lint docs stubs servers lock lowest releases chaos bench clean
+.PHONY: help demo test lint docs surface stubs servers lock lowest releases chaos bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -24,12 +24,16 @@ lint: $(DEV) ## ruff, mypy --strict, stubs and docs up to date, contracts compat
 	@$(PY) -m mypy
 	@$(PY) tools/stubs.py --check
 	@$(PY) tools/api.py --check
+	@$(PY) tools/public_api.py --check
 	@.venv/bin/buf lint
 	@.venv/bin/buf breaking --against protos/released.binpb
 
 docs: $(DEV) ## write docs/api.md from the docstrings, and the pictures of docs/policies.md
 	@$(PY) tools/api.py
 	@$(PY) tools/policy_pictures.py
+
+surface: $(DEV) ## accept a change of the public API: write docs/public_api.txt
+	@$(PY) tools/public_api.py
 
 stubs: $(DEV) ## generate stubs/mesh from protos/
 	@$(PY) tools/stubs.py

@@ -85,7 +85,8 @@ WITHOUT_MEMBERS = frozenset({"Settings of a channel", "Policies"})
 MADE_ELSEWHERE = frozenset(
     {
         *("lb.aio.Channel", "lb.sync.Channel", "lb.Attempt", "lb.aio.Registration", "lb.testing.clock.Timer"),
-        *("lb.Outcome", "lb.Verdict", "lb.Retryable", "lb.Origin"),
+        *("lb.Outcome", "lb.Verdict", "lb.Retryable", "lb.Origin", "lb.Snapshot", "lb.EndpointSnapshot"),
+        "lb.testing.backend.Received",
     }
 )
 """Classes that users meet and never make."""

@@ -67,16 +67,22 @@ class Verdict(enum.Enum):
     """What an outcome says of the endpoint."""
 
     SUCCESS = "success"
+    """It answers: OK, or an error of the caller's, such as NOT_FOUND."""
     FAILURE = "failure"
+    """It is in trouble; its breaker counts this."""
     IGNORED = "ignored"
+    """Nothing: the caller left, or the endpoint refused the call before any work."""
 
 
 class Retryable(enum.Enum):
-    """Whether the table lets the call be tried again."""
+    """Whether the call may be sent again after an outcome."""
 
     NEVER = "never"
+    """It may not."""
     IF_IDEMPOTENT = "if idempotent"
+    """It may, if the method is declared idempotent: a server may have seen the call."""
     ALWAYS = "always"
+    """It may: no server has begun to work on it."""
 
 
 class Origin(enum.Enum):
@@ -97,21 +103,27 @@ class Origin(enum.Enum):
     ATTEMPT_TIMEOUT = "attempt timeout"
     """The attempt's own time-out passed, while the call had time left."""
     LATE = "late"
-    """It lost against a later attempt of the same call, having had twice its time: see `lost`."""
+    """Another attempt of the same call answered in less than half of its time."""
     CALLER = "caller"
     """The caller cancelled, its deadline passed, or what it gave could not be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One attempt's end. ``pushback_s`` is None when the server sent no push-back."""
+    """How an attempt ended, and what follows from it."""
 
     code: StatusCode
+    """The status code."""
     verdict: Verdict
+    """What it says of the endpoint."""
     retryable: Retryable
+    """Whether another attempt may follow."""
     origin: Origin = Origin.PEER
+    """Who produced the status."""
     details: str = ""
+    """The words that came with the code."""
     pushback_s: float | None = None
+    """Seconds that the server asked to wait (``grpc-retry-pushback-ms``), -1: do not retry; None: it asked nothing."""
 
     @property
     def refused(self) -> bool:
@@ -120,7 +132,7 @@ class Outcome:
 
     @property
     def bad(self) -> bool:
-        """Whether a server answered badly, and is compared with the others for it: see the top of this file."""
+        """Whether a server gave a bad answer, for which it is compared with the others (``Breaker.good_ratio``)."""
         return (
             self.origin is Origin.PEER
             and self.code not in _NOT_COMPARED

@@ -19,6 +19,7 @@ class EndpointSnapshot:
     weight: int
     """Its weight now; with ``change_weights`` that one."""
     zone: str
+    """Where it runs, as the resolver told it; empty if it told nothing."""
     connectivity: str
     """``IDLE``, ``CONNECTING``, ``READY`` or ``TRANSIENT_FAILURE``; with ``health=`` of the channel, by that too."""
     breaker: str
@@ -42,6 +43,7 @@ class Snapshot:
     """One channel. ``str(snapshot)`` is a table to read, ``as_dict()`` is ready for JSON."""
 
     target: str
+    """What the channel calls."""
     policy: str
     """The policy's name."""
     rule: str
@@ -61,6 +63,7 @@ class Snapshot:
     retry_budget: float
     """Retries and hedges that could be made now."""
     endpoints: tuple[EndpointSnapshot, ...]
+    """All endpoints of the set, in the resolver's order."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and lists."""

@@ -55,11 +55,16 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Agent:
-    """The embedded agent. ``port`` 0 takes a free one, which :attr:`url` tells and restarts keep.
+    """The embedded agent. Start and stop it as often as you like: it keeps its port.
 
-    ``deregister_least_s`` and ``reap_s`` are Consul's own 1 min and 30 s: how long an instance
-    must be critical at least before ``DeregisterCriticalServiceAfter`` removes it, and how often
-    that is looked at.
+    Args:
+        host: the address to listen on.
+        port: 0 for a free one, which ``url`` then tells.
+        node: the name of the one node that it knows.
+        datacenter: the name of its datacenter.
+        deregister_least_s: seconds that an instance must be critical at least before
+            ``DeregisterCriticalServiceAfter`` removes it. The default is Consul's own.
+        reap_s: how often that is looked at, in seconds. The default is Consul's own.
     """
 
     def __init__(

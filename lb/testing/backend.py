@@ -40,6 +40,27 @@ import grpc
 
 from lb.core.target import join_host_port
 
+__all__ = [
+    "Backend",
+    "Backends",
+    "Gate",
+    "METHODS",
+    "NAME_KEY",
+    "Received",
+    "SERVICE",
+    "STREAM_STREAM",
+    "STREAM_UNARY",
+    "Step",
+    "UNARY_STREAM",
+    "UNARY_UNARY",
+    "answered_by",
+    "echo",
+    "fail",
+    "hang",
+    "hold",
+    "pushback",
+]
+
 SERVICE = "lb.testing.Echo"
 UNARY_UNARY = f"/{SERVICE}/UnaryUnary"
 UNARY_STREAM = f"/{SERVICE}/UnaryStream"
@@ -139,6 +160,7 @@ class Received:
     """One call as the backend saw it."""
 
     method: str
+    """``/package.Service/Method``."""
     metadata: Mapping[str, str | bytes]
     """The request's, a repeated key with its last value."""
     peer: str
@@ -152,6 +174,7 @@ class Received:
     ended: bool = False
     """Whether it is no longer in flight: answered, or cancelled."""
     cancelled: bool = False
+    """Whether it ended before it was answered."""
 
 
 class Backend:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
+__all__ = ["FakeClock", "Timer"]
+
 
 class Timer:
     """One scheduled call. ``cancel`` may be called at any time, also after it ran."""
