@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.core.policies import Candidate, WeightedRoundRobin
-from lb.core.policies.weighted_round_robin import CYCLE_LIMIT, SMOOTH_LIMIT, SmoothPicker, TieredPicker
+from lb.core.policies.smooth import CYCLE_LIMIT, SmoothPicker
+from lb.core.policies.weighted_round_robin import SMOOTH_LIMIT, Schedule
 from tests.core.backends import Backend, backend, backends, ids
 
 POLICY = WeightedRoundRobin()
@@ -35,7 +36,7 @@ class Beginning(Random):
         return self._at % start
 
 
-def picks(picker: SmoothPicker | TieredPicker, count: int, rng: Random | None = None) -> list[str]:
+def picks(picker: Schedule, count: int, rng: Random | None = None) -> list[str]:
     """The ids of the next ``count`` picks; a new sequence begins at its beginning, unless ``rng`` is given."""
     chance = rng or Beginning()
     return ids([picker.pick(None, 0.0, chance) for _ in range(count)])
@@ -249,7 +250,7 @@ def test_who_stays_gets_its_share_while_others_come_and_go(
     """With sets (and weights) that change all the time a survivor is within 4 picks of its share."""
     rng = Random(seed)
     stay = [backend(f"s{i}", weight) for i, weight in enumerate(steady)]
-    picker: SmoothPicker | TieredPicker | None = None
+    picker: Schedule | None = None
     due = dict.fromkeys(ids(stay), Fraction(0))
     candidates: list[Backend] = []
     total = 0
@@ -277,8 +278,7 @@ def test_a_short_cycle_is_replayed_and_a_long_one_is_not_stored() -> None:
     picks(long, 3 * CYCLE_LIMIT)
     assert isinstance(short, SmoothPicker)
     assert isinstance(long, SmoothPicker)
-    assert (short._replaying, len(short._cycle)) == (True, 7)
-    assert (long._replaying, len(long._cycle)) == (False, 0)
+    assert (short.recorded, long.recorded) == (7, 0)
 
 
 @given(

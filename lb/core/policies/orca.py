@@ -24,7 +24,7 @@ from typing import ClassVar
 from lb.core import checks
 from lb.core.orca import decode
 from lb.core.policies.base import CallInfo, Candidate, Picker
-from lb.core.policies.weighted_round_robin import SmoothPicker, TieredPicker, by_weights
+from lb.core.policies.weighted_round_robin import Schedule, by_weights
 
 FULL = 65_535
 """The largest weight; the others are whole parts of it, as in gRPC's scheduler."""
@@ -123,7 +123,7 @@ class OrcaPicker:
         """Reported weights as of the last update."""
         self._update_at: float = -inf if previous is None else previous._update_at
         self._current = False
-        self.inner: Picker | None = None if previous is None else previous.inner
+        self.inner: Schedule | None = None if previous is None else previous.inner
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
         """The next of the schedule. O(1) on average, but for the first after ``update_s``, which is O(n)."""
@@ -139,10 +139,10 @@ class OrcaPicker:
 
     def turn(self, rng: Random) -> None:
         """Go on from a random place."""
-        if isinstance(self.inner, (SmoothPicker, TieredPicker)):
+        if self.inner is not None:
             self.inner.turn(rng)
 
-    def _schedule(self) -> Picker:
+    def _schedule(self) -> Schedule:
         known, candidates = self._known, self._candidates
         if len(known) < 2:
             return by_weights(candidates, [candidate.weight for candidate in candidates], self.inner)
