@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.policies import P2C, LeastRequest, RoundRobin
-from lb.core.policies.p2c import FALL, Peak
+from lb.core.policies.peak_ewma import FALL, PeakEwma
 from tests.core.backends import Backend, backend, backends, ids
 from tests.core.fleet import Fleet, takes
 
@@ -35,19 +35,19 @@ def count(servers: list[Backend], now: float, draws: int = 4000) -> Counter[str]
 
 def test_a_latency_rises_at_once_and_falls_slowly() -> None:
     """A quarter of the way up with one answer; down a 32nd with each, or by what time took off, if that is more."""
-    peak = Peak(0.010, 100.0)
-    peak.observe(0.110, 100.0, 10.0)
+    peak = PeakEwma(0.010, 100.0, 10.0)
+    peak.observe(0.110, 100.0)
     assert peak.latency_s == pytest.approx(0.035)
-    peak.observe(0.010, 100.0, 10.0)
+    peak.observe(0.010, 100.0)
     assert peak.latency_s == pytest.approx(0.035 - FALL * 0.025)
-    peak.observe(0.010, 1000.0, 10.0)
+    peak.observe(0.010, 1000.0)
     assert peak.latency_s == pytest.approx(0.010)
 
 
 def test_reading_projects_and_changes_nothing() -> None:
     """A latency read later is lower, by e in ten seconds; the record and all later picks stay as they were."""
-    peak = Peak(0.1, 100.0)
-    assert peak.read(110.0, 10.0) == pytest.approx(0.1 / 2.718281828)
+    peak = PeakEwma(0.1, 100.0, 10.0)
+    assert peak.read(110.0) == pytest.approx(0.1 / 2.718281828)
     servers = measured({"a": 0.01, "b": 0.02, "c": 0.03})
     before = [(s.stats.latency_s, s.stats.stamp) for s in servers]
     assert count(servers, 50.0) == count(servers, 50.0)
