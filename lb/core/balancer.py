@@ -79,7 +79,7 @@ class Balancer:
         self.pulse = Pulse()
         """For how long the driver was held; it puts its own here."""
         self._good_ratio = (breaker.good_ratio or 0.0) if breaker.opens else 0.0
-        self._ejection = ejection or Ejection()
+        self._ejection = Ejection() if ejection is None else ejection
         self._members = Members(breaker, limit)
         self._judgement = Judgement(breaker, self._members, rng)
         self._comparison = self._judgement.comparison

@@ -7,12 +7,12 @@ from lb.core.policies.least_request import LeastRequest
 from lb.core.policies.orca import Orca
 from lb.core.policies.p2c import P2C
 from lb.core.policies.pick_first import PickFirst
+from lb.core.policies.random import Random
 from lb.core.policies.registry import by_name, names, resolve
 from lb.core.policies.ring_hash import RingHash
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.policies.slow_start import SlowStart
 from lb.core.policies.subset import Subset
-from lb.core.policies.uniform import Random
 from lb.core.policies.weighted_random import WeightedRandom
 from lb.core.policies.weighted_round_robin import WeightedRoundRobin
 from lb.core.policies.zone_aware import ZoneAware

@@ -22,7 +22,7 @@ from typing import ClassVar
 from lb.core import checks
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.power_of_two import PowerOfTwo, two_of
-from lb.core.policies.uniform import RandomPicker
+from lb.core.policies.random import RandomPicker
 from lb.core.policies.weighted_random import WeightedRandomPicker
 
 

@@ -30,7 +30,7 @@ from lb.core.outcome import OK, Outcome
 from lb.core.policies.base import CallInfo, Candidate, Picker
 from lb.core.policies.peak_ewma import PeakEwma, learn
 from lb.core.policies.power_of_two import PowerOfTwo, two_of
-from lb.core.policies.uniform import RandomPicker
+from lb.core.policies.random import RandomPicker
 from lb.core.policies.weighted_random import WeightedRandomPicker
 
 

@@ -66,7 +66,8 @@ class SlowStartPicker(WrapperPicker):
         self._window_s = settings.window_s
         self._minimum = settings.minimum
         self._candidates = candidates
-        self.inner: Picker = self._policy.picker(candidates, previous and previous.inner)
+        inside = None if previous is None else previous.inner
+        self.inner: Picker = self._policy.picker(candidates, inside)
         self.warm: Picker | None = None if previous is None else previous.warm
         self._review_at = -inf
 

@@ -98,7 +98,8 @@ class SubsetPicker(WrapperPicker):
         start = int(settings.place() * count)
         self.part = [self._owners[(start + step) % count] for step in range(min(settings.size, count))]
         """Whom it picks from."""
-        self.inner: Picker = settings.policy.picker(self.part, previous and previous.inner)
+        inside = None if previous is None else previous.inner
+        self.inner: Picker = settings.policy.picker(self.part, inside)
         self.pick = self.inner.pick
 
     @property

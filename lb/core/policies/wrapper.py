@@ -50,4 +50,4 @@ class WrapperPicker:
 
     def _explained(self, rule: str) -> str:
         inside = getattr(self.inner, "explain", None)
-        return f"{rule}: {inside()}" if inside else rule
+        return rule if inside is None else f"{rule}: {inside()}"

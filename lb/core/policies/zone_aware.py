@@ -55,8 +55,8 @@ class ZoneAware(Wrapper):
         mean = sum(candidate.weight for candidate in candidates) / len(candidates)
         return ZonePicker(
             self.zone,
-            self.policy.picker(near, before and before.near) if near else None,
-            self.policy.picker(far, before and before.far) if far else None,
+            self.policy.picker(near, None if before is None else before.near) if near else None,
+            self.policy.picker(far, None if before is None else before.far) if far else None,
             self.in_flight / mean,
             near,
         )
@@ -75,7 +75,7 @@ class ZonePicker(WrapperPicker):
         self._full = full
         self.near = near
         self.far = far
-        self.inner = near or far
+        self.inner = far if near is None else near
         self.prefers: Sequence[Candidate] = getattr(near, "prefers", home)
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:

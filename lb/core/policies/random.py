@@ -1,4 +1,4 @@
-"""Random: any, with equal chances. (Not ``random.py``: that name is the standard library's.)"""
+"""Random: any, with equal chances."""
 
 from __future__ import annotations
 
