@@ -86,33 +86,35 @@ class Transition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """Settings of a circuit breaker. One object may serve many endpoints.
+    """When an endpoint is left out for a while. One object may serve many endpoints.
+
+    The numbers are those of others: five in a row is the default of Envoy and Finagle, the share of failures that of
+    Armeria, the doubling from 1 s to 60 s that of linkerd.
 
     Args:
-        consecutive_failures: opens after so many failures in a row, >= 1; None: never by this.
-        failure_ratio: opens at this share of failures in the window, > 0 and <= 1; None: never by this.
-        minimum_calls: the share counts only from so many calls in the window on, >= 1.
+        consecutive_failures: open after this many failures in a row, >= 1; None: not for this reason.
+        failure_ratio: open at this share of failures in the last ``window_s``, > 0 and <= 1; None: not for this reason.
+        minimum_calls: ``failure_ratio`` counts only if there were this many calls in the window, >= 1.
         window_s: length of the window in seconds, > 0.
-        open_s: how long the first opening refuses, in seconds, > 0.
-        max_open_s: the longest an opening refuses, >= ``open_s``. Who answers its probes, be it with errors, is
-            asked again sooner where there are calls enough, as this costs few of them (`lb.core.judgement`).
-        jitter: each opening is stretched by a random share of itself up to this, 0 to 1, so that
-            many clients do not probe at the same instant.
-        probe_s: a probe that has not come back after so many seconds is given up, > 0, and the
-            next one is admitted.
-        unanswered_s: a call whose own deadline passed after so many seconds without a response counts as a
-            failure: a hung endpoint shows in nothing else. > 0, or None. (Envoy counts time-outs, too.)
-        refused_s: what answers nothing for so many seconds (and four of its latencies) but refuses each call by
-            push-back, ``consecutive_failures`` of them at least, is left out like one that fails: it drains for
-            ever, or its limit leaks. > 0, or None. (Other refusals count for nothing: who is full still answers.)
-        good_ratio: an endpoint whose share of good answers is below this part of the others' share is left out,
-            unless chance may explain it (`lb.core.comparison` says how that is told), > 0 and < 1; None: never.
-            0.5: the others answer 90 % well, this one less than 45 %. Only where the policy spreads calls.
-        slow_call_s: what takes so many seconds or more counts as a failure, whatever came of it: also
-            the caller's own deadline or cancellation, which is all that a hung endpoint shows. > 0, or
-            None. What counts of a stream of responses is the time to the first one.
+        open_s: how long the first opening lasts, in seconds, > 0. If the probe after it fails, the next one lasts
+            twice as long.
+        max_open_s: the longest opening in seconds, >= ``open_s``. An endpoint that answers its probes, even with
+            errors, is probed sooner where there are enough calls, because a probe then costs few of them.
+        jitter: each opening is made longer by a random share of itself, up to this one, from 0 to 1, so that many
+            clients do not probe at the same moment.
+        probe_s: seconds, > 0. A probe that has not ended by then is given up, and another call may be the probe.
+        unanswered_s: seconds, > 0, or None. A call that ends at its own deadline counts as a failure if it has waited
+            at least this long without a response. A hung endpoint shows in nothing else.
+        refused_s: seconds, > 0, or None. Push-back is not a failure: an endpoint that is full still answers some
+            calls. But open if the endpoint has only refused calls for this long (and for four of its usual
+            latencies), at least ``consecutive_failures`` of them.
+        good_ratio: > 0 and < 1, or None. Open if the endpoint's share of good answers is less than this part of the
+            share of all others, and chance does not explain it. With 0.5: the others answer 90 % of calls well, and
+            this one fewer than 45 %. Only with policies whose choice does not depend on the call (`Hooks.spreads`).
+        slow_call_s: seconds, > 0, or None. A call that takes this long or longer counts as a failure, whatever its
+            status. For a stream of responses, the time to the first one counts.
 
-    With both ``consecutive_failures`` and ``failure_ratio`` None the breaker never opens.
+    If both ``consecutive_failures`` and ``failure_ratio`` are None, the breaker never opens.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

@@ -25,12 +25,15 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Settings of a retry budget. One object may serve many channels.
+    """How many retries and hedges a channel may send. It keeps retries from making an outage worse.
+
+    The rules are those of Finagle (``RetryBudget``) and tower (``tps_budget``): each call adds ``ratio`` of a retry,
+    each retry takes one, and both are forgotten after ``ttl_s``.
 
     Args:
-        ratio: retries per call, >= 0. 0.2 means one retry for every five calls.
-        min_per_s: retries per second allowed whatever the traffic, >= 0.
-        ttl_s: seconds that a deposit or a withdrawal counts, > 0.
+        ratio: retries per call, >= 0. With 0.2 there may be one retry for every five calls.
+        min_per_s: retries a second that are allowed with any number of calls, >= 0.
+        ttl_s: seconds for which a call or a retry counts, > 0.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

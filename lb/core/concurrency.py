@@ -34,15 +34,18 @@ _LEAST_STREAMS = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcurrencyLimit:
-    """Settings of a limit on what runs at once. One object may serve many endpoints.
+    """How many calls of a channel may run at once on each endpoint.
+
+    If all endpoints are full, calls wait in a line of the channel. The adaptive limit is *Gradient2* of Netflix's
+    concurrency-limits: it shrinks when the latest calls take longer than usual, because then they wait in the server.
 
     Args:
-        limit: calls in flight, >= 1: the fixed limit, or where the adaptive one begins.
-        adaptive: whether it follows the latency, between ``min_limit`` and ``max_limit``.
-        min_limit: >= 1.
-        max_limit: >= ``min_limit``.
-        queue: how many calls of a channel may wait for a place, >= 0. The next one is refused at once.
-        queue_s: the longest that one waits, in seconds > 0. Then it is refused, too.
+        limit: calls at once, >= 1: the fixed limit, or the first value of the adaptive one.
+        adaptive: whether the limit follows the latency, from ``min_limit`` to ``max_limit``.
+        min_limit: the lowest adaptive limit, >= 1.
+        max_limit: the highest adaptive limit, >= ``min_limit``.
+        queue: how many calls may wait in the line, >= 0. Others are refused at once.
+        queue_s: how long a call may wait in the line, in seconds, > 0. Then it is refused.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

@@ -21,24 +21,24 @@ _MOST_S = 2e6  # more milliseconds than core counts in 32 bits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Settings of every endpoint's connection. Seconds throughout.
+    """How the connection to each endpoint is made and kept. All fields but one are in seconds.
 
     Args:
-        connect_timeout_s: how long one attempt to connect may take, > 0. As in grpcio: a server under load may take
-            seconds for a TLS handshake. It delays no call while another endpoint is connected; when none
-            is, calls wait for it up to their deadline.
-        backoff_s: pause from one attempt to connect to the next, doubling up to ``max_backoff_s``, > 0. Quick, since
-            other endpoints take the calls meanwhile and none should stay away for long after it
-            came back. grpcio's own 1 s to 120 s suit a client with one server. A connection that answered no call and
-            ends within a second (or ``max_backoff_s``, if that is less) counts as an attempt that failed.
+        connect_timeout_s: how long one attempt to connect may take, > 0. The default is grpcio's: a server under load
+            may need seconds for a TLS handshake. Calls wait for a connection, up to their deadline, only if no other
+            endpoint is connected.
+        backoff_s: the pause between two attempts to connect, > 0. It doubles each time, up to ``max_backoff_s``. It is
+            shorter than grpcio's (1 s to 120 s), because other endpoints take the calls meanwhile. A connection that
+            ends within a second (or ``max_backoff_s``, if that is less) without having answered a call counts as a
+            failed attempt.
         max_backoff_s: the longest pause, >= ``backoff_s``.
-        keepalive_s: a ping after so long without data, >= 0.1; None: none. It finds a peer that is
-            gone without a word (a black hole, a stopped process). A server that does not allow it
-            (``grpc.http2.min_ping_interval_without_data_ms``) answers GOAWAY: set both sides.
-        keepalive_timeout_s: the connection is given up when a ping is not answered for so long, > 0.
-        keepalive_without_calls: ping idle connections as well.
-        idle_s: a channel without calls for so long closes its connections, and connects again at the
-            next call; None: they stay.
+        keepalive_s: send a ping after this time without data, >= 0.1; None: no pings. Pings find a peer that is gone
+            without a word, such as a stopped process. The server must allow them
+            (``grpc.http2.min_ping_interval_without_data_ms``), or it answers GOAWAY.
+        keepalive_timeout_s: close the connection if a ping is not answered in this time, > 0.
+        keepalive_without_calls: whether to ping while no call runs.
+        idle_s: a channel without calls closes its connections after this time, > 0, and connects again at the next
+            call; None: never.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

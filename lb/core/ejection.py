@@ -31,17 +31,18 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ejection:
-    """How much of a pool breakers may take out of use.
+    """How many endpoints may be left out at once because their breakers are open.
 
-    ``panic_share`` is Envoy's default. ``max_share`` is not (Envoy's is 0.1): a breaker that opens has evidence against
-    its own endpoint, and half of the pool can bear the load until panic begins.
+    ``panic_share`` is Envoy's default. ``max_share`` is larger than Envoy's (0.1), because a breaker that opens has
+    evidence against its own endpoint.
 
     Args:
-        max_share: the largest share of the connected endpoints that is ejected, 0 to 1, rounded down, but to no
-            less than one endpoint, as Envoy and grpc-go do; 0: none, in pools larger than ``small``.
-        panic_share: when a smaller share of the endpoints that were ever connected can be used, all that are connected
-            are, 0 to 1; 0: never.
-        small: in pools up to this size all but one may be ejected, and ``panic_share`` does not count; >= 0.
+        max_share: the largest share of the connected endpoints that may be left out, from 0 to 1. It is rounded down,
+            but one may always be left out, as with Envoy and grpc-go. 0: none, in pools larger than ``small``.
+        panic_share: from 0 to 1. If a smaller share of the endpoints that were ever connected can be used, all
+            connected ones are used (*panic*). 0: never.
+        small: in pools of at most this size, >= 0, all endpoints but one may be left out, and ``panic_share`` does not
+            count.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

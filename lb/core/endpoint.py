@@ -21,16 +21,18 @@ _PLAIN = (dict, MappingProxyType)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One addressable instance.
+    """One place to which calls can go. Endpoints are values: equal ones are the same.
 
-    ``address`` is what grpcio dials: ``host:port``, ``[v6]:port`` or ``unix:/path``.
-    ``id`` names the instance (Consul's service id); it defaults to the address.
-    ``weight`` is its share relative to the others; 0 means no traffic while others are there.
-    ``zone`` and ``metadata`` are free text from the registry.
+    Args:
+        address: what to connect to: ``host:port``, ``[v6]:port`` or ``unix:/path``.
+        id: the name of the instance (in Consul, the service id). Default: the address.
+        weight: its share relative to the others, from 0 to 1,000,000,000. 0: no calls while others are there.
+        zone: where it runs (`ZoneAware`).
+        metadata: more about it, for a policy of your own.
 
     Raises:
-        ValueError: the address is empty, or the weight is not from 0 to 1,000,000,000.
-        TypeError: a field has another type.
+        ValueError: the address is empty, or the weight is out of its range.
+        TypeError: a field has a wrong type.
     """
 
     address: str
@@ -42,7 +44,7 @@ class Endpoint:
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
     # Made once: a set of 10,000 is compared by it at each change.
     key: tuple[str, str] = field(init=False, repr=False, compare=False)
-    """What identifies the instance across resolutions: ``(id, address)``."""
+    """``(id, address)``. An endpoint with the same key as before is the same instance, and keeps its connection."""
 
     def __post_init__(self) -> None:
         # A set has thousands: what is as it should be is seen at once.
@@ -77,10 +79,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """The whole set of a target's endpoints at one moment, in a stable order.
+    """All endpoints of a target at one moment.
 
-    ``note`` says in words where the set comes from. It is shown when the set is empty, for
-    example ``consul 127.0.0.1:8500: no service 'catalgo' is registered``.
+    Args:
+        endpoints: in an order that stays the same while the set does.
+        note: where they come from, in words. It is shown when there are none, such as
+            ``consul 127.0.0.1:8500: no service 'catalgo' is registered``.
+
+    Raises:
+        TypeError: a field has a wrong type.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -93,36 +100,39 @@ class Resolution:
 
 
 class Listener(Protocol):
-    """What a resolver reports to. All methods may be called from any thread."""
+    """What a resolver reports to. Its methods may be called from any thread."""
 
     def update(self, resolution: Resolution) -> None:
-        """The set is now this one. An empty set is an answer, too: calls fail fast."""
+        """The endpoints are now these. If there are none, calls fail at once.
+
+        Raises:
+            TypeError: it is not a `Resolution` of endpoints.
+        """
 
     def error(self, message: str) -> None:
-        """The source could not be read. The last good set stays; ``message`` is shown in errors."""
+        """The source could not be read. The last endpoints stay in use; ``message`` is shown in errors."""
 
     def confirm(self) -> None:
-        """The source was read, and the set is still the one told last. For the metric of its age."""
+        """The source was read, and nothing has changed. This is for the metric that shows the age of the answer."""
 
 
 class Resolver(Protocol):
-    """Produces resolutions. A user's own resolver is any object with these two methods.
+    """Finds the endpoints of a target. A resolver of your own is any object with these two methods.
 
-    ``start`` is called once, from the channel's event loop, at the channel's first use.
-    ``close`` is called once, when the channel closes; it may return an awaitable, which the
-    channel awaits. After it no method of the listener is called.
+    It may also have:
 
-    A third method is called if it is there: ``resolve_now()``, gRPC's request for a re-resolution. The channel
-    calls it in its event loop when a connection was lost or making one begins to fail, and then after 1, 2, 4, ...
-    seconds as long as an endpoint is not connected. It must not block. How often the source is read is the
-    resolver's to bound: many connections may be lost at once. One that is told of changes, as Consul's, needs none.
-
-    Two attributes are read if they are there: ``target``, what messages and snapshots call it, and ``authority``,
-    the name that servers are called by (``:authority``, and the name that a certificate must have).
+    - ``resolve_now()``: look again. The channel calls it in its event loop when a connection is lost or cannot be made,
+      and then after 1, 2, 4, ... seconds while an endpoint is not connected. It must not block. Many connections may be
+      lost at once, so limit how often you read the source. A resolver that is told of changes does not need it.
+    - ``target``: what messages and snapshots call the target.
+    - ``authority``: the name for ``:authority``, and for the server's certificate.
     """
 
     def start(self, listener: Listener) -> None:
-        """Begin to report to ``listener``; must not block."""
+        """Begin to report to ``listener``. Called once, in the channel's event loop. Must not block."""
 
     def close(self) -> object:
-        """Stop. Must be safe to call when ``start`` never was."""
+        """Stop, and call the listener no more. Called once when the channel is closed, also if ``start`` was not.
+
+        If it returns an awaitable, the channel awaits it.
+        """

@@ -24,15 +24,19 @@ MOST_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hedging:
-    """When a call that has not answered is sent to another endpoint, too.
+    """When a call that has no answer yet is sent to another endpoint as well. The first answer wins.
+
+    Hedges are for calls with one request and one response, of methods that may run twice. Each one is paid from the
+    retry budget. With a delay at the 95th percentile they add at most 5 % to the calls (Dean and Barroso, *The Tail at
+    Scale*, 2013).
 
     Args:
-        delay_s: seconds after the latest attempt until the next one, >= 0 (0: all at once).
-            None: the method's own p95 of the last minutes; no hedges until 100 calls were seen.
-        max_attempts: attempts in all, the first too, 2 to 5.
-        non_fatal: status codes that a hedge may answer without ending the call, besides those
-            that the table of verdicts would retry (gRFC A6's ``nonFatalStatusCodes``).
-        least_delay_s: lower bound of the delay taken from the p95, in seconds.
+        delay_s: seconds from the latest attempt to the next one, >= 0 (0: all at once). None: the 95th percentile of
+            the method's own latencies in the last minutes, once there are 100 of them.
+        max_attempts: attempts in all, the first one included, from 2 to 5.
+        non_fatal: status codes with which an attempt may end without ending the call, besides those that the table of
+            verdicts would retry (gRFC A6's ``nonFatalStatusCodes``).
+        least_delay_s: the shortest delay that the 95th percentile may give, in seconds, > 0.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

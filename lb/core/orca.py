@@ -41,21 +41,24 @@ def _check(name: str, values: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What a server says of itself.
+    """What a server says of its own load, for clients with the policy `Orca`. Send it with each answer::
+
+        context.set_trailing_metadata((("lb-endpoint-load-metrics-bin", report.encode()),))
 
     Args:
-        cpu_utilization: the used part of the processor, 0 to 1, or above when it is beyond its soft limit.
-        mem_utilization: the used part of memory, 0 to 1.
-        application_utilization: the part in use by the service's own measure, which goes before the processor's.
-        qps: requests a second that it answers in all (``rps_fractional``).
-        eps: of these, failures a second.
-        request_cost: what this call cost, by name.
-        utilization: used parts of other resources, by name, 0 to 1.
+        cpu_utilization: the used part of the processor, 0 to 1; above 1 if it is beyond its soft limit.
+        mem_utilization: the used part of the memory, 0 to 1.
+        application_utilization: the used part of what limits the service, by its own measure, instead of the
+            processor's.
+        qps: requests that it answers a second.
+        eps: those of them that fail, a second.
+        request_cost: what this call has cost, by name.
+        utilization: the used parts of other resources, by name, 0 to 1.
         named_metrics: anything else, by name.
 
     Raises:
-        ValueError: a number is negative or not finite (costs and metrics may be negative); the message names it.
-        TypeError: a mapping is none, or has a name that is no text.
+        ValueError: a number is negative (costs and metrics may be) or not finite; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     cpu_utilization: float = 0.0
@@ -78,7 +81,7 @@ class LoadReport:
                 _check(name, values)
 
     def encode(self) -> bytes:
-        """The serialized message. Fields of 0 are left out, as in proto3."""
+        """The serialized message of gRFC A51."""
         parts = [
             bytes([number << 3 | _FIXED64]) + pack("<d", value)
             for number, name in _DOUBLES.items()

@@ -47,29 +47,32 @@ class AttemptError(grpc.RpcError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """When and how failed attempts are tried again. Immutable; one object serves many channels.
+    """When a failed attempt is tried again, and after how long. One object may serve many channels.
+
+    ``stop``, ``wait`` and ``retry`` are strategies of tenacity. They are asked only after a failure.
 
     Args:
-        stop: tenacity's ``stop_*``; counts attempts, the first one too. Default: after 4.
-        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubling, at most 1 s. A server's push-back
-            takes its place, and the wait after that begins again: its ``attempt_number`` is 1 (gRFC A6).
-        retry: tenacity's ``retry_if_*``, or None. It *widens* the table of verdicts (`lb.core.outcome`): a failure
-            for which it says yes is tried again although the table would not. Who gives one
-            answers for idempotence. Committed calls are never retried, whatever it says.
-        jitter: share of the wait that is drawn at random around it, 0 to 1.
-        attempt_timeout_s: seconds from an attempt's last request to its first response, or None. Then the attempt
-            counts as a failure of its endpoint, and is given up if another may follow: the method may run twice
-            (or ``retry`` allows it), retries are on, attempts and budget are left, nothing was answered. Where
-            none may follow, the attempt goes on until the call's own timeout, which is separate and always
-            holds; a call without one ends UNAVAILABLE.
-        budget: what retries may cost, per channel.
-        idempotent: full method names (``/package.Service/Method``, or ``/package.Service/*`` for all of a
-            service) that may run twice without harm, besides those whose proto declares an ``idempotency_level``.
-        enabled: False turns retries off; transparent ones too.
+        stop: tenacity's ``stop_*``. It counts attempts, the first one included. Default: after 4.
+        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubled each time, at most 1 s. If a server says by
+            push-back how long to wait, that holds, and the next wait is the first one again (gRFC A6).
+        retry: tenacity's ``retry_if_*``, or None. It adds to the table of verdicts (`lb.core.outcome`): a failure for
+            which it returns True is tried again even if the table would not, also where the method may not run twice.
+            It sees the failure as a ``grpc.RpcError``. No call is tried again once it is committed.
+        jitter: the share by which a wait is made longer or shorter at random, from 0 to 1.
+        attempt_timeout_s: seconds from an attempt's last request to its first response, > 0; None: no limit. An
+            attempt that takes longer counts as a failure of its endpoint. It is given up if another one may follow:
+            the method may run twice (or ``retry`` allows it), retries are on, and attempts and budget are left.
+            If none may follow, it goes on until the call's own timeout, which always holds. A call without a timeout
+            ends UNAVAILABLE then.
+        budget: how many retries a channel may send. All methods of a channel share one.
+        idempotent: methods that may run twice without harm, as ``/package.Service/Method``, or
+            ``/package.Service/*`` for all of a service. Methods whose proto declares an ``idempotency_level`` need
+            not be listed.
+        enabled: False: no call is tried again, not even one that no server has seen.
 
     Raises:
-        TypeError: ``stop``, ``wait`` or ``retry`` is not callable, or a field has another wrong type.
-        ValueError: ``jitter`` or ``attempt_timeout_s`` is out of range, or a method is not named as said.
+        ValueError: a field is out of its range, or a method is not written as above; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     stop: Strategy = field(default_factory=lambda: stop_after_attempt(4))

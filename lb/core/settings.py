@@ -49,20 +49,20 @@ def _optional(name: str, value: T | Literal[False] | None, kind: type[T], *, off
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSettings:
-    """What a channel's ``methods=`` says of one method, or of all of a service. Immutable.
+    """Settings of one method, or of all methods of a service, for a channel's ``methods=``.
 
     Args:
-        timeout_s: seconds for a call that gives none, > 0; False: none at all; None: the channel's ``timeout_s``.
-            It bounds streams, too, from their beginning to their end.
-        retry: in place of the channel's; its ``budget`` means nothing, for there is one per channel. False: no
-            retries; None: the service config's, else the channel's.
-        hedging: in place of the channel's; False: no hedges; None: the service config's, else the channel's.
-            Only of methods that may run twice.
-        idempotent: True says that it may run twice without harm, as ``Retry.idempotent`` does.
+        timeout_s: seconds for a call that gives no timeout, > 0. It bounds a stream from its beginning to its end.
+            False: none. None: the channel's ``timeout_s``.
+        retry: instead of the channel's, except for its ``budget``: a channel has one for all methods. False: no
+            retries. None: the service config's, or else the channel's.
+        hedging: instead of the channel's, if the method may run twice. False: no hedges. None: the service config's,
+            or else the channel's.
+        idempotent: True: the method may run twice without harm, as if it were listed in ``Retry.idempotent``.
 
     Raises:
-        ValueError: ``timeout_s`` is out of range; the message names it.
-        TypeError: another field is of a wrong kind.
+        ValueError: ``timeout_s`` is out of its range.
+        TypeError: a field has a wrong type.
     """
 
     timeout_s: float | Literal[False] | None = None

@@ -10,63 +10,63 @@ from lb.core.balancer import Balancer
 
 @dataclass(frozen=True, slots=True)
 class EndpointSnapshot:
-    """One endpoint of a channel."""
+    """One endpoint of a channel, at one moment."""
 
     id: str
-    """The instance's id, as the resolver told it; its address when it told none."""
+    """Its id; the address if it has none of its own."""
     address: str
-    """What is dialled."""
+    """What the channel connects to."""
     weight: int
-    """Its weight now; with ``change_weights`` that one."""
+    """Its weight now, as the resolver or ``change_weights`` says."""
     zone: str
-    """Where it runs, as the resolver told it; empty if it told nothing."""
+    """Where it runs, as the resolver says; may be empty."""
     connectivity: str
-    """``IDLE``, ``CONNECTING``, ``READY`` or ``TRANSIENT_FAILURE``; with ``health=`` of the channel, by that too."""
+    """``IDLE``, ``CONNECTING``, ``READY`` or ``TRANSIENT_FAILURE``. With ``health=``, health counts as well."""
     breaker: str
     """``CLOSED``, ``OPEN`` or ``HALF_OPEN``."""
     picked: bool
-    """Whether calls go there now."""
+    """Whether it gets calls now."""
     why: str
     """``picked``, or why not: ``not connected (...)``, ``breaker open for 0.8 s more (...)``, ``weight 0``."""
     in_flight: int
-    """Attempts of this channel that run there."""
+    """How many attempts of this channel run on it."""
     picks: int
-    """Attempts of this channel so far."""
+    """How many attempts of this channel were sent to it so far."""
     latency_ms: float | None
-    """Decayed mean of answers, in milliseconds; None until one came."""
+    """The mean latency of its good answers in milliseconds, recent ones counting more; None before the first."""
     last_error: str
-    """The latest failure in words; empty when there was none. It stays after the endpoint is well again."""
+    """The latest failure in words, also after it has recovered. Empty if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One channel. ``str(snapshot)`` is a table to read, ``as_dict()`` is ready for JSON."""
+    """A channel at one moment. ``str(snapshot)`` is a table to read, ``as_dict()`` is ready for JSON."""
 
     target: str
-    """What the channel calls."""
+    """The target, as it was given; of a resolver of your own, its ``target``, or its type's name."""
     policy: str
     """The policy's name."""
     rule: str
-    """How the latest pick was made, in the policy's words (its picker's ``explain``); empty before the first."""
+    """How the latest pick was made, in the policy's own words (``explain()`` of its picker). Empty before the first."""
     state: str
-    """Of the whole set, by gRPC's aggregation: ``READY`` while one endpoint is."""
+    """gRPC's connectivity state of the whole channel: ``READY`` if one endpoint is."""
     resolved: bool
-    """Whether the resolver has answered, be it with an empty set."""
+    """Whether the resolver has answered, even if it found no endpoint."""
     note: str
-    """Where the set comes from, in the resolver's words."""
+    """Where the endpoints come from, in the resolver's words."""
     resolver_error: str
-    """What the resolver complains of now; the last good set stays in use. Empty when all is well."""
+    """Why the resolver cannot read its source now. The last endpoints stay in use. Empty if all is well."""
     panic: bool
-    """Too few endpoints could be used, so some or all with open breakers are."""
+    """Whether too few endpoints can be used, so that some or all with open breakers are used, too."""
     panic_reason: str
-    """Which case of panic it is, and who is used, in words; empty when there is none."""
+    """Why there is a panic, and which endpoints are used, in words. Empty if there is none."""
     retry_budget: float
-    """Retries and hedges that could be made now."""
+    """How many retries and hedges could be sent now."""
     endpoints: tuple[EndpointSnapshot, ...]
-    """All endpoints of the set, in the resolver's order."""
+    """All endpoints, in the resolver's order."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain dictionaries and lists."""
+        """The same as dictionaries, lists and plain values."""
         return {**asdict(self), "endpoints": [asdict(endpoint) for endpoint in self.endpoints]}
 
     def __str__(self) -> str:

@@ -16,20 +16,24 @@ _SLACK_S = 1e-9
 
 
 class TokenBucket:
-    """Admits ``burst`` at once and ``rate`` a second in the long run.
+    """Gives out ``burst`` tokens at once, and ``rate`` a second in the long run.
 
-    Over any ``t`` seconds at most ``burst + rate * t`` tokens are given out (proved by a
-    property test). The clock is the caller's: ``now`` is in seconds, monotonic.
+    In any ``t`` seconds these are at most ``burst + rate * t``. The caller gives the time: ``now`` is in monotonic
+    seconds. Not thread-safe.
+
+    Args:
+        rate: tokens a second, > 0.
+        burst: the most tokens that it holds, > 0. It begins full.
 
     Raises:
-        ValueError: ``rate`` or ``burst`` is not > 0, or not finite.
-        TypeError: one is no number.
+        ValueError: ``rate`` or ``burst`` is out of its range.
+        TypeError: one of them is not a number.
     """
 
     __slots__ = ("_burst", "_full_at", "_rate")
 
     def __init__(self, rate: float, burst: float) -> None:
-        """``rate`` in tokens a second; ``burst`` in tokens. A new bucket is full."""
+        """A full bucket."""
         for name, value in (("rate", rate), ("burst", burst)):
             checks.number(f"TokenBucket.{name}", value, most=1e15, above=True)
         self._rate = float(rate)
@@ -51,9 +55,10 @@ class TokenBucket:
         return min(self._burst, self._burst - (self._full_at - now) * self._rate)
 
     def wait(self, now: float, n: float = 1.0) -> float:
-        """Seconds from ``now`` until ``n`` tokens are there; 0.0 when they are. Takes nothing.
+        """Seconds from ``now`` until ``n`` tokens are there; 0.0 if they are there. Takes nothing.
 
-        Raises ``ValueError`` when ``n`` is not in ``(0, burst]``: it would never be there.
+        Raises:
+            ValueError: ``n`` is not > 0 and <= ``burst``.
         """
         if not 0 < n <= self._burst:
             raise ValueError(f"n is {n!r}; expected a number > 0 and <= burst ({self._burst:g})")
@@ -61,9 +66,10 @@ class TokenBucket:
         return missing if missing > _SLACK_S else 0.0
 
     def take(self, now: float, n: float = 1.0) -> float:
-        """Takes ``n`` tokens and returns 0.0; or takes none and returns the seconds to wait.
+        """Take ``n`` tokens and return 0.0; or, if they are not there, take none and return how many seconds to wait.
 
-        Raises ``ValueError`` when ``n`` is not in ``(0, burst]``.
+        Raises:
+            ValueError: ``n`` is not > 0 and <= ``burst``.
         """
         wait = self.wait(now, n)
         if wait == 0.0:

@@ -113,13 +113,13 @@ def enter(scope: Scope) -> None:
 def detached() -> Iterator[None]:
     """A block whose calls inherit neither deadline nor cancellation from the incoming call.
 
-    For work that shall go on when the caller is gone::
+    It is for work that goes on after the caller is gone::
 
         with lb.detached():
             task = asyncio.create_task(stub.WriteAudit(record, timeout=5))
 
-    Tasks that begin in the block stay detached; those awaited in it by the handler are cancelled
-    with the handler's own task.
+    Tasks that begin in the block stay detached. A task that the handler awaits is cancelled with the handler's own
+    task.
     """
     token = _current.set(None)
     try:
@@ -130,21 +130,24 @@ def detached() -> Iterator[None]:
 
 @contextmanager
 def deadline(timeout_s: float) -> Iterator[None]:
-    """A block whose calls end within ``timeout_s`` seconds of its beginning, whatever timeouts they have of their own.
+    """A block whose calls end within ``timeout_s`` seconds of its beginning, whatever their own timeouts are.
 
-    For code that is no gRPC handler: a web request, a job::
+    It is for code outside of gRPC handlers, such as a web request or a job::
 
         with lb.deadline(2):
             product = await catalog.GetProduct(request)
             await orders.PlaceOrder(order)  # in what is left of the 2 s
 
-    Blocks may be nested, and stand in a handler: the earliest deadline holds, and calls are cancelled with the
-    incoming one. Tasks that begin in the block keep its deadline. It bounds calls and nothing else; those of channels
-    with ``propagate=False``, and those in `detached`, have no part in it.
+    Blocks may be nested, and may be inside a handler: the earliest deadline holds, and calls are cancelled with the
+    incoming one. Tasks that begin in the block keep its deadline. Only calls are bounded, and not those of channels
+    with ``propagate=False`` or in a block of `detached`.
+
+    Args:
+        timeout_s: seconds, >= 0.
 
     Raises:
         ValueError: ``timeout_s`` is negative or not finite.
-        TypeError: it is no number.
+        TypeError: ``timeout_s`` is not a number.
     """
     checks.number("timeout_s", timeout_s)
     token = _current.set(_Within(timeout_s, _current.get()))

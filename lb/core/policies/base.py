@@ -38,29 +38,30 @@ from lb.core.outcome import Outcome
 
 
 class Candidate(Protocol):
-    """What a policy may read of an endpoint. The balancer owns and changes it, all but ``stats``."""
+    """What a policy may read of an endpoint. The library changes it; a policy may set ``stats``."""
 
     stats: Any
-    """The policy's own record of the endpoint; None at first, and again after a change of policy."""
+    """The policy's own record of the endpoint. None at first, and again after the channel's policy has changed."""
 
     @property
     def endpoint(self) -> Endpoint:
-        """The instance: its ``id``, ``address``, ``zone`` and ``metadata``, as the resolver told them."""
+        """The endpoint, as the resolver described it."""
 
     @property
     def weight(self) -> int:
-        """Its effective weight, >= 1 (the balancer has sorted out weights of 0)."""
+        """Its weight now, >= 1. An endpoint with weight 0 is not among the candidates while others are there."""
 
     @property
     def in_flight(self) -> int:
-        """Attempts on it that have not ended, and those that a server's error ended sooner than a good answer comes.
+        """The number of attempts on it that run.
 
-        The latter count until then: who fails at once is not idle.
+        An attempt that ends in an error sooner than good answers come still counts until then: an endpoint that fails
+        at once is not idle.
         """
 
     @property
     def ready_since(self) -> float | None:
-        """The instant since which its connection stands; None when that is not known."""
+        """Since when it is connected, in monotonic seconds. None if that is not known."""
 
 
 class CallInfo(Protocol):
@@ -72,58 +73,67 @@ class CallInfo(Protocol):
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """The call's metadata, keys in lower case; empty unless the policy ``needs_metadata``."""
+        """The call's metadata, with keys in lower case. Empty, unless the policy has ``needs_metadata``."""
 
 
 class Picker(Protocol):
-    """A snapshot that picks, in O(1) or O(log n).
+    """A snapshot over the candidates that can be used now. It picks one for each attempt, in O(1) or O(log n).
 
-    It may also have ``explain() -> str``: its rule in words, for snapshots; and
-    ``repeatable = True``: a pick has no effect on later ones, so retries and hedges, which need an
-    endpoint that was not tried, may ask several times; ``prefers``: those of its candidates among which retries,
-    hedges, and calls that found their endpoint full, look for another first; and ``turn(rng)``, when it goes
-    in turn: to go on from a random place.
+    A picker belongs to one channel, and no two threads use it at once. It may have more:
+
+    - ``explain() -> str``: its rule in words, for snapshots.
+    - ``repeatable = True``: a pick changes nothing. Retries and hedges may then ask several times, for an endpoint that
+      was not tried.
+    - ``prefers``: the candidates among which retries and hedges look first.
+    - ``turn(rng)``: for a picker that goes in turn: go on at a random place.
     """
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
-        """One of the candidates the picker was made from. ``now`` is in monotonic seconds."""
+        """One of the candidates that the picker was made with.
+
+        ``now`` is in monotonic seconds. Take chance from ``rng`` alone, and do no I/O. ``call`` is None outside of a
+        channel.
+        """
 
 
 class Policy(Protocol):
-    """Settings of a way to choose, and the maker of its pickers."""
+    """How endpoints are chosen. An object has settings, and may serve many channels; its pickers do the work."""
 
     @property
     def name(self) -> str:
-        """Short, for spans and snapshots: ``weighted_round_robin``."""
+        """A short name for spans and snapshots, such as ``weighted_round_robin``."""
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> Picker:
-        """A picker over ``candidates`` (never empty). ``previous`` is this channel's last one."""
+        """A picker over ``candidates``, of which there is at least one.
+
+        It is called when the candidates, or a weight, have changed. ``previous`` is the channel's last picker, or None:
+        take over what should go on. A candidate is the same object as long as its endpoint stays.
+        """
 
 
 class Hooks(Protocol):
-    """What a policy may have beyond `Policy`, each by itself. What is not there is not called.
+    """What a policy may have in addition to `Policy`. Each part may be left out.
 
-    The hooks belong to the policy, which serves many channels: what they learn of an endpoint
-    goes into ``candidate.stats``.
+    A policy serves many channels. So keep what you learn about an endpoint in ``candidate.stats``.
     """
 
     spreads: ClassVar[bool]
-    """True: which endpoint a call gets has nothing to do with what the call asks, so that their answers can be
-    compared, and who answers far worse than the others is left out (`Breaker.good_ratio`). False, or not there: they
-    are not compared."""
+    """If True, the choice does not depend on what the call asks for, so the endpoints' answers can be compared, and
+    one that answers far worse than the others is left out (``Breaker.good_ratio``). Default: False."""
 
     needs_metadata: ClassVar[bool]
-    """True: the pick waits until the call's metadata is known, and ``call.metadata`` has it."""
+    """If True, a pick waits until the call's metadata is known, and ``call.metadata`` has it. Default: False."""
 
     in_order: ClassVar[bool]
-    """True: new endpoints are connected in the resolver's order. Else the order is left to chance, so that many clients
-    that start together do not all begin with the same endpoint."""
+    """If True, new endpoints are connected in the resolver's order. Default: False, in a random order, so that
+    clients that start together do not all begin with the same endpoint."""
 
     def ended(self, candidate: Candidate, outcome: Outcome, duration_s: float, now: float) -> None:
-        """An attempt on ``candidate`` ended, after so many seconds. Called once for each attempt."""
+        """Called once after each attempt. ``duration_s`` is in seconds, ``now`` in monotonic seconds."""
 
     def report(self, candidate: Candidate, report: bytes, now: float) -> None:
-        """An attempt on ``candidate`` ended OK, and its server has reported its load.
+        """Called when an attempt has ended OK and its server has reported its load.
 
-        ``report`` is what stood under ``lb-endpoint-load-metrics-bin`` in the trailing metadata: gRFC A51's message.
+        ``report`` is the value of ``lb-endpoint-load-metrics-bin`` in the trailing metadata, a serialized message of
+        gRFC A51.
         """

@@ -28,13 +28,17 @@ from lb.core.policies.weighted_random import WeightedRandomPicker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeastRequest:
-    """Of ``choices`` drawn at random (2 by default) the least loaded, by calls in flight and weight.
+    """Of a few endpoints that are drawn at random by weight, the one with the fewest calls in flight for its weight.
 
-    Draws are distinct while there are as many candidates. (With unequal weights one that comes up again is
-    replaced by one drawn regardless of weight, and compared with itself should it come up a third time.)
+    Two random choices are nearly as good as looking at all (Mitzenmacher, *The Power of Two Choices in Randomized Load
+    Balancing*, 2001).
+
+    Args:
+        choices: how many are drawn, >= 2. They are different ones if there are as many.
 
     Raises:
-        ValueError: ``choices`` is no whole number from 2 on.
+        ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     name: ClassVar[str] = "least_request"

@@ -50,16 +50,19 @@ class Reported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orca:
-    """Shares by the load that servers report with each answer.
+    """Shares by the load that servers report with their answers: gRPC's ``weighted_round_robin`` (gRFC A58, A51).
+
+    An endpoint's weight is ``qps / (utilization + eps / qps * error_penalty)``. Servers report with `LoadReport`.
 
     Args:
-        blackout_s: an endpoint must have reported for so many seconds before its weight is used, >= 0.
-        expiry_s: a weight is forgotten after so many seconds without a report, > 0.
-        update_s: weights are read anew so often, in seconds, >= 0.1.
-        error_penalty: how much a share of failures raises the utilization, >= 0.
+        blackout_s: a new endpoint's reports count after this many seconds, >= 0.
+        expiry_s: a weight is forgotten after this many seconds without a report, > 0.
+        update_s: seconds between two updates of the shares, >= 0.1.
+        error_penalty: how much errors count, >= 0. With 0 they do not count.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     name: ClassVar[str] = "orca"

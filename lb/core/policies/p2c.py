@@ -36,14 +36,19 @@ from lb.core.policies.weighted_random import WeightedRandomPicker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class P2C:
-    """Of two candidates drawn at random the one that will answer sooner, by its latency and its calls in flight.
+    """Of two endpoints that are drawn at random by weight, the one that will probably answer sooner.
+
+    This is the power of two choices with a peak EWMA of the latency, after Finagle and linkerd. An endpoint's cost is
+    ``latency ** 2 * (in_flight + 1)``; their product without the square leaves a slow endpoint too many calls.
 
     Args:
-        decay_s: without new answers a third of a latency is left after so many seconds, > 0.
-        failure_s: what a failed attempt counts as, at most (unless it took longer), in seconds, >= 0.
+        decay_s: seconds, > 0, in which a latency falls to a third if there are no new answers, so that a slow endpoint
+            is tried again.
+        failure_s: the latency, in seconds, >= 0, that a failed attempt counts as at most (more if it took longer).
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     name: ClassVar[str] = "p2c"

@@ -13,12 +13,18 @@ from lb.core.policies.base import CallInfo, Candidate, Picker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickFirst:
-    """The first endpoint in the resolver's order, for as long as it is admitted; then the first of the others.
+    """One endpoint for all calls: the first one in the resolver's order while it is usable, then another one.
 
-    At the start it is the first of those that are connected when the first call is made; connecting begins in the
-    resolver's order, all at once. It does not go back by itself when the former one returns. So all clients of
-    one set use the same endpoint; ``shuffle`` begins with a random one, so that they do not (``shuffleAddressList``,
-    gRFC A62). Unlike gRPC's ``pick_first`` the connections to the others stand, too: a failover costs no connecting.
+    The choice is made at the first call, among those that are connected then. It stays with an endpoint even if an
+    earlier one comes back. gRPC's ``pick_first`` connects to one endpoint at a time; this one connects to all, so that
+    a change costs no connecting.
+
+    Args:
+        shuffle: begin with a random endpoint, so that not all clients use the same one (gRFC A62's
+            ``shuffleAddressList``).
+
+    Raises:
+        TypeError: ``shuffle`` is neither True nor False.
     """
 
     name: ClassVar[str] = "pick_first"

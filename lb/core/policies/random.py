@@ -12,7 +12,7 @@ from lb.core.policies.base import CallInfo, Candidate, Picker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Random:
-    """Any candidate, all with the same chance, whatever their weights."""
+    """Any endpoint, each with the same chance. Weights do not count."""
 
     name: ClassVar[str] = "random"
     spreads: ClassVar[bool] = True

@@ -73,17 +73,20 @@ class Counted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingHash:
-    """The endpoint of the call's key, or the next on the ring that is not full.
+    """Calls with the same key go to the same endpoint, until that is full; then to the next one on the ring.
+
+    The ring is a multi-probe consistent hash (Appleton and O'Reilly, 2015) with bounded loads (Mirrokni, Thorup and
+    Zadimoghaddam, 2016). When one of n endpoints comes or goes, only its own keys move, about 1 of n.
 
     Args:
-        key: the name of a metadata key (values of a repeated one are joined by commas), or a function of the
-            call (`CallInfo`: ``method``, ``metadata``) that returns text, bytes or None. A call without a key goes
-            anywhere, by weight.
-        bound: how far above its share of the calls in flight an endpoint may be lifted, > 1: 1.25 is by a
-            quarter. Near 1 loads are evenest, and most calls leave their endpoint.
+        key: the name of a metadata key, in lower case (repeated values are joined by commas), or a function of the
+            call (`CallInfo`) that returns a string, bytes or None. Calls without a key go to any endpoint, by weight.
+        bound: how far above its share of the calls in flight an endpoint may get, > 1. With 1.25 it may have a quarter
+            more. Near 1 the load is most even, and fewer calls stay at the endpoint of their key.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
+        TypeError: a field has a wrong type.
     """
 
     name: ClassVar[str] = "ring_hash"

@@ -12,7 +12,7 @@ from lb.core.policies.base import CallInfo, Candidate, Picker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRobin:
-    """Each candidate in turn, whatever its weight. It begins anywhere, so that many clients do not begin alike."""
+    """Each endpoint in turn. Weights do not count. It begins at a random endpoint."""
 
     name: ClassVar[str] = "round_robin"
     spreads: ClassVar[bool] = True

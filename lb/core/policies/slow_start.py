@@ -26,16 +26,16 @@ REVIEW_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowStart(Wrapper):
-    """As ``policy`` picks, but newcomers are given calls gradually.
+    """As ``policy`` picks, but a new endpoint gets few calls at first, then more and more.
 
     Args:
-        policy: how to pick, by object or name; None: the default policy.
-        window_s: after so many seconds an endpoint has its whole share, > 0.
-        minimum: the part of its share with which it begins, > 0 and <= 1.
+        policy: an object or a name. None: the default policy.
+        window_s: seconds after which an endpoint has its whole share, > 0.
+        minimum: the part of its share with which an endpoint begins, > 0 and <= 1.
 
     Raises:
-        ValueError: a field is out of its range, or the name is not known; the message says what is accepted.
-        TypeError: ``policy`` is no policy.
+        ValueError: a field is out of its range, or ``policy`` is a name that is not known.
+        TypeError: a field has a wrong type.
     """
 
     policy: Policy | str | None = None

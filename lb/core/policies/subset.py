@@ -27,18 +27,21 @@ from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subset(Wrapper):
-    """So many of the endpoints, always the same ones for this client; of these as ``policy`` picks.
+    """Some of the endpoints, always the same ones for this client. Among them, ``policy`` picks.
+
+    All clients together use all endpoints evenly, as in Google's *Rocksteadier* subsetting (Ward et al., 2022). When an
+    endpoint comes or goes, at most two change in each subset. The channel still connects to all endpoints.
 
     Args:
-        size: how many, >= 1. With as many endpoints or fewer, all.
-        policy: how to pick among them, by object or name; None: the default policy.
-        client: who this client is: its number among the clients, from 0 on (a task's index), which spreads them
-            evenly, or a string such as its host name, which spreads them by chance.
-        seed: clients that share it agree on the circle; others see another one.
+        size: how many endpoints, >= 1. All, if there are no more.
+        policy: an object or a name. None: the default policy.
+        client: which client this is: its number, from 0 (such as a task's index), which spreads clients evenly, or a
+            string such as its host name, which spreads them by chance.
+        seed: clients with the same seed agree on the order of the endpoints.
 
     Raises:
-        ValueError: a field is out of its range, or the name is not known; the message says what is accepted.
-        TypeError: ``policy`` is no policy.
+        ValueError: a field is out of its range, or ``policy`` is a name that is not known.
+        TypeError: a field has a wrong type.
     """
 
     size: int

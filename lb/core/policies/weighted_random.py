@@ -20,7 +20,7 @@ from lb.core.policies.base import CallInfo, Candidate, Picker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedRandom:
-    """Any candidate; its chance is its share of the sum of weights."""
+    """Any endpoint, with a chance by weight."""
 
     name: ClassVar[str] = "weighted_random"
     spreads: ClassVar[bool] = True

@@ -31,7 +31,11 @@ Schedule: TypeAlias = SmoothPicker | TieredPicker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedRoundRobin:
-    """Shares by weight, spread evenly: nginx's smooth sequence. The default policy."""
+    """Each endpoint gets its share by weight, evenly spread. This is the default policy.
+
+    Up to 64 endpoints the sequence is nginx's smooth weighted round robin: weights 5, 1, 1 give ``a a b a c a a``. It
+    begins at a random place, so that many clients do not begin with the same endpoint.
+    """
 
     name: ClassVar[str] = "weighted_round_robin"
     spreads: ClassVar[bool] = True

@@ -23,16 +23,16 @@ from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneAware(Wrapper):
-    """Endpoints whose ``zone`` is ours, while they can take it; of these, and of the others, as ``policy`` picks.
+    """Endpoints of this client's own zone, as long as they have room; then the others. Among each, ``policy`` picks.
 
     Args:
-        zone: where this client is.
-        policy: how to pick within the zone and outside of it, by object or name; None: the default policy.
-        in_flight: an endpoint of average weight is full with so many calls of this channel, >= 1.
+        zone: the zone of this client. It is compared with ``Endpoint.zone``.
+        policy: an object or a name. None: the default policy.
+        in_flight: how many calls of this channel fill an endpoint of average weight, >= 1.
 
     Raises:
-        ValueError: a field is out of its range, or the name is not known; the message says what is accepted.
-        TypeError: ``policy`` is no policy.
+        ValueError: a field is out of its range, or ``policy`` is a name that is not known.
+        TypeError: a field has a wrong type.
     """
 
     zone: str
