@@ -34,7 +34,7 @@ class Problems:
 
     def wrong(self, path: str, value: object, expected: str) -> None:
         """The value at ``path`` is not accepted."""
-        self.error(f"{path} is {shown(value)}; expected {expected}")
+        self.error(f"{path} is {in_json(value)}; expected {expected}")
 
     def error(self, sentence: str) -> None:
         """Something else is wrong; the sentence names its path."""
@@ -191,7 +191,7 @@ def read(document: str | Mapping[str, Any], problems: Problems) -> Fields:
     except ValueError as error:
         raise ValueError(f"{what}: no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is {shown(value)}; expected an object")
+        raise ValueError(f"{what} is {in_json(value)}; expected an object")
     return Fields(value, "", problems)
 
 
@@ -200,7 +200,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} stands twice in one object")
+        raise ValueError(f"{in_json(twice)} stands twice in one object")
     return values
 
 
@@ -208,7 +208,7 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON number")
 
 
-def shown(value: object) -> str:
+def in_json(value: object) -> str:
     """A value as it stands in JSON, and short."""
     if value is None:
         return "null"

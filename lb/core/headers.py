@@ -13,6 +13,11 @@ _KEY = re.compile(rb"[0-9a-z_.-]+")
 _VALUE = re.compile(rb"[ -~]*")
 
 
+def legal_key(name: str) -> bool:
+    """Whether a metadata key may be called so: lower-case letters, digits, ``_``, ``.`` and ``-``."""
+    return _KEY.fullmatch(name.encode(errors="replace")) is not None
+
+
 def legal(metadata: Sequence[Any]) -> bool:
     """Whether these pairs are headers by gRPC's rules (PROTOCOL-HTTP2: Custom-Metadata).
 

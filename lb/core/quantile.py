@@ -42,6 +42,11 @@ class Quantile:
         if self._total >= self._until:
             self._settle()
 
+    @property
+    def samples(self) -> int:
+        """How many durations it remembers, those that fade counted for as much as is left of them."""
+        return self._total
+
     def _settle(self) -> None:
         if self._total >= HALVE_AT:
             self._counts = [count // 2 for count in self._counts]

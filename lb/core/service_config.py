@@ -25,7 +25,7 @@ from typing import Any
 from grpc import StatusCode
 from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
-from lb.core.documents import Fields, Problems, fields_of, read, shown
+from lb.core.documents import Fields, Problems, fields_of, in_json, read
 from lb.core.hedging import MOST_ATTEMPTS, Hedging
 from lb.core.outcome import Origin
 from lb.core.policies import Policy
@@ -140,7 +140,7 @@ def _key(value: object, path: str, problems: Problems) -> str | None:
     service, method = name.text("service"), name.text("method")
     for part, text in (("service", service), ("method", method)):
         if text and "/" in text:
-            problems.note(f"{name.at(part)} is {shown(text)}: no call matches a name with a slash")
+            problems.note(f"{name.at(part)} is {in_json(text)}: no call matches a name with a slash")
     if service:
         return f"/{service}/{method or ''}"
     if method:

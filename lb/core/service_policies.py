@@ -11,11 +11,11 @@ Policies of ours that need settings, or wrap others, are given as objects (``pol
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lb.core.documents import Fields, Problems, fields_of, shown
+from lb.core.documents import Fields, Problems, fields_of, in_json
+from lb.core.headers import legal_key
 from lb.core.policies import LeastRequest, Orca, PickFirst, Policy, RingHash, by_name, names
 
 Reader = Callable[[Fields, Problems], Policy | None]
@@ -23,7 +23,6 @@ Reader = Callable[[Fields, Problems], Policy | None]
 _MOST_CHOICES = 10
 _LEAST_UPDATE_S = 0.1
 _LARGEST_RING = 8_388_608
-_HEADER = re.compile(r"[0-9a-z_.-]+")
 
 
 def _pick_first(fields: Fields, problems: Problems) -> Policy:
@@ -61,7 +60,7 @@ def _ring_hash(fields: Fields, problems: Problems) -> Policy | None:
     if (1024 if least is None else least) > (4096 if most is None else most):  # gRPC's defaults
         fields.wrong("maxRingSize", "no less than minRingSize")
     header = (fields.text("requestHashHeader") or "").lower()
-    if not _HEADER.fullmatch(header) or header.endswith("-bin"):
+    if not legal_key(header) or header.endswith("-bin"):
         fields.wrong("requestHashHeader", "the name of a metadata key that is no -bin")
         return None
     return RingHash(key=header)
@@ -128,8 +127,8 @@ def _first_known(entries: list[tuple[str, Any]], where: str, problems: Problems)
             assert fields is not None
             return reader(fields, problems)
         entry.value(name)
-        problems.note(f"{path} is {shown(name)}, which is not known, and passed over")
-        passed.append(shown(name))
+        problems.note(f"{path} is {in_json(name)}, which is not known, and passed over")
+        passed.append(in_json(name))
     problems.error(f"{where} has {', '.join(passed) or 'no entry'}; expected at least one of {_known()}")
     return None
 

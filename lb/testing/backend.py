@@ -38,6 +38,7 @@ from typing import Any
 
 import grpc
 
+from lb.core.outcome import PUSHBACK_KEY
 from lb.core.target import join_host_port
 
 __all__ = [
@@ -69,7 +70,6 @@ STREAM_STREAM = f"/{SERVICE}/StreamStream"
 METHODS = (UNARY_UNARY, UNARY_STREAM, STREAM_UNARY, STREAM_STREAM)
 
 NAME_KEY = "lb-backend"
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 Pairs = tuple[tuple[str, str | bytes], ...]
 _Context = grpc.aio.ServicerContext[bytes, bytes]

@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import pytest
 
+from lb.core.outcome import PUSHBACK_KEY
 from lb.testing import Backend
 from lb.testing.backend import (
     METHODS,
     NAME_KEY,
-    PUSHBACK_KEY,
     Gate,
     answered_by,
     echo,

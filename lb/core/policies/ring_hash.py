@@ -16,7 +16,6 @@ A change costs O(points of who changed); the first ring is O(n log n), some 0.1 
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from struct import unpack
 from typing import ClassVar
 
 from lb.core import checks
+from lb.core.headers import legal_key
 from lb.core.outcome import Outcome
 from lb.core.policies.base import CallInfo, Candidate, Picker
 
@@ -38,7 +38,6 @@ MOST_POINTS = 32
 PROBES = 5
 
 _RING = 1 << 64
-_KEY = re.compile(r"[0-9a-z_.-]+")
 
 Key = str | bytes | None
 
@@ -97,7 +96,7 @@ class RingHash:
     def __post_init__(self) -> None:
         if not callable(self.key):
             checks.string("RingHash.key", self.key)
-            if not _KEY.fullmatch(self.key):
+            if not legal_key(self.key):
                 raise ValueError(f"RingHash.key is {checks.shown(self.key)}; expected a metadata key in lower case")
         checks.number("RingHash.bound", self.bound, least=1, above=True)
 
