@@ -63,7 +63,7 @@ class State(enum.Enum):
     HALF_OPEN = "half_open"
 
 
-# Reading a member of an enum costs more than reading a global, and these stand on the hot path.
+# Reading a member of an enum takes longer than reading a global, and every call does it.
 _CLOSED = State.CLOSED
 _SUCCESS, _IGNORED = Verdict.SUCCESS, Verdict.IGNORED
 
@@ -193,7 +193,7 @@ class BreakerState:
         self.generation = REFUSED + 1
         self.last: Transition | None = None
         self.openings = 0
-        """How often it opened since it was CLOSED last: more than once means that a probe failed."""
+        """How often it has opened since it was CLOSED last. More than once means that a probe failed."""
         self.blamed = ""
         """Why it was blamed, in words, when that is what opened it last; else empty."""
         self._failures = 0  # in a row
@@ -216,8 +216,8 @@ class BreakerState:
     def acquire(self, now: float) -> int:
         """A permit, to be given back by ``release`` or one of its kin; ``REFUSED`` (0) when not admitted.
 
-        When an OPEN breaker's time is up it becomes HALF_OPEN, and the permit is its probe's. A caller that has to
-        call although it was refused (panic: every endpoint is refused) goes on with the 0, and that outcome decides
+        When an OPEN breaker's time is up it becomes HALF_OPEN, and the permit is that of its probe. A caller that has
+        to call although it was refused (panic: every endpoint refuses) uses the 0, and that outcome decides
         nothing.
         """
         if self.state is _CLOSED:
@@ -261,10 +261,10 @@ class BreakerState:
         return self._open(now, rng, reason) if reason else None
 
     def late(self, permit: int, now: float, rng: Random) -> Transition | None:
-        """Return a permit whose call was answered by another endpoint, though this one had far more time.
+        """Return the permit of a call that another endpoint answered, although this one had far more time.
 
-        That counts into the failures in a row, not into the share: a healthy endpoint is late now and
-        then, one that hangs or has become far slower is late each time. A late probe has failed.
+        It counts as a failure in a row, but not in the share: a healthy endpoint is late now and
+        then, while one that hangs or has become far slower is late each time. A late probe has failed.
         """
         if permit != self.generation or self.state is not _CLOSED:
             return self._return_probe(permit, Verdict.FAILURE, now, rng)

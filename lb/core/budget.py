@@ -1,15 +1,13 @@
 """The retry budget: retries may be a share of the calls, and a few a second on top.
 
-A fixed number of retries per call multiplies the load on a service that is down: three
-services deep, three tries each make 27 calls of one. A budget bounds the *sum*: with
-``ratio=0.2`` retries add at most a fifth to the traffic, however many calls fail. The floor
-``min_per_s`` lets a client with little traffic retry at all.
+A fixed number of retries per call multiplies the load on a service that is down: with three tries at each of three
+levels one call becomes 27. A budget limits the *sum*: with ``ratio=0.2`` retries add at most a fifth to the traffic,
+however many calls fail. ``min_per_s`` lets a client with little traffic retry at all.
 
 The rules are those of finagle (``RetryBudget``: ttl 10 s, 10 retries a second, 20 %) and
 tower (``retry/budget/tps_budget.rs``): a call deposits ``ratio`` of a retry, a retry
-withdraws one, both are forgotten after ``ttl_s``, and the reserve of ``min_per_s * ttl_s``
-retries is always there. The reserve may be spent at once; what is spent comes back
-``ttl_s`` later.
+withdraws one, and both are forgotten after ``ttl_s``. A reserve of ``min_per_s * ttl_s``
+retries is there from the start. It may be spent at once; what is spent comes back ``ttl_s`` later.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ class Budget:
 
 
 class BudgetState:
-    """What one channel has saved and spent. ``now`` is in monotonic seconds."""
+    """What one channel has deposited and withdrawn. ``now`` is in monotonic seconds."""
 
     __slots__ = ("_ratio", "_reserve", "_window", "settings")
 

@@ -1,16 +1,16 @@
 """How many calls may run at once: a fixed number, or one that follows the latency.
 
 A limit turns a queue that grows without bound, somewhere behind the endpoint, into a short one
-here. Per endpoint of a channel it keeps the calls in flight below what the server takes
+here. For each endpoint of a channel it keeps the calls in flight below the number that the server takes
 (``MAX_CONCURRENT_STREAMS``: above it core queues silently, and grpcio's servers refuse streams, from
-which `StreamLimit` learns); a server may use the same limit.
+which `StreamLimit` learns). A server may use the same limit.
 
 The adaptive limit is Netflix's *Gradient2* (concurrency-limits, ``Gradient2Limit.java``): the
 ratio of the long-term latency to that of the newest call says whether a queue is building up.
 While it is below 1 the limit shrinks by that ratio, else it grows by its own square root; both
-smoothed. An overload refusal or a time-out takes a tenth off at once. One thing differs: while the
-limit is full, the long-term latency rises fifty times slower. Theirs follows the queue that the
-limit itself lets in, so that a server which is always full drives it up to its upper bound.
+smoothed. A refusal for overload or a time-out takes a tenth off at once. One thing differs: while the
+limit is reached, the long-term latency rises fifty times slower. Theirs follows the queue that the
+limit itself lets in, so a server that is always full drives the limit up to its upper bound.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ConcurrencyLimit:
 
 
 class LimitState:
-    """One endpoint's limit. ``limit`` is how many may run at once now; whoever asks counts them."""
+    """One endpoint's limit. ``limit`` is how many calls may run at once now; the caller counts them."""
 
     __slots__ = ("_exact", "_long_s", "_samples", "limit", "settings")
 
@@ -113,7 +113,7 @@ class LimitState:
             self._set(self._exact * _BACKOFF)
 
     def grows(self, in_flight: int, now: float) -> bool:
-        """Whether there is room for one more by now, though it is full. Never: only answers make it grow."""
+        """Whether there is room for one more by now, although it is reached. Never: only answers make it grow."""
         return False
 
     def _set(self, exact: float) -> None:
@@ -127,13 +127,12 @@ class LimitState:
 class StreamLimit:
     """How many streams a server takes on a connection, as far as its refusals tell (REFUSED_STREAM).
 
-    HTTP/2 tells a client that number, but some servers (grpcio's) refuse streams below it: they count those that
-    have ended and are not cleaned up yet. So it is learnt: a refusal lowers it to what was in flight then. While it
-    is what bounds the calls it grows by a twentieth, after a pause that every refusal doubles: after 1 s first and
-    after a minute at most, since each time may cost a call that may not be sent again. It is forgotten with its
-    connection.
+    HTTP/2 tells a client that number, but some servers (grpcio's) refuse streams below it: they also count those that
+    have ended and are not cleaned up yet. So it is learnt: a refusal lowers it to the number of calls in flight at that
+    moment. While the limit is reached it grows by a twentieth, after a pause that every refusal doubles (from 1 s to a
+    minute), since each try may cost a call that cannot be sent again. It is forgotten with its connection.
 
-    ``own`` is the endpoint's limit by settings, or None; the smaller one counts.
+    ``own`` is the endpoint's limit by the user's settings, or None; the smaller one counts.
     """
 
     __slots__ = ("_exact", "_grow_at", "_grown", "_pause_s", "own")
@@ -151,7 +150,7 @@ class StreamLimit:
         return self._exact if self.own is None else min(self._exact, self.own.limit)
 
     def refused(self, in_flight: int, now: float) -> None:
-        """A stream was refused while so many others ran."""
+        """A stream was refused while ``in_flight`` others ran."""
         if self._grown:  # else it comes with others, which said the same
             self._grown = False
             self._pause_s = min(2 * self._pause_s, _PROBE_MOST_S)
@@ -169,7 +168,7 @@ class StreamLimit:
             self.own.overloaded()
 
     def grows(self, in_flight: int, now: float) -> bool:
-        """Whether there is room for one more by now, though it is full."""
+        """Whether there is room for one more by now, although it is reached. Then it has grown."""
         if now < self._grow_at or (self.own is not None and in_flight >= self.own.limit):
             return False
         self._exact += max(1, self._exact // _PROBE_SHARE)

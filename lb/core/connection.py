@@ -11,9 +11,9 @@ from random import Random
 from lb.core import checks
 
 STOOD_S = 1.0
-"""A connection that stood for so long, or for ``Connection.max_backoff_s`` if that is less, was no failure."""
+"""A connection that lasted this long, or for ``Connection.max_backoff_s`` if that is less, was no failure."""
 DOUBT_S = 0.01
-"""So long a connection must stand before it is used, when the one before ended too soon."""
+"""How long a connection must last before it is used, when the one before it ended too soon."""
 JITTER = 0.2
 """A pause is longer or shorter by up to this share, as gRPC's own backoff is."""
 _MOST_S = 2e6  # more milliseconds than core counts in 32 bits
@@ -84,10 +84,10 @@ class Connection:
 
 
 class Pace:
-    """When the next connection to an endpoint may be made, by how long the last ones stood.
+    """When the next connection to an endpoint may be made, by how long the last ones lasted.
 
-    Core's own backoff is for attempts that fail. A server that accepts and hangs up (it is full, a proxy in front of
-    it has nobody behind, it speaks another dialect) would be connected to hundreds of times a second.
+    Core's own backoff is for attempts that fail. Without this, a server that accepts and hangs up (it is full, it is a
+    proxy without a server behind it, it speaks another protocol) would be connected to hundreds of times a second.
     """
 
     __slots__ = ("_longest_s", "_pause_s", "_rng", "_shortest_s", "short")
@@ -100,7 +100,7 @@ class Pace:
         """How many connections in a row ended too soon."""
 
     def ended(self, stood_s: float, *, answered: bool) -> float:
-        """A connection ended after so many seconds, and had ``answered`` calls or none.
+        """A connection ended that had lasted ``stood_s`` seconds; ``answered``: a call on it had an answer.
 
         Returns how many seconds to wait before the next one is made.
         """
@@ -115,7 +115,7 @@ class Pace:
 
     @property
     def doubt_s(self) -> float:
-        """How long a new connection must stand before calls are sent on it, in seconds."""
+        """How long a new connection must last before calls are sent on it, in seconds."""
         return DOUBT_S if self.short else 0.0
 
     def __repr__(self) -> str:

@@ -1,20 +1,20 @@
-"""Which endpoints are left out together: the pool's word on what each breaker says.
+"""How many endpoints may be out of use at once, whatever their breakers say.
 
 A breaker knows its own endpoint only. Left alone, breakers could empty the pool when all
-endpoints fail for a reason of their own (a bad request, a database that all share). So:
+endpoints fail for one reason (a bad request, a database that all share). So:
 
-- never the last one: when every breaker refuses, those are used whose breaker opened the fewest
-  times in a row (*panic*): after a stall of the client all breakers are open for the first time,
-  but that of an endpoint that is really gone has failed a probe or two before. In a larger pool these
-  must be ``panic_share`` of it, or all are used: chance may leave one to bear the load of a hundred;
-- in a pool of at most ``small`` all but one may be ejected: with 2 to 5 replicas a share would
-  round down to none, or keep a broken one in use;
-- in a larger pool at most ``max_share`` of it is ejected, but one in any case (unless the share is 0); of those
-  that are too many, the ones that may be tried again soonest stay in use;
-- and when less than ``panic_share`` of a larger pool can be used at all (connected and
+- The last endpoint is never left out. When every breaker refuses, the endpoints whose breaker opened the fewest
+  times in a row are used (*panic*). After a stall of the client all breakers are open for the first time, while
+  that of an endpoint that is really gone has failed a probe or two before. In a larger pool these endpoints
+  must be ``panic_share`` of it, or all are used, so that a single one does not bear the load of a hundred.
+- In a pool of at most ``small`` endpoints all but one may be ejected. With 2 to 5 replicas a share would
+  round down to none, or keep a broken one in use.
+- In a larger pool at most ``max_share`` of it is ejected, but at least one endpoint may be (unless the share is 0). If
+  more breakers are open, the endpoints that may be probed soonest stay in use.
+- When less than ``panic_share`` of a larger pool can be used at all (connected and
   admitted), all that are connected are used: the few that are left would break under the
-  load of all (Envoy's panic threshold). Who was never connected is not part of the pool: an
-  address that no route leads to (a name's AAAA records where there is no IPv6) has never borne any load.
+  load of all (Envoy's panic threshold). An endpoint that was never connected is not part of the pool: an
+  address without a route (a name's AAAA records where there is no IPv6) has never borne any load.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Ejection:
     def pool(
         self, ready: Sequence[Candidate], refusing: Sequence[Candidate], known: int
     ) -> tuple[Sequence[Candidate], str]:
-        """Who may be picked, in the order of ``ready``, and why this is panic, if it is; else an empty text.
+        """The candidates that may be picked, in the order of ``ready``; and why this is panic, empty if it is not.
 
         ``ready`` are the connected candidates, ``refusing`` those of them whose breaker refuses,
-        ``known`` is the number of all that are connected, or were.
+        ``known`` is the number of all that are or ever were connected.
         """
         if not refusing:
             return ready, ""

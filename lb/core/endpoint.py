@@ -42,12 +42,12 @@ class Endpoint:
     zone: str = ""
     # A factory: before 3.12 a mappingproxy has no hash, and dataclasses refuse it as a default.
     metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
-    # Made once: a set of 10,000 is compared by it at each change.
+    # Computed once: a set of 10,000 is compared by it at each change.
     key: tuple[str, str] = field(init=False, repr=False, compare=False)
     """``(id, address)``. An endpoint with the same key as before is the same instance, and keeps its connection."""
 
     def __post_init__(self) -> None:
-        # A set has thousands: what is as it should be is seen at once.
+        # Sets have thousands of endpoints: this is the quick check, for those that are right.
         if (
             type(self.address) is not str
             or not self.address

@@ -1,9 +1,9 @@
-"""Hedging: a second attempt elsewhere while the first has not answered, and the first answer wins.
+"""Hedging: a second attempt elsewhere while the first has not answered; the first answer wins.
 
-It cuts the tail that one slow endpoint makes: with a delay at the method's 95th percentile it
-costs at most 5 % more attempts (Dean and Barroso, *The Tail at Scale*, 2013). Drawn from the
-retry budget, never for a method that is not idempotent, and always on another endpoint
-(gRFC A6 lets hedges meet again; ours do not).
+It cuts the tail latency that one slow endpoint causes: with a delay at the method's 95th percentile it
+costs at most 5 % more attempts (Dean and Barroso, *The Tail at Scale*, 2013). Hedges are paid from the
+retry budget, are never made for a method that is not idempotent, and always go to another endpoint
+(gRFC A6 lets two attempts go to one).
 
 Of the four kinds of call, those with one request and one response are hedged.
 """

@@ -1,12 +1,12 @@
 """Whether a failed attempt is tried again, and after how long.
 
 The settings are tenacity's strategies: ``stop``, ``wait`` and ``retry`` objects that users
-know and can combine. They are consulted only after a failure, so a call that succeeds at
-once never meets them. tenacity's own driver is not used: it sleeps by itself and reads the
-clock; here the instants of its ``RetryCallState`` are overwritten from ``now``.
+know and can combine. They are asked only after a failure, so a call that succeeds at
+once never uses them. tenacity's own driver is not used, since it sleeps and reads the
+clock itself; here the instants of its ``RetryCallState`` are overwritten from ``now``.
 
-The wait is taken as tenacity computes it, and jitter is drawn on top from the channel's own
-``rng`` (+-20 % unless told otherwise, gRFC A6), so that a seeded run repeats. A user's
+The wait is the one that tenacity computes. Jitter is added from the channel's own
+``rng`` (+-20 % by default, gRFC A6), so that a seeded run repeats. A user's
 ``wait_random*`` is accepted, but it draws from the global ``random`` and does not repeat.
 """
 
@@ -139,11 +139,10 @@ def decide(
     now: float,
     rng: Random,
 ) -> Again | GiveUp:
-    """What the settings say of a failed, uncommitted attempt (the budget is not asked here).
+    """What follows a failed, uncommitted attempt by these settings (the budget is not asked here).
 
-    ``attempts`` counts those made so far, ``step`` those since the server's last push-back (the wait
-    goes by that), ``started_at`` is when the call began and ``slept_s`` the time spent waiting
-    between its attempts.
+    ``attempts`` is the number of attempts so far, ``step`` the number since the server's last push-back (it decides the
+    wait), ``started_at`` is when the call began and ``slept_s`` how many seconds it has waited between its attempts.
     """
     if not settings.enabled:
         return GiveUp("retries are off")

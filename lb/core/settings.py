@@ -1,4 +1,4 @@
-"""Everything a user may set of a channel, checked once and alike for asyncio and threads."""
+"""All settings of a channel, checked in one place for asyncio and threads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENABLE_RETRIES = "grpc.enable_retries"
 
 
 def channel_options(options: object) -> tuple[tuple[str, Any], ...]:
-    """Channel options as grpcio takes them. Raises ``TypeError`` or ``ValueError`` for what are no pairs."""
+    """Channel options as grpcio takes them. Raises ``TypeError`` or ``ValueError`` if they are not pairs."""
     return checks.pairs("options", options, "('grpc.keepalive_time_ms', 30000)")
 
 
@@ -86,10 +86,10 @@ _NO_BREAKER = Breaker(consecutive_failures=None, failure_ratio=None, refused_s=N
 
 @dataclass(frozen=True, slots=True)
 class ForMethod:
-    """What holds for one method. ``hedging`` is None unless the method may run twice.
+    """The settings that hold for one method. ``hedging`` is None unless the method may run twice.
 
-    ``timeout_s`` bounds each call, ``default_timeout_s`` those that give no timeout. ``entries`` are those of
-    ``Retry.idempotent`` and ``methods`` that the method goes by. ``doubt`` says what was given and is not used.
+    ``timeout_s`` limits every call, ``default_timeout_s`` those that give no timeout. ``entries`` are the names in
+    ``Retry.idempotent`` and ``methods`` that match the method. ``doubt`` says what was given and is not used.
     """
 
     retry: Retry
@@ -124,13 +124,13 @@ class Settings:
 
     @property
     def entries(self) -> set[str]:
-        """The names in ``Retry.idempotent`` and ``methods``: a method that is called should go by each."""
+        """The names in ``Retry.idempotent`` and ``methods``. Each should match a method that is called."""
         return {*self.retry.idempotent, *self.methods}
 
     def method(self, name: str, *, declared_idempotent: bool) -> ForMethod:
-        """What holds for ``/package.Service/Method``; ``declared_idempotent`` is what its proto says.
+        """The settings of ``/package.Service/Method``; ``declared_idempotent``: its proto says that it is.
 
-        The more specific one stands first: the entry in ``methods`` (of the method, else of its service), then the
+        The most specific setting wins: the entry in ``methods`` (of the method, else of its service), then the
         service config's, then what was given for all methods.
         """
         config = self.config.method(name)
@@ -153,11 +153,11 @@ class Settings:
         )
 
     def _hedging(self, config: MethodConfig) -> Hedging | Literal[False] | None:
-        """What the document or the channel says; the channel may turn off the document's, as with retries."""
+        """The document's or the channel's. The channel may turn off the document's, as with retries."""
         return self.hedging if self.hedging is False else config.hedging or self.hedging
 
     def _retry(self, config: MethodConfig, hedging: Hedging | None) -> Retry:
-        """The channel's retries, as far as the document says nothing else of the method."""
+        """The document's retries for the method, or the channel's."""
         ours, theirs = self.retry, config.retry
         if hedging is not None and hedging is config.hedging:
             # When all hedges have failed there is no further attempt (gRFC A6).
@@ -169,14 +169,14 @@ class Settings:
         return replace(theirs, attempt_timeout_s=limit_s, enabled=ours.enabled)
 
     def core_config(self) -> str | None:
-        """What core itself must know, as its service config: message sizes; None: nothing.
+        """The service config for core itself: message sizes only; None when there are none.
 
-        Everything else in a user's document is ours to do; given to core too, it would be done twice.
+        All else in a user's document is done here. If core got it as well, it would be done twice.
         """
         document: dict[str, Any] = {}
         methods = self.config.methods
         if any(m.max_request_bytes is not None or m.max_response_bytes is not None for m in methods.values()):
-            # All entries, also those without sizes: the most specific one stands alone.
+            # All entries, also those without sizes: only the most specific one counts.
             document["methodConfig"] = [{"name": [_name(key)], **_sizes(method)} for key, method in methods.items()]
         return json.dumps(document) if document else None
 
@@ -210,22 +210,22 @@ def settings(
     methods: Mapping[str, MethodSettings] | None = None,
     options: tuple[tuple[str, Any], ...] = (),
 ) -> Settings:
-    """Check and complete what a user gave.
+    """Check what a user gave, and fill in the defaults.
 
-    A service config may also stand among the ``options`` (``grpc.service_config``), as for grpcio.
-    What it says of a *method* wins over ``retry`` and ``hedging``, which are for all methods; but
-    ``enabled=False`` turns its retries off, too (gRFC A6, *Disabling retries*), and an
-    ``attempt_timeout_s`` holds where its ``retryPolicy`` names none; ``hedging=False`` turns its hedging off. What
+    A service config may also be one of the ``options`` (``grpc.service_config``), as for grpcio.
+    What it says of a *method* wins over ``retry`` and ``hedging``, which are for all methods. But
+    ``enabled=False`` also turns its retries off (gRFC A6, *Disabling retries*), an
+    ``attempt_timeout_s`` holds if its ``retryPolicy`` has none, and ``hedging=False`` turns its hedging off. What
     ``methods`` says of a method wins over both. A ``policy`` or ``health`` given
-    here wins over the document's. False for ``retry``, ``breaker``, ``hedging`` or ``limit`` is "off", None the
-    default. The option ``grpc.enable_retries`` with 0 means ``retry=False``, unless a ``retry`` is given.
+    here wins over the document's. False for ``retry``, ``breaker``, ``hedging`` or ``limit`` means "off", None means
+    the default. The option ``grpc.enable_retries`` with 0 means ``retry=False``, unless a ``retry`` is given.
 
     Raises:
         ValueError: a bad value; the message names it.
         TypeError: an object of another kind; the message names what is expected.
     """
     if service_config is None:
-        service_config = _option(options, SERVICE_CONFIG_OPTION)  # what is no text core refuses by itself
+        service_config = _option(options, SERVICE_CONFIG_OPTION)  # core itself refuses what is not a string
         if isinstance(service_config, bytes):  # core takes them, too
             service_config = service_config.decode(errors="surrogateescape")
         service_config = service_config if isinstance(service_config, str) else None
@@ -275,7 +275,7 @@ def _methods(methods: object) -> Mapping[str, MethodSettings]:
 
 
 def _option(options: tuple[tuple[str, Any], ...], name: str) -> Any:
-    """The first of that name, as core takes it; None if there is none."""
+    """The first option of that name, which is the one that core takes; None if there is none."""
     return next((value for given, value in options if given == name), None)
 
 

@@ -1,20 +1,19 @@
-"""Retry throttling as gRPC's service config has it (gRFC A6), in the place of `lb.core.budget`.
+"""Retry throttling as gRPC's service config defines it (gRFC A6); it replaces `lb.core.budget`.
 
-A counter begins full, with ``max_tokens``. An attempt that failed in a way that could be retried
-(or whose server said by push-back not to) takes one token; one that succeeded brings
-``token_ratio``. While no more than half is left, nothing is retried and nothing hedged; first
-attempts always go out. So retries stop when more than about ``token_ratio`` of the attempts fail.
+A counter starts full, with ``max_tokens``. An attempt that failed in a way that could be retried
+(or whose server said by push-back not to retry) takes one token. One that succeeded adds
+``token_ratio``. While half of the tokens or less is left, no call is retried or hedged; first
+attempts are always sent. So retries stop when more than about ``token_ratio`` of the attempts fail.
 
-A failure counts before a retry is asked for, and also where none can follow: the call is committed,
-or has had all its attempts. Not counted are attempts that no server processed (A6's transparent
-retries) and those that the caller ended. Core does the same, but for push-back that comes with a
-code that is not retried (A6 counts it); Java and Go pass over committed calls. What "could be
-retried" is said by the document's codes and, beside them, by the table of verdicts
+A failure counts before a retry is asked for, and also if none can follow: the call is committed,
+or has had all its attempts. Attempts that no server processed (A6's transparent
+retries) and those that the caller ended do not count. Core does the same, except for push-back that comes with a
+code that is not retried (A6 counts it). Java and Go do not count committed calls. What "could be
+retried" is decided by the document's codes and by the table of verdicts
 (`lb.core.outcome`). All methods of a channel count together.
 
-Where a budget counts calls and retries, this counts successes and failures. It is asked in the
-same words (`deposit`, `withdraw`, `balance`) and wants to be told two things more:
-`succeeded` and `failed`.
+A budget counts calls and retries; this counts successes and failures. It has the same
+methods (`deposit`, `withdraw`, `balance`), and two more: `succeeded` and `failed`.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ class Throttle:
     """Settings of a retry throttle. One object may serve many channels.
 
     Args:
-        max_tokens: the counter's start and upper bound, a whole number >= 1.
-        token_ratio: what a success brings, >= 0.001; digits after the third are ignored.
+        max_tokens: the number of tokens at the start, and the most there can be; a whole number >= 1.
+        token_ratio: how many tokens a success adds, >= 0.001; decimal places after the third are ignored.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
@@ -58,7 +57,7 @@ class Throttle:
 
 
 class ThrottleState:
-    """What is left of one channel's tokens. It knows no time: ``now`` is there for the common words."""
+    """The tokens of one channel. They do not depend on time: ``now`` is there because a budget's methods have it."""
 
     __slots__ = ("_gain", "_half", "_most", "_tokens", "settings")
 
@@ -70,7 +69,7 @@ class ThrottleState:
         self._half = self._most // 2
 
     def deposit(self, now: float) -> None:
-        """A call began: that says nothing yet."""
+        """A call began: this changes nothing."""
 
     def succeeded(self) -> None:
         """An attempt ended OK."""
@@ -85,7 +84,7 @@ class ThrottleState:
         return self._tokens > self._half
 
     def balance(self, now: float) -> float:
-        """How many failures it takes until nothing is retried, >= 0. Changes nothing."""
+        """After how many more failures no call is retried, >= 0. Changes nothing."""
         return float(max(0, -((self._half - self._tokens) // _MILLI)))
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""A token bucket: so many a second, so many at once.
+"""A token bucket: ``rate`` tokens a second, ``burst`` at once.
 
-Kept as one instant instead of a count ("generic cell rate algorithm", ITU-T I.371): the
-bucket remembers when it will be full again. There is nothing to refill, so reading never
+It stores one instant instead of a count ("generic cell rate algorithm", ITU-T I.371): when the
+bucket will be full again. Nothing has to be refilled, so reading never
 writes, and an idle bucket costs nothing.
 """
 
@@ -11,7 +11,7 @@ import math
 
 from lb.core import checks
 
-# Waiting exactly as long as told must be enough, although `now + wait` was rounded.
+# Waiting exactly as long as `wait` says must be enough, although `now + wait` was rounded.
 _SLACK_S = 1e-9
 
 
