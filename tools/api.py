@@ -56,10 +56,10 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "Tests of your own code": (
         "An example: [test_with_lb_testing.py](../examples/test_with_lb_testing.py).",
-        "lb.testing.Backend lb.testing.backend.Step lb.testing.backend.echo lb.testing.backend.fail"
-        " lb.testing.backend.pushback lb.testing.backend.hold lb.testing.backend.hang lb.testing.backend.Gate"
-        " lb.testing.backend.Received lb.testing.backend.answered_by lb.testing.Agent lb.testing.FakeClock"
-        " lb.testing.clock.Timer",
+        "lb.testing.fixtures lb.testing.Backend lb.testing.backend lb.testing.backend.Step lb.testing.backend.echo"
+        " lb.testing.backend.fail lb.testing.backend.pushback lb.testing.backend.hold lb.testing.backend.hang"
+        " lb.testing.backend.Gate lb.testing.backend.Received lb.testing.backend.answered_by lb.testing.Agent"
+        " lb.testing.FakeClock lb.testing.clock.Timer",
     ),
     "A resolver of your own": (
         "An example: [own_resolver.py](../examples/own_resolver.py).",
@@ -169,14 +169,13 @@ class Writer:
 
     def entry(self, name: str, *, members: bool) -> Iterator[str]:
         """Heading, signature, docstring and members of one class or function."""
-        package, _, attribute = name.rpartition(".")
-        found = getattr(importlib.import_module(package), attribute)
+        found = _found(name)
         home = found.__name__ if inspect.ismodule(found) else f"{found.__module__}.{found.__qualname__}"
         told = self._source[home.removeprefix("lb.")]
         file = f"{told.module.path.replace('.', '/')}{'/__init__' if told.module.is_package else ''}.py"
         yield f"### {name}"
         if not (inspect.ismodule(found) or name in MADE_ELSEWHERE or _is_protocol(found)):
-            yield from _fenced(_signature(attribute, found))
+            yield from _fenced(_signature(name.rpartition(".")[2], found))
         yield from self.docstring(told)
         if members and inspect.isclass(found):
             yield from self._members(found, told)
@@ -253,6 +252,12 @@ class Writer:
         name = match[1].lstrip("~")
         anchor = self._anchors.get(name) or self._short.get(name)
         return f"[`{name}`](#{anchor})" if anchor else f"`{name}`"
+
+
+def _found(name: str) -> Any:
+    package, _, attribute = name.rpartition(".")
+    home = importlib.import_module(package)
+    return getattr(home, attribute) if hasattr(home, attribute) else importlib.import_module(name)
 
 
 def _is_protocol(found: Any) -> bool:

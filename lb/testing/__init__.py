@@ -1,10 +1,9 @@
-"""For tests, a user's own too: parts of a mesh that run inside a test.
+"""For tests of code that calls through `lb`: servers that do as they are told, a Consul, and a clock.
 
-``Agent``: a Consul agent that is embedded (:mod:`lb.testing.agent`).
-``Backend``: a gRPC server that does as it is told (:mod:`lb.testing.backend`).
-``FakeClock``: time that a test moves (:mod:`lb.testing.clock`).
-
-As fixtures of pytest: :mod:`lb.testing.fixtures`.
+- `lb.testing.Backend`: a gRPC server that does what a script says (``lb.testing.backend`` has the steps).
+- `lb.testing.Agent`: a small Consul agent, inside the test.
+- `lb.testing.FakeClock`: time that a test moves.
+- ``lb.testing.fixtures``: all of these as fixtures of pytest.
 """
 
 from __future__ import annotations

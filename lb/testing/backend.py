@@ -1,4 +1,4 @@
-"""A scripted gRPC server: it echoes, and misbehaves exactly as a test tells it to.
+"""A gRPC server for tests: it echoes, and fails as a script says.
 
 ::
 
@@ -7,8 +7,8 @@
         ...  # the first call fails, the second is refused, from the third on it echoes
         assert backend.received[0].metadata["x-user"] == "7"
 
-Four methods of ``lb.testing.Echo`` take and return plain bytes, so no stubs are needed
-(``channel.unary_unary(UNARY_UNARY)``):
+Four methods of the service ``lb.testing.Echo`` take and return bytes, so you need no stubs:
+``channel.unary_unary(UNARY_UNARY)``.
 
 ================  =====================================================================
 `UNARY_UNARY`     answers with the request
@@ -17,11 +17,10 @@ Four methods of ``lb.testing.Echo`` take and return plain bytes, so no stubs are
 `STREAM_STREAM`   answers each request with itself
 ================  =====================================================================
 
-Every answer carries the backend's name in the trailing metadata under `NAME_KEY`; headers are
-sent early only where a `Step` says so. A script is a list of steps, one consumed by each call;
-when it is used up, calls are echoed.
+Each answer has the backend's name in the trailing metadata, under `NAME_KEY` (see `answered_by`). A script is a list
+of steps, one for each call. After the last step calls are echoed.
 
-Servicers of your own are served beside these, and go by the same script. Where it is used up, they answer::
+Servicers of your own follow the same script, and answer where it has ended::
 
     Backend(add=lambda server: add_CatalogServicer_to_server(Catalog(), server))
 """
@@ -78,17 +77,17 @@ _REBIND_S = 5.0
 
 
 class Gate:
-    """Holds calls back until it is opened; it stays open."""
+    """Holds calls back until it is opened. It stays open. See `hold`."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def open(self) -> None:
-        """Let everyone through."""
+        """Let all calls through."""
         self._event.set()
 
     async def wait(self) -> None:
-        """Return once it is open."""
+        """Wait until it is open."""
         await self._event.wait()
 
     def __repr__(self) -> str:
@@ -97,12 +96,17 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one call gets.
+    """What one call gets. `echo`, `fail`, `pushback`, `hold` and `hang` make the usual ones.
 
-    In this order: the headers, if ``initial_metadata`` or ``headers`` asks for them; ``after``
-    messages as usual (requests read, and where responses stream, answered; a call with one
-    request and one response has none); a wait for ``gate``; then the end with ``code``, or for
-    OK the rest of the echo.
+    Args:
+        code: the status that the call ends with.
+        details: the words that come with it.
+        after: how many messages are handled first: requests read and, if responses are a stream, answered. It does not
+            count for calls with one request and one response.
+        gate: wait for this one before the end.
+        headers: send headers first, even if they are empty.
+        initial_metadata: headers to send first.
+        trailing_metadata: added to the trailing metadata.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.OK
@@ -115,7 +119,13 @@ class Step:
 
 
 def echo(*, headers: bool = False, initial_metadata: Pairs = (), trailing_metadata: Pairs = ()) -> Step:
-    """The plain answer; ``headers`` sends them before anything else, even when they are empty."""
+    """The usual answer.
+
+    Args:
+        headers: send headers first, even if they are empty.
+        initial_metadata: headers to send first.
+        trailing_metadata: added to the trailing metadata.
+    """
     return Step(headers=headers, initial_metadata=initial_metadata, trailing_metadata=trailing_metadata)
 
 
@@ -128,7 +138,16 @@ def fail(
     initial_metadata: Pairs = (),
     trailing_metadata: Pairs = (),
 ) -> Step:
-    """A failure with this status, after ``after`` messages."""
+    """The call ends with this status.
+
+    Args:
+        code: the status code.
+        details: the words that come with it.
+        after: how many messages are handled first.
+        headers: send headers first, even if they are empty.
+        initial_metadata: headers to send first.
+        trailing_metadata: added to the trailing metadata.
+    """
     return Step(
         code,
         details,
@@ -140,56 +159,74 @@ def fail(
 
 
 def pushback(value: int | str, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Step:
-    """A refusal that carries ``grpc-retry-pushback-ms`` (gRFC A6): milliseconds, below 0 for "never", or garbage."""
+    """The call is refused with push-back (gRFC A6).
+
+    Args:
+        value: ``grpc-retry-pushback-ms``: milliseconds to wait; below 0, or not a number: do not retry.
+        code: the status code.
+    """
     return fail(code, f"refused, push-back {value}", trailing_metadata=((PUSHBACK_KEY, str(value)),))
 
 
 def hold(gate: Gate, then: Step | None = None, *, after: int | None = None) -> Step:
-    """``then`` (an echo by default), but not before ``gate`` is open."""
+    """The call waits until ``gate`` is open.
+
+    Args:
+        gate: what it waits for.
+        then: what it gets after that. Default: the echo.
+        after: how many messages are handled before it waits. Default: as ``then`` says.
+    """
     step = then or Step()
     return replace(step, gate=gate, after=step.after if after is None else after)
 
 
 def hang(*, after: int = 0, headers: bool = False) -> Step:
-    """No answer ever, after ``after`` messages: the client has to give up (or the backend to stop)."""
+    """The call gets no answer: the client has to give up, or the backend to stop.
+
+    Args:
+        after: how many messages are handled first.
+        headers: send headers first.
+    """
     return Step(gate=Gate(), after=after, headers=headers)
 
 
 @dataclass(slots=True)
 class Received:
-    """One call as the backend saw it."""
+    """One call, as the backend saw it."""
 
     method: str
     """``/package.Service/Method``."""
     metadata: Mapping[str, str | bytes]
-    """The request's, a repeated key with its last value."""
+    """The request's metadata. A repeated key has its last value."""
     peer: str
-    """The client's end of the connection: two calls over one connection have the same."""
+    """The client's address. Calls over one connection have the same."""
     timeout_s: float | None
-    """Seconds to the deadline when the call arrived; None without one."""
+    """Seconds to the deadline when the call arrived; None without a deadline."""
     messages: list[Any] = field(default_factory=list)
-    """The requests: ``bytes``, or what a servicer of your own takes."""
+    """The requests so far: bytes, or what a servicer of your own takes."""
     half_closed: bool = False
-    """Whether the client said that no more messages follow."""
+    """Whether the client has said that no more messages follow."""
     ended: bool = False
-    """Whether it is no longer in flight: answered, or cancelled."""
+    """Whether the call is over: answered or cancelled."""
     cancelled: bool = False
-    """Whether it ended before it was answered."""
+    """Whether it was cancelled before it was answered."""
 
 
 class Backend:
-    """The server. Start and stop it as often as you like: it keeps its port and its records.
+    """The server. Use it as an async context manager, or call `start` and `stop`, as often as you like.
+
+    It keeps its port, its script and what it has received.
 
     Args:
-        name: told in the trailing metadata of each answer.
+        name: it is in the trailing metadata of each answer.
         host: the address to listen on.
-        port: 0 for a free one, which ``address`` then tells.
-        credentials: for TLS, as of ``grpc.ssl_server_credentials``.
+        port: 0 for a free one; ``address`` has it after the start.
+        credentials: for TLS, as from ``grpc.ssl_server_credentials``. Default: plain text.
         copies: how many messages `UNARY_STREAM` answers with.
-        options: of the ``grpc.aio.server``.
-        add: adds servicers of your own to the server, at each start. Their methods are ``async def``; one that a
-            generated base class leaves unimplemented is answered so.
-        interceptors: of the ``grpc.aio.server``; the script is innermost.
+        options: options of the ``grpc.aio.server``.
+        add: a function that adds servicers of your own to the server. It is called at each start. Their methods must be
+            ``async def``.
+        interceptors: of the ``grpc.aio.server``. They see a call before the script does.
     """
 
     def __init__(
@@ -207,16 +244,17 @@ class Backend:
         self.name = name
         self.copies = copies
         self.received: list[Received] = []
-        """Every call so far, in the order of their arrival."""
+        """All calls so far, in the order in which they arrived."""
         self.unknown: list[str] = []
-        """Methods that were asked for and that it does not have."""
-        self.in_flight = 0
+        """Names of methods that were called and that it does not have."""
+        self.in_flight: int = 0
+        """How many calls run now."""
         self._host = host
         self._port = port
         self._credentials = credentials
         self._options = (("grpc.so_reuseport", 0), *options)
         self._add = add
-        self._interceptors = (*interceptors, _Scripted(self))
+        self._interceptors = (*interceptors, _Scripted(self._scripted))
         self._steps: list[Step] = []
         self._always: Step | None = None
         self._server: grpc.aio.Server | None = None
@@ -226,11 +264,15 @@ class Backend:
 
     @property
     def address(self) -> str:
-        """``host:port``; the port is 0 until the first start."""
+        """``host:port``. The port is 0 before the first start, unless one was given."""
         return join_host_port(self._host, self._port)
 
     async def start(self) -> None:
-        """Listen. Raises ``RuntimeError`` when the port stays taken."""
+        """Listen.
+
+        Raises:
+            RuntimeError: the port is taken, and stays so.
+        """
         if self._server is not None:
             return
         deadline = asyncio.get_running_loop().time() + _REBIND_S
@@ -256,7 +298,7 @@ class Backend:
         self._server = server
 
     async def stop(self, grace: float | None = None) -> None:
-        """Stop listening. Without ``grace`` (seconds) connections and calls are cut off at once."""
+        """Stop listening. Running calls have ``grace`` seconds; by default they are cut off, with their connections."""
         server, self._server = self._server, None
         if server is not None:
             await server.stop(grace)
@@ -271,15 +313,15 @@ class Backend:
     # ---- what it does, and what it saw ----
 
     def script(self, *steps: Step) -> None:
-        """Append steps, one for each of the next calls."""
+        """Add steps, one for each of the next calls."""
         self._steps += steps
 
     def clear_script(self) -> None:
-        """Drop the steps that no call has come for."""
+        """Remove the steps that no call has used."""
         self._steps.clear()
 
     def always(self, step: Step | None) -> None:
-        """What calls get when the script is used up; None for the echo."""
+        """What calls get after the script. None: the echo."""
         self._always = step
 
     @property
@@ -288,10 +330,10 @@ class Backend:
         return [call.method for call in self.received]
 
     async def until(self, condition: Callable[[], object], within_s: float = 20.0) -> None:
-        """Wait until ``condition()`` is true; it is asked whenever something happened here.
+        """Wait until ``condition()`` is true. It is called each time something has happened here.
 
         Raises:
-            TimeoutError: it did not come true within ``within_s`` seconds.
+            TimeoutError: it was not true within ``within_s`` seconds.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
@@ -398,7 +440,7 @@ class Backend:
             yield [b"".join(call.messages)]
 
     def handler(self, method: str) -> Any:
-        """The handler of ``method``, for grpcio; None when there is no such method."""
+        """The handler of an echo method, for a server of your own. None if there is no such method."""
         if method not in METHODS:
             self.unknown.append(method)
             return None
@@ -411,7 +453,7 @@ class Backend:
         run = self._run if method in (UNARY_STREAM, STREAM_STREAM) else self._single
         return wrap(partial(run, method))
 
-    def scripted(self, method: str, handler: Any) -> Any:
+    def _scripted(self, method: str, handler: Any) -> Any:
         """The handler of a servicer's ``method``, which goes by the script first."""
         if handler.request_streaming:
             behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
@@ -462,14 +504,14 @@ Backends = Callable[..., Awaitable[list[Backend]]]
 class _Scripted(grpc.aio.ServerInterceptor):
     """Puts the backend's script before the handlers of a user's servicers."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, scripted: Callable[[str, Any], Any]) -> None:
+        self._scripted = scripted
 
     async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method in METHODS:
             return handler
-        return self._backend.scripted(handler_call_details.method, handler)
+        return self._scripted(handler_call_details.method, handler)
 
 
 class _Handlers(grpc.GenericRpcHandler):
@@ -489,5 +531,5 @@ async def _end(step: Step, context: _Context) -> None:
 
 
 def answered_by(trailing_metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
-    """The name of the backend whose trailing metadata this is; empty when it is nobody's."""
+    """The name of the backend that sent this trailing metadata. Empty if none did."""
     return str(dict(trailing_metadata or ()).get(NAME_KEY, ""))

@@ -23,7 +23,7 @@ __all__ = ["FakeClock", "Timer"]
 
 
 class Timer:
-    """One scheduled call. ``cancel`` may be called at any time, also after it ran."""
+    """A call that a `FakeClock` will make."""
 
     __slots__ = ("_run", "at")
 
@@ -38,7 +38,7 @@ class Timer:
         return self._run is not None
 
     def cancel(self) -> None:
-        """It does not run."""
+        """Do not make the call. It may be called at any time."""
         self._run = None
 
     def _fire(self) -> None:
@@ -51,14 +51,14 @@ class Timer:
 
 
 class FakeClock:
-    """Seconds on a clock of one's own. ``clock()`` reads it. Not thread-safe.
+    """A clock that stands still until a test moves it. ``clock()`` reads it, in seconds. Not thread-safe.
 
     Args:
-        now: what it shows at first, in seconds. Not 0 by default, as a real monotonic clock is
-            not: code that takes 0 for "never" shows itself.
+        now: what it shows at first, in seconds. It is not 0 by default, because a real monotonic clock is not either.
 
     Raises:
-        ValueError: ``now`` is not a finite number.
+        ValueError: ``now`` is not finite.
+        TypeError: ``now`` is not a number.
     """
 
     def __init__(self, now: float = 1000.0) -> None:
@@ -67,14 +67,15 @@ class FakeClock:
         self._scheduled = 0
 
     def __call__(self) -> float:
-        """The instant that it shows."""
+        """What it shows, in seconds."""
         return self._now
 
     def call_at(self, when: float, run: Callable[..., object], *arguments: Any) -> Timer:
-        """Call ``run(*arguments)`` at the instant ``when``; an instant that is past means: next.
+        """Call ``run(*arguments)`` when it shows ``when``. If that is in the past, it is called next.
 
         Raises:
-            ValueError: ``when`` is not a finite number.
+            ValueError: ``when`` is not finite.
+            TypeError: ``when`` is not a number.
         """
         timer = Timer(max(_seconds("when", when), self._now), lambda: run(*arguments))
         self._scheduled += 1
@@ -85,25 +86,28 @@ class FakeClock:
         """Call ``run(*arguments)`` after ``delay_s`` seconds.
 
         Raises:
-            ValueError: ``delay_s`` is not a finite number.
+            ValueError: ``delay_s`` is not finite.
+            TypeError: ``delay_s`` is not a number.
         """
         return self.call_at(self._now + _seconds("delay_s", delay_s), run, *arguments)
 
     def advance(self, seconds: float) -> None:
-        """Let so many seconds pass; what is due meanwhile runs, each at its own instant.
+        """Let this many seconds pass. What is due in that time is called, each at its own instant.
 
         Raises:
-            ValueError: ``seconds`` is negative or not a finite number.
+            ValueError: ``seconds`` is negative or not finite.
+            TypeError: ``seconds`` is not a number.
         """
         if _seconds("seconds", seconds) < 0:
             raise ValueError(f"seconds is {seconds!r}; expected a number >= 0, time does not go back")
         self.advance_to(self._now + seconds)
 
     def advance_to(self, when: float) -> None:
-        """Let time pass up to the instant ``when``, and run what is due until then (itself included).
+        """Let time pass until it shows ``when``. What is due by then is called, each at its own instant.
 
         Raises:
-            ValueError: ``when`` is past or not a finite number.
+            ValueError: ``when`` is in the past or not finite.
+            TypeError: ``when`` is not a number.
         """
         if _seconds("when", when) < self._now:
             raise ValueError(f"when is {when!r}; expected an instant >= {self._now!r}, time does not go back")
@@ -112,10 +116,10 @@ class FakeClock:
         self._now = when
 
     def run(self, most: int = 1_000_000) -> None:
-        """Run until nothing is scheduled any more.
+        """Let time pass until nothing more is due.
 
         Raises:
-            RuntimeError: after ``most`` events there was still one: what repeats for ever never ends.
+            RuntimeError: after ``most`` calls there was still one due, as when something repeats for ever.
         """
         for _ in range(most):
             if self._next() is None:

@@ -1,13 +1,14 @@
-"""Fixtures of pytest, with pytest-asyncio: ``pytest_plugins = ["lb.testing.fixtures"]`` in your ``conftest.py``.
+"""Fixtures of pytest. Write ``pytest_plugins = ["lb.testing.fixtures"]`` in your ``conftest.py``. They need
+pytest-asyncio.
 
 ================  ==================================================================================
 ``lb_backend``    a started `lb.testing.Backend`
-``lb_backends``   makes started ones: ``await lb_backends(3)``, with the arguments of `Backend`
-``lb_agent``      a started `lb.testing.Agent`, which ``CONSUL_HTTP_ADDR`` names while the test runs
+``lb_backends``   a function that starts several: ``await lb_backends(3)``, with arguments of `Backend`
+``lb_agent``      a started `lb.testing.Agent`; ``CONSUL_HTTP_ADDR`` has its address during the test
 ``lb_clock``      a `lb.testing.FakeClock`
 ================  ==================================================================================
 
-All of it is stopped when the test is over.
+They are stopped at the end of the test.
 """
 
 from __future__ import annotations
