@@ -8,7 +8,7 @@ from typing import Any
 
 from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 
-from lb.telemetry.metrics import Instruments
+from lb.telemetry.instruments import Instruments
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import lb
-from lb.telemetry.metrics import LATENCY_BOUNDS_S
+from lb.telemetry.instruments import LATENCY_BOUNDS_S
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, fail, hang
 from tests.transport.conftest import Fleet

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import lb
-from lb.telemetry import metrics
+from lb.telemetry import instruments
 from lb.testing import Backend
 from lb.testing.backend import fail, hang
 from tests.transport.conftest import Fleet
@@ -119,7 +119,7 @@ async def test_the_series_of_a_closed_channel_end(backend: Backend, monkeypatch:
     assert measured.points("lb.client.endpoints") == []
     assert measured.points("lb.client.retry_budget") == []
     assert measured.point("grpc.client.attempt.started").value == 1
-    monkeypatch.setattr(metrics, "FORGET_S", -1.0)
+    monkeypatch.setattr(instruments, "FORGET_S", -1.0)
     assert measured.points("grpc.client.attempt.started") == []
     async with channel_to(backend) as again:
         measured.of(again)

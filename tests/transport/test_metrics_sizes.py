@@ -12,7 +12,7 @@ import pytest
 import lb
 from lb.aio.calls import logical_call
 from lb.core.outcome import Origin, classify
-from lb.telemetry.metrics import SIZE_BOUNDS
+from lb.telemetry.instruments import SIZE_BOUNDS
 from lb.testing import Backend
 from lb.testing.backend import fail, hang
 from tests.sync import kit as sync_kit

@@ -1,0 +1,7 @@
+"""Fixtures of the telemetry's tests: those of the channel's."""
+
+from __future__ import annotations
+
+from tests.transport.conftest import backend, fleet, kind
+
+__all__ = ["backend", "fleet", "kind"]

@@ -1,0 +1,69 @@
+"""The names of OpenTelemetry that are not promised are where `lb` looks for them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import context, metrics
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagate import get_global_textmap
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+import lb.telemetry
+from lb.telemetry._opentelemetry import OF_TRACER, READABLE, by_the_standard, is_stand_in, suppressed
+from tests.transport.telemetry import NO_SDK
+
+ROOT = Path(lb.telemetry.__file__).parent
+FENCE = ROOT / "_opentelemetry.py"
+
+
+def test_of_the_api() -> None:
+    """The key of ``suppress_instrumentation()``, a composite propagator's parts, its own meter providers."""
+    key = context._SUPPRESS_INSTRUMENTATION_KEY
+    assert suppressed(context.set_value(key, True, context.Context()))
+    assert not suppressed(context.Context())
+    assert [type(part) for part in CompositePropagator([W3CBaggagePropagator()])._propagators] == [W3CBaggagePropagator]
+    found = get_global_textmap()
+    assert isinstance(found, CompositePropagator)
+    assert [type(part) for part in found._propagators] == [TraceContextTextMapPropagator, W3CBaggagePropagator]
+    assert by_the_standard()
+    assert is_stand_in(metrics.NoOpMeterProvider())
+    assert is_stand_in(metrics.get_meter_provider())
+
+
+def test_of_the_sdk() -> None:
+    """What a tracer is made of, who its processors are, what a sampler's children do, and how a span is made."""
+    sdk: Any = pytest.importorskip("opentelemetry.sdk.trace", reason=NO_SDK)
+    sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
+    provider = sdk.TracerProvider(shutdown_on_exit=False)
+    tracer = provider.get_tracer("lb")
+    assert [name for name in OF_TRACER if not hasattr(tracer, name)] == []
+    assert tracer.span_processor._span_processors == ()
+    provider.add_span_processor(processor := sdk.SpanProcessor())
+    assert tracer.span_processor._span_processors == (processor,)
+    assert hasattr(sdk.SpanProcessor, "_on_ending")
+    sampler = sampling.ParentBasedTraceIdRatio(0.5)
+    assert sampler._root.bound == 1 << 63
+    assert sampler._local_parent_sampled is sampling.ALWAYS_ON
+    assert tuple(inspect.signature(sdk.ReadableSpan.__init__).parameters) == READABLE
+    assert {"max_span_attributes", "max_span_attribute_length"} <= set(vars(tracer._span_limits))
+
+
+def test_it_is_read_nowhere_else() -> None:
+    """No other file of `lb` reads a private name of OpenTelemetry's, nor imports its SDK."""
+    known = {"_propagators", "_root", "_local_parent_sampled", "_span_processors", "_on_ending", "_SUPPRESS"}
+    known |= {name for name in OF_TRACER if name.startswith("_")}
+    for path in ROOT.parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opentelemetry"):
+                assert "sdk" not in (node.module or ""), path
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
+                assert "._" not in (node.module or ""), path
+            elif isinstance(node, ast.Attribute) and path != FENCE:
+                assert node.attr not in known, f"{path}:{node.lineno}"
