@@ -13,8 +13,9 @@ generated stubs, interceptors, health and reflection clients work on it unchange
 
 from __future__ import annotations
 
-from lb import aio, sync
-from lb._attempts import attempts
+from typing import TYPE_CHECKING
+
+from lb import aio
 from lb._version import __version__
 from lb.core.attempt import Attempt
 from lb.core.breaker import Breaker
@@ -24,31 +25,46 @@ from lb.core.connection import Connection
 from lb.core.ejection import Ejection
 from lb.core.endpoint import Endpoint, Listener, Resolution, Resolver
 from lb.core.hedging import Hedging
-from lb.core.orca import LoadReport
+from lb.core.later import later
 from lb.core.outcome import Origin, Outcome, Retryable, Verdict
-from lb.core.policies import (
-    P2C,
-    CallInfo,
-    Candidate,
-    Hooks,
-    LeastRequest,
-    Orca,
-    Picker,
-    PickFirst,
-    Policy,
-    Random,
-    RingHash,
-    RoundRobin,
-    SlowStart,
-    Subset,
-    WeightedRandom,
-    WeightedRoundRobin,
-    ZoneAware,
-)
+from lb.core.policies import CallInfo, Candidate, Hooks, Picker, Policy
 from lb.core.retry import Retry
 from lb.core.settings import MethodSettings
-from lb.core.snapshot import EndpointSnapshot, Snapshot
 from lb.shared.scopes import deadline, detached
+
+if TYPE_CHECKING:
+    from lb import sync
+    from lb._attempts import attempts
+    from lb.core.orca import LoadReport
+    from lb.core.policies import (
+        P2C,
+        LeastRequest,
+        Orca,
+        PickFirst,
+        Random,
+        RingHash,
+        RoundRobin,
+        SlowStart,
+        Subset,
+        WeightedRandom,
+        WeightedRoundRobin,
+        ZoneAware,
+    )
+    from lb.core.snapshot import EndpointSnapshot, Snapshot
+else:
+    from lb.core.policies import LATER
+
+    __getattr__ = later(
+        __name__,
+        {
+            **LATER,
+            "EndpointSnapshot": "lb.core.snapshot",
+            "LoadReport": "lb.core.orca",
+            "Snapshot": "lb.core.snapshot",
+            "attempts": "lb._attempts",
+            "sync": "lb.sync",
+        },
+    )
 
 __all__ = [
     "Attempt",

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lb.aio._incoming import incoming
-from lb.aio._registration import Registration, registration
 from lb.aio.channel import Channel, channel
+from lb.core.later import later
+
+if TYPE_CHECKING:
+    from lb.aio._registration import Registration, registration
+else:
+    __getattr__ = later(__name__, dict.fromkeys(("Registration", "registration"), "lb.aio._registration"))
 
 __all__ = ["Channel", "Registration", "channel", "incoming", "registration"]

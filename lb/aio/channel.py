@@ -14,9 +14,8 @@ import time
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from random import Random
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import grpc
 
@@ -44,13 +43,15 @@ from lb.core.proxy import proxied, resolved
 from lb.core.quantile import Quantile
 from lb.core.retry import Retry
 from lb.core.settings import NOT_COPIED, MethodSettings, Settings, channel_options, settings
-from lb.core.snapshot import Snapshot, snapshot
 from lb.core.target import DnsTarget, StaticTarget, parse_target
 from lb.core.throttle import ThrottleState
 from lb.core.unpicked import RESOLVER_GRACE_S
 from lb.shared import fork
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
+
+if TYPE_CHECKING:
+    from lb.core.snapshot import Snapshot
 
 _log = logging.getLogger("lb.channel")
 
@@ -375,6 +376,8 @@ class LogicalChannel:
         called = {method.name for method in self.methods.values()}
         alone = {name for name in called if not self.settings.entries.intersection(checks.entries(name))}
         forms = [form for name in sorted(alone) for form in checks.entries(name)]
+        from difflib import get_close_matches  # once in a process
+
         meant = sorted({form for name in names for form in get_close_matches(name, forms, n=1, cutoff=_CLOSE)})
         hint = f". Did you mean {', '.join(meant)}?" if meant else ""
         level = logging.WARNING if meant or self._unmatched == self.settings.entries else logging.INFO
@@ -804,6 +807,8 @@ class LogicalChannel:
 
     def snapshot(self) -> Snapshot:
         """See `Channel.snapshot`."""
+        from lb.core.snapshot import snapshot  # for those who look inside
+
         now = time.monotonic()
         return snapshot(self.balancer, self._budget.balance(now), now)
 

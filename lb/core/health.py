@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from lb.core.orca import varint
+from lb.core.wire import varint
 
 WATCH = "/grpc.health.v1.Health/Watch"
 PAUSE_S = 0.1

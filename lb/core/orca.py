@@ -16,6 +16,7 @@ from typing import Any
 
 from lb.core import checks
 from lb.core.outcome import REPORT_KEY
+from lb.core.wire import varint
 
 STANDARD_KEY = "endpoint-load-metrics-bin"
 """For grpcio's own policies, and for clients in other languages."""
@@ -144,16 +145,6 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
             at += 4
         else:
             raise ValueError(f"load report: field {number} has the unknown wire type {kind}")
-
-
-def varint(value: int) -> bytes:
-    """A number as protobuf writes it."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:

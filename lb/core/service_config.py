@@ -18,7 +18,7 @@ docs/service_config.md has the rules field by field, and where ours are not grpc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -27,66 +27,13 @@ from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
 from lb.core.documents import Fields, Problems, fields_of, in_json, read
 from lb.core.hedging import MOST_ATTEMPTS, Hedging
+from lb.core.method_config import MethodConfig, ServiceConfig
 from lb.core.outcome import Origin
-from lb.core.policies import Policy
 from lb.core.retry import AttemptError, Retry
 from lb.core.service_policies import policy_of
 from lb.core.throttle import LEAST_RATIO, Throttle
 
 _CODES: dict[int | str, StatusCode] = {key: code for code in StatusCode for key in (code.value[0], code.name)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodConfig:
-    """What the document says of one method; None where it says nothing.
-
-    ``timeout_s`` is an upper bound beside the caller's own. ``wait_for_ready`` holds where the
-    caller says nothing. The two sizes are bytes of one serialized message.
-    """
-
-    retry: Retry | None = None
-    hedging: Hedging | None = None
-    timeout_s: float | None = None
-    wait_for_ready: bool | None = None
-    max_request_bytes: int | None = None
-    max_response_bytes: int | None = None
-
-    @property
-    def idempotent(self) -> bool:
-        """Whether the document declares that the method may run twice: who lets it be hedged does."""
-        return self.hedging is not None
-
-
-NOTHING = MethodConfig()
-"""What holds for a method that the document does not name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceConfig:
-    """A document that was read. Made by `parse`.
-
-    ``policy`` is None without ``loadBalancingConfig``, ``throttle`` without ``retryThrottling``.
-    ``health`` is the service name to ask of an endpoint's health service (``""``: the server as a
-    whole), None for no such check. ``notes`` are sentences about what was ignored or changed.
-    """
-
-    methods: Mapping[str, MethodConfig] = field(default_factory=lambda: MappingProxyType({}))
-    """By ``/package.Service/Method``, ``/package.Service/`` for a whole service, and ``""`` for all."""
-    policy: Policy | None = None
-    throttle: Throttle | None = None
-    health: str | None = None
-    notes: tuple[str, ...] = ()
-
-    def method(self, name: str) -> MethodConfig:
-        """What holds for ``/package.Service/Method``: its own entry, else its service's, else the default one.
-
-        Entries do not add up: the most specific one stands alone, as in gRPC.
-        """
-        methods = self.methods
-        for key in (name, name[: name.rfind("/") + 1], ""):
-            if key in methods:
-                return methods[key]
-        return NOTHING
 
 
 def parse(document: str | Mapping[str, Any]) -> ServiceConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -18,9 +17,9 @@ from lb.core.concurrency import ConcurrencyLimit
 from lb.core.connection import Connection
 from lb.core.ejection import Ejection
 from lb.core.hedging import Hedging
+from lb.core.method_config import MethodConfig, ServiceConfig
 from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
-from lb.core.service_config import MethodConfig, ServiceConfig, parse
 from lb.core.throttle import Throttle
 
 T = TypeVar("T")
@@ -178,13 +177,23 @@ class Settings:
         if any(m.max_request_bytes is not None or m.max_response_bytes is not None for m in methods.values()):
             # All entries, also those without sizes: only the most specific one counts.
             document["methodConfig"] = [{"name": [_name(key)], **_sizes(method)} for key, method in methods.items()]
-        return json.dumps(document) if document else None
+        if not document:
+            return None
+        import json
+
+        return json.dumps(document)
 
 
 def _name(key: str) -> dict[str, str]:
     """``/service/method``, ``/service/`` or nothing, as an element of ``methodConfig.name``."""
     service, _, method = key[1:].rpartition("/")
     return {name: value for name, value in (("service", service), ("method", method)) if value}
+
+
+def _read(document: str | Mapping[str, Any]) -> ServiceConfig:
+    from lb.core.service_config import parse  # few channels have a document
+
+    return parse(document)
 
 
 def _sizes(method: MethodConfig) -> dict[str, int]:
@@ -229,7 +238,7 @@ def settings(
         if isinstance(service_config, bytes):  # core takes them, too
             service_config = service_config.decode(errors="surrogateescape")
         service_config = service_config if isinstance(service_config, str) else None
-    config = ServiceConfig() if service_config is None else parse(service_config)
+    config = ServiceConfig() if service_config is None else _read(service_config)
     if health is not None and not isinstance(health, str):
         raise TypeError(f"health is {shown(health)}; expected a service name ('' for the whole server), or None")
     if health is not None and not health.isprintable():

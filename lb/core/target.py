@@ -27,8 +27,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from ipaddress import ip_address
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from lb.core.endpoint import Endpoint
@@ -173,6 +171,8 @@ def _guesses(text: str) -> Iterable[str]:
     if not colon:
         return
     rest = rest.lstrip("/")
+    from difflib import get_close_matches  # for a target that is wrong alone
+
     for known in get_close_matches(scheme.lower(), _SCHEMES, n=1, cutoff=0.7):
         yield f"{known}:///{rest}"
         yield f"{known}:{rest}"
@@ -335,13 +335,13 @@ def _dns(text: str, scheme: str) -> DnsTarget | StaticTarget:
     written = unquote(name) if scheme else name
     host, port = _host_port(written, text)
     authority = quote(written, safe=_PLAIN)
-    if _is_address(host):
+    if _ip_version(host) is not None:
         return StaticTarget(text, (Endpoint(join_host_port(host, port)),), "dns", authority)
     return DnsTarget(text, host, port, authority, interval_s)
 
 
 def _host_port(written: str, text: str) -> tuple[str, int]:
-    if written.count(":") > 1 and _is_address(written):
+    if written.count(":") > 1 and _ip_version(written) is not None:
         return written, GRPC_PORT
     host, colon, port = written.rpartition(":")
     if port in _NAMED_PORTS:
@@ -352,7 +352,7 @@ def _host_port(written: str, text: str) -> tuple[str, int]:
 def _asked_of(text: str, server: str, name: str, parameters: list[tuple[str, str]]) -> StaticTarget:
     """``dns://server/host:port``: grpcio asks that name server, which it takes as ``address:port`` only."""
     host, port = split_host_port(server, where=f"target {text!r}", default_port=_DNS_PORT)
-    if not _is_address(host):
+    if _ip_version(host) is None:
         raise ValueError(
             f"target {text!r}: the name server is {host!r}; expected its address as in dns://10.0.0.53/host:port, "
             "or dns:///host:port"
@@ -365,12 +365,14 @@ def _asked_of(text: str, server: str, name: str, parameters: list[tuple[str, str
     return StaticTarget(text, (Endpoint(address),), "dns", doubt=doubt)
 
 
-def _is_address(host: str) -> bool:
+def _ip_version(host: str) -> int | None:
+    """4 or 6; None for what is no address."""
+    from ipaddress import ip_address  # for some targets alone
+
     try:
-        ip_address(host)
+        return ip_address(host).version
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _interval(text: str, parameters: list[tuple[str, str]]) -> float:
@@ -405,11 +407,7 @@ def _address_list(text: str, scheme: str) -> StaticTarget:
     for part in text.partition(":")[2].removeprefix("///").split(","):
         bare = scheme == "ipv6" and part.count(":") > 1 and not part.startswith("[")
         host, port = split_host_port(f"[{part}]" if bare else part, where=f"target {text!r}", default_port=GRPC_PORT)
-        try:
-            right = ip_address(host).version == int(scheme[-1])
-        except ValueError:
-            right = False
-        if not right:
+        if _ip_version(host) != int(scheme[-1]):
             raise ValueError(f"target {text!r}: {host!r} is not an {scheme} address; expected {scheme}:address:port")
         addresses.append(join_host_port(host, port))
     return StaticTarget(text, _endpoints(text, addresses, [1] * len(addresses)), scheme)

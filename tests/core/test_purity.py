@@ -35,6 +35,7 @@ ALLOWED = {
     "urllib.parse",
     "collections.abc",
     "tenacity",
+    "importlib",  # as the statement
     "hashlib",  # a pure function of its arguments
     "struct",
     "grpc",

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from tenacity import Future, RetryCallState
 
 from lb.core.hedging import Hedging
+from lb.core.method_config import NOTHING, MethodConfig, ServiceConfig
 from lb.core.outcome import Origin, classify
 from lb.core.policies import P2C, LeastRequest, Orca, PickFirst, RingHash, RoundRobin
 from lb.core.policies import Random as RandomPolicy
 from lb.core.retry import Again, AttemptError, GiveUp, Retry, decide
-from lb.core.service_config import NOTHING, MethodConfig, ServiceConfig, parse
+from lb.core.service_config import parse
 from lb.core.throttle import Throttle
 
 RETRY: Mapping[str, Any] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.aio.resolvers import ConsulResolver
+from lb.aio.resolvers.consul import ConsulResolver
 from lb.core.target import ConsulTarget
 from tests.discovery.conftest import Backend, Recorder
 from tests.discovery.test_registration import register, status

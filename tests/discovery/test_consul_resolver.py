@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from lb.aio._consul import AgentClient, agents_from
-from lb.aio.resolvers import ConsulResolver
+from lb.aio.resolvers.consul import ConsulResolver
 from lb.core.target import ConsulTarget, parse_target
 from lb.testing import Agent
 from tests.discovery.conftest import Recorder

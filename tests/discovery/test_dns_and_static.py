@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from lb.aio.resolvers import ConsulResolver, DnsResolver, StaticResolver, make_resolver
-from lb.aio.resolvers.dns import Lookup
+from lb.aio.resolvers import StaticResolver, make_resolver
+from lb.aio.resolvers.consul import ConsulResolver
+from lb.aio.resolvers.dns import DnsResolver, Lookup
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.target import parse_target
 from tests.discovery.conftest import Recorder

@@ -30,8 +30,8 @@ from tests.transport.conftest import Fleet
 from tests.transport.kit import IDEMPOTENT, SS, US, UU, First, Kind, Told, channel_to, failure, ready
 from tests.transport.telemetry import NO_SDK, Measured, Recording
 
-sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
-sdk = pytest.importorskip("opentelemetry.sdk.trace")
+sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
+sdk: Any = pytest.importorskip("opentelemetry.sdk.trace")
 BaseSampler: Any = sampling.Sampler
 RandomIdGenerator: Any = pytest.importorskip("opentelemetry.sdk.trace.id_generator").RandomIdGenerator
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from lb.aio.resolvers.consul import ConsulResolver
-from lb.aio.resolvers.dns import DnsResolver
 from lb.aio.resolvers.static import StaticResolver
 from lb.core.endpoint import Resolver
 from lb.core.target import ConsulTarget, DnsTarget, Target
 
-__all__ = ["ConsulResolver", "DnsResolver", "StaticResolver", "make_resolver"]
+__all__ = ["StaticResolver", "make_resolver"]
 
 
 def make_resolver(target: Target) -> Resolver:
     """The resolver of a parsed target; it starts nothing.
 
+    Here, where a channel is made, the one that it needs is imported.
+
     Raises ``ValueError`` when the environment names Consul's agent wrongly.
     """
     if isinstance(target, ConsulTarget):
+        from lb.aio.resolvers.consul import ConsulResolver
+
         return ConsulResolver(target)
     if isinstance(target, DnsTarget):
+        from lb.aio.resolvers.dns import DnsResolver
+
         return DnsResolver(target.host, target.port, refresh_s=target.interval_s)
     return StaticResolver(target.endpoints, note=target.text)

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
+from lb.core import policies
 from lb.core.checks import shown
 from lb.core.policies.base import Policy
-from lb.core.policies.least_request import LeastRequest
-from lb.core.policies.orca import Orca
-from lb.core.policies.p2c import P2C
-from lb.core.policies.pick_first import PickFirst
-from lb.core.policies.random import Random
-from lb.core.policies.round_robin import RoundRobin
-from lb.core.policies.weighted_random import WeightedRandom
-from lb.core.policies.weighted_round_robin import WeightedRoundRobin
 
-_BY_NAME: dict[str, Policy] = {
-    policy.name: policy
-    for policy in (
-        WeightedRoundRobin(),
-        RoundRobin(),
-        WeightedRandom(),
-        Random(),
-        PickFirst(),
-        LeastRequest(),
-        P2C(),
-        Orca(),
-    )
+_BY_NAME = {
+    "weighted_round_robin": "WeightedRoundRobin",
+    "round_robin": "RoundRobin",
+    "weighted_random": "WeightedRandom",
+    "random": "Random",
+    "pick_first": "PickFirst",
+    "least_request": "LeastRequest",
+    "p2c": "P2C",
+    "orca": "Orca",
 }
+"""The class of each, in `lb.core.policies`."""
+_DEFAULT = "weighted_round_robin"
 
 _OBJECTS_ONLY = {
     "ring_hash": 'lb.RingHash(key="user-id")',
@@ -49,14 +42,17 @@ def by_name(name: str, what: str = "policy") -> Policy:
     Raises:
         ValueError: there is none, or it does not work without settings; the message says what is accepted.
     """
-    try:
-        return _BY_NAME[name]
-    except KeyError:
-        if name in _OBJECTS_ONLY:
-            raise ValueError(
-                f"{what} is {name!r}; expected an object, as it needs settings: {_OBJECTS_ONLY[name]}"
-            ) from None
-        raise ValueError(f"{what} is {shown(name)}; expected one of {', '.join(names())}") from None
+    if name in _BY_NAME:
+        return _made(name)
+    if name in _OBJECTS_ONLY:
+        raise ValueError(f"{what} is {name!r}; expected an object, as it needs settings: {_OBJECTS_ONLY[name]}")
+    raise ValueError(f"{what} is {shown(name)}; expected one of {', '.join(names())}")
+
+
+@cache
+def _made(name: str) -> Policy:
+    made: Policy = getattr(policies, _BY_NAME[name])()
+    return made
 
 
 def resolve(policy: Policy | str | None, what: str = "policy") -> Policy:
@@ -69,7 +65,7 @@ def resolve(policy: Policy | str | None, what: str = "policy") -> Policy:
         TypeError: an object that is no policy; the message says what it lacks.
     """
     if policy is None:
-        return _BY_NAME[WeightedRoundRobin.name]
+        return _made(_DEFAULT)
     if isinstance(policy, str):
         return by_name(policy, what)
     if isinstance(policy, type):
