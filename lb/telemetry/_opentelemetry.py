@@ -4,9 +4,10 @@ Three are the API's: the key of ``suppress_instrumentation()``, the parts of a c
 its own meter providers. Without the first a call is not recognised as suppressed; without the second the propagators
 are asked one by one; without the third durations are handed to a provider that drops them.
 
-The others are the SDK's. They let `lb` take a decision before there is a span (`Sdk`), and make a span at its end
-(`lb.telemetry.late`). With an SDK that lacks them, or with a tracer that is not the SDK's own, every span is made by
-``tracer.start_span``. The SDK itself is never imported here: a tracer of it can only exist when somebody else has.
+The others are the SDK's. They let `lb` take a decision before there is a span, make a span at its end (`Sdk`), and
+record many durations at once (`Bulk`). With an SDK that lacks them, or with tracers and histograms that are not the
+SDK's own, the API's ``start_span`` and ``record`` serve. The SDK itself is never imported here: there can only be a
+tracer or a histogram of it when somebody else has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import copy
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -214,7 +216,7 @@ def _follows_its_parent(sampler: Any, sampling: Any) -> bool:
 
 def _quiet(tracer: Any, sdk: Any, sampling: Any) -> set[Any] | None:
     """The handlers of processors that do nothing before a span's end; None when spans must not be made there."""
-    if not all(hasattr(tracer, name) for name in OF_TRACER) or not hasattr(sdk.SpanProcessor, "_on_ending"):
+    if not _has(tracer, OF_TRACER) or not hasattr(sdk.SpanProcessor, "_on_ending"):
         return None
     several = (sdk.SynchronousMultiSpanProcessor, sdk.ConcurrentMultiSpanProcessor)
     if type(tracer.span_processor) not in several or not hasattr(tracer.span_processor, "_span_processors"):
@@ -242,3 +244,87 @@ def _handlers(processor: Any) -> tuple[Any, Any]:
     """What a processor runs at a span's start, and just before its end."""
     started, ending = getattr(processor, "on_start", None), getattr(processor, "_on_ending", None)
     return getattr(started, "__func__", None), getattr(ending, "__func__", None)
+
+
+# ---- the SDK's histograms ----
+
+_METRICS = "opentelemetry.sdk.metrics._internal."
+OF_HISTOGRAM = ("_measurement_consumer", "_is_enabled")
+OF_CONSUMER = ("_reader_storages", "_sdk_config")
+OF_STORAGE = ("_get_or_init_view_instrument_match",)
+OF_MATCH = ("_view", "_lock", "_aggregation", "_get_or_create_aggregation")
+
+
+class _Measured:
+    """All that the SDK's aggregations read of a measurement that is no exemplar."""
+
+    __slots__ = ("value",)
+
+    value: float
+
+
+class Bulk:
+    """Hands many values of one series to a histogram of the SDK at once.
+
+    ``record`` does the same for each value by itself: it makes a measurement, cleans its attributes, asks whether it
+    is an exemplar, copies and hashes the attributes and looks the series up. Here that is done once for all of them.
+    The API has nothing of the kind: no instrument takes counts of buckets, and only counters and gauges are observed.
+    """
+
+    def __init__(self, histogram: Any) -> None:
+        self._histogram = histogram
+        self._consumer = histogram._measurement_consumer
+        self._key = sys.modules[f"{_METRICS}_view_instrument_match"]._hash_attributes
+        self._match = sys.modules[f"{_METRICS}_view_instrument_match"]._ViewInstrumentMatch
+        self._storage = sys.modules[f"{_METRICS}metric_reader_storage"].MetricReaderStorage
+        self._aggregations = f"{_METRICS}aggregation"
+        filters = sys.modules[f"{_METRICS}exemplar.exemplar_filter"]
+        self._filters = (filters.TraceBasedExemplarFilter, filters.AlwaysOffExemplarFilter)
+
+    @classmethod
+    def of(cls, histogram: object) -> Bulk | None:
+        """For a histogram of the SDK; None for any other, and for one of an SDK that is built otherwise."""
+        instruments = sys.modules.get(f"{_METRICS}instrument")
+        consumers = sys.modules.get(f"{_METRICS}measurement_consumer")
+        if type(histogram) is not getattr(instruments, "_Histogram", None) or not _has(histogram, OF_HISTOGRAM):
+            return None
+        consumer = histogram._measurement_consumer  # type: ignore[attr-defined]
+        if type(consumer) is not getattr(consumers, "SynchronousMeasurementConsumer", None):
+            return None
+        if not _has(consumer, OF_CONSUMER):
+            return None
+        try:
+            return cls(histogram)
+        except (AttributeError, KeyError):
+            return None
+
+    def record(self, values: list[float], attributes: Mapping[str, str]) -> bool:
+        """Record these values, none of them in the context of a span; False: nothing is, ``record`` has to do it."""
+        consumer = self._consumer
+        if not self._histogram._is_enabled() or type(consumer._sdk_config.exemplar_filter) not in self._filters:
+            return False
+        matches = []
+        for storage in consumer._reader_storages.values():
+            if type(storage) is not self._storage or not _has(storage, OF_STORAGE):
+                return False
+            matches += storage._get_or_init_view_instrument_match(self._histogram)
+        if not all(type(match) is self._match and _has(match, OF_MATCH) and self._ours(match) for match in matches):
+            return False
+        measured = _Measured()
+        for match in matches:
+            keys = match._view._attribute_keys
+            kept = {key: value for key, value in attributes.items() if keys is None or key in keys}
+            with match._lock:
+                aggregate = match._get_or_create_aggregation(self._key(kept), kept).aggregate
+                for value in values:
+                    measured.value = value
+                    aggregate(measured, False)
+        return True
+
+    def _ours(self, match: Any) -> bool:
+        """Whether a view aggregates by a class of the SDK, and can say which attributes it keeps."""
+        return type(match._aggregation).__module__ == self._aggregations and hasattr(match._view, "_attribute_keys")
+
+
+def _has(owner: object, names: tuple[str, ...]) -> bool:
+    return all(hasattr(owner, name) for name in names)

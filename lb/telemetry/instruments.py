@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from lb._version import __version__
 from lb.core.breaker import State
 from lb.core.candidate import Connectivity
-from lb.telemetry._opentelemetry import is_stand_in
+from lb.telemetry._opentelemetry import Bulk, is_stand_in
 from lb.telemetry.counts import REFUSED, RESOLVER_ERRORS, STARTED, TRANSITIONS, Counts, Key
 
 if TYPE_CHECKING:
@@ -44,8 +45,36 @@ FORGET_S = 300.0
 NO_CONTEXT = context.set_value("lb", True, context.Context())
 
 _log = logging.getLogger("lb.telemetry")
+_NOT_RECORDED = "durations were not recorded"
 
 Attributes = dict[str, str]
+
+
+class Histogram:
+    """One histogram, and the way that is quickest for many values.
+
+    An SDK may raise anything, and no call may fail by it: it is told in the log.
+    """
+
+    def __init__(self, histogram: Any) -> None:
+        self._record = histogram.record
+        self._bulk = Bulk.of(histogram)
+
+    def record(self, value: float, attributes: Attributes, where: context.Context) -> None:
+        """Record a value in the context of a span."""
+        try:
+            self._record(value, attributes, where)
+        except Exception:  # noqa: BLE001
+            _log.exception(_NOT_RECORDED)
+
+    def record_all(self, values: list[float], attributes: Attributes) -> None:
+        """Record values that are in the context of none."""
+        try:
+            if self._bulk is None or not self._bulk.record(values, attributes):
+                for value in values:
+                    self._record(value, attributes, NO_CONTEXT)
+        except Exception:  # noqa: BLE001
+            _log.exception(_NOT_RECORDED)
 
 
 class Instruments:
@@ -54,21 +83,20 @@ class Instruments:
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter("lb", __version__)
 
-        def latency(name: str, description: str) -> Any:
-            return meter.create_histogram(
-                name, unit="s", description=description, explicit_bucket_boundaries_advisory=LATENCY_BOUNDS_S
-            ).record
-
-        def count(name: str, unit: str, description: str, *most: int) -> Any:
-            bounds = (1, 2, 3, 4, 5, *most)
-            return meter.create_histogram(
+        def histogram(name: str, unit: str, description: str, bounds: Sequence[float]) -> Histogram:
+            made = meter.create_histogram(
                 name, unit=unit, description=description, explicit_bucket_boundaries_advisory=bounds
-            ).record
+            )
+            return Histogram(made)
 
-        def size(name: str, description: str) -> Any:
-            return meter.create_histogram(
-                name, unit="By", description=description, explicit_bucket_boundaries_advisory=SIZE_BOUNDS
-            ).record
+        def latency(name: str, description: str) -> Histogram:
+            return histogram(name, "s", description, LATENCY_BOUNDS_S)
+
+        def count(name: str, unit: str, description: str, *most: int) -> Histogram:
+            return histogram(name, unit, description, (1, 2, 3, 4, 5, *most))
+
+        def size(name: str, description: str) -> Histogram:
+            return histogram(name, "By", description, SIZE_BOUNDS)
 
         self.attempt_duration = latency("grpc.client.attempt.duration", "Time from an attempt's start to its end")
         self.call_duration = latency("grpc.client.call.duration", "Time from a call's start to its end")
@@ -80,7 +108,7 @@ class Instruments:
         self.sent_size = size("lb.client.attempt.sent_total_message_size", "Bytes of requests before compression")
         self.received_size = size("lb.client.attempt.rcvd_total_message_size", "Bytes of responses, uncompressed")
         self.hedges = count("grpc.client.call.hedges", "{hedge}", "Attempts beside another that had not answered")
-        self.pending: deque[tuple[Any, float, Attributes, context.Context]] = deque()
+        self.pending: deque[tuple[Histogram, float, Attributes, context.Context]] = deque()
         self._channels: dict[int, weakref.ref[Metrics]] = {}
         self._numbers = itertools.count()
         self._before: dict[str, Counter[Key]] = {}
@@ -128,14 +156,19 @@ class Instruments:
     def flush(self) -> None:
         """Hand what is queued to the SDK. From any thread."""
         pending = self.pending
-        try:
+        alone: dict[tuple[Histogram, int], tuple[Attributes, list[float]]] = {}
+        with contextlib.suppress(IndexError):
             while True:
-                record, value, attributes, where = pending.popleft()
-                record(value, attributes, where)
-        except IndexError:
-            pass
-        except Exception:  # noqa: BLE001  # an SDK may raise anything, and no call may fail by it
-            _log.exception("a duration was not recorded")
+                histogram, value, attributes, where = pending.popleft()
+                if where is not NO_CONTEXT:
+                    histogram.record(value, attributes, where)
+                    continue
+                series = alone.get((histogram, id(attributes)))
+                if series is None:
+                    series = alone[histogram, id(attributes)] = (attributes, [])
+                series[1].append(value)
+        for (histogram, _), (attributes, values) in alone.items():
+            histogram.record_all(values, attributes)
 
     def _gone(self, number: int, target: str, counts: Counts) -> None:
         self._left.append((number, target, counts, time.monotonic()))

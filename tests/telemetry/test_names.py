@@ -15,7 +15,18 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import lb.telemetry
-from lb.telemetry._opentelemetry import OF_TRACER, READABLE, by_the_standard, is_stand_in, suppressed
+from lb.telemetry._opentelemetry import (
+    OF_CONSUMER,
+    OF_HISTOGRAM,
+    OF_MATCH,
+    OF_STORAGE,
+    OF_TRACER,
+    READABLE,
+    Bulk,
+    by_the_standard,
+    is_stand_in,
+    suppressed,
+)
 from tests.transport.telemetry import NO_SDK
 
 ROOT = Path(lb.telemetry.__file__).parent
@@ -54,10 +65,31 @@ def test_of_the_sdk() -> None:
     assert {"max_span_attributes", "max_span_attribute_length"} <= set(vars(tracer._span_limits))
 
 
+def test_of_the_sdks_metrics() -> None:
+    """Where a histogram's values go."""
+    metrics: Any = pytest.importorskip("opentelemetry.sdk.metrics", reason=NO_SDK)
+    export: Any = pytest.importorskip("opentelemetry.sdk.metrics.export", reason=NO_SDK)
+    provider = metrics.MeterProvider([export.InMemoryMetricReader()], shutdown_on_exit=False)
+    histogram = provider.get_meter("lb").create_histogram("x")
+    assert [name for name in OF_HISTOGRAM if not hasattr(histogram, name)] == []
+    consumer = histogram._measurement_consumer
+    assert [name for name in OF_CONSUMER if not hasattr(consumer, name)] == []
+    (storage,) = consumer._reader_storages.values()
+    assert [name for name in OF_STORAGE if not hasattr(storage, name)] == []
+    (match,) = storage._get_or_init_view_instrument_match(histogram)
+    assert [name for name in OF_MATCH if not hasattr(match, name)] == []
+    assert hasattr(match._view, "_attribute_keys")
+    assert hasattr(consumer._sdk_config, "exemplar_filter")
+    bulk = Bulk.of(histogram)
+    assert bulk is not None
+    assert bulk.record([1.0], {})
+
+
 def test_it_is_read_nowhere_else() -> None:
     """No other file of `lb` reads a private name of OpenTelemetry's, nor imports its SDK."""
     known = {"_propagators", "_root", "_local_parent_sampled", "_span_processors", "_on_ending", "_SUPPRESS"}
-    known |= {name for name in OF_TRACER if name.startswith("_")}
+    names = (*OF_TRACER, *OF_HISTOGRAM, *OF_CONSUMER, *OF_STORAGE, *OF_MATCH)
+    known |= {name for name in names if name.startswith("_")} - {"_lock"}
     for path in ROOT.parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import lb
-from lb.telemetry.instruments import LATENCY_BOUNDS_S
+from lb.telemetry.instruments import LATENCY_BOUNDS_S, Histogram
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, fail, hang
 from tests.transport.conftest import Fleet
@@ -151,17 +151,18 @@ async def test_what_a_channel_counted_outlives_it(backend: Backend) -> None:
 async def test_an_sdk_that_fails_fails_no_call(backend: Backend) -> None:
     """What it raises is told in the log, and the next durations are recorded."""
 
-    def broken(*_: Any) -> None:
-        raise RuntimeError("no room")
+    class Broken:
+        def record(self, *_: Any) -> None:
+            raise RuntimeError("no room")
 
     measured = Measured()
     async with channel_to(backend) as channel:
         measured.of(channel)
         instruments = channel._channel.metrics._instruments
-        record, instruments.call_duration = instruments.call_duration, broken
+        kept, instruments.call_duration = instruments.call_duration, Histogram(Broken())
         for _ in range(64):
             await UU.run(channel, timeout=HANGS_S)
-        instruments.call_duration = record
+        instruments.call_duration = kept
         await UU.run(channel, timeout=HANGS_S)
         instruments.pending.clear()
 
