@@ -3,7 +3,7 @@
 docs/metrics.md lists the instruments, with their attributes and what they count.
 
 What keeps it off a call's way: counts are plain integers which the SDK fetches when it collects; a duration
-or a size is put into a queue, and the SDK's work on it (some 11 us each) is done for 64 at once, or when it
+or a size is put into a queue, and the SDK's work on it (some 11 us each) is done for 128 at once, or when it
 collects. Attribute dicts are made once, instants are those that the core has taken anyway. Without a meter provider a
 call pays one comparison, and a process that does not use OpenTelemetry does not import it here, either.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from lb.telemetry.instruments import Instruments
 
-_AT_ONCE = 64
+_AT_ONCE = 128
 _MOST_SERIES = 4096
 _OK = StatusCode.OK
 _METRICS = "opentelemetry.metrics"
