@@ -23,9 +23,10 @@ LATER = (
     # what one channel in many is told
     *("json", "lb.core.service_config", "lb.core.service_policies", "lb.core.documents", "lb.core.snapshot"),
     *("difflib", "hashlib", "pathlib", "lb.core.orca"),
-    *("lb.core.policies.least_request", "lb.core.policies.orca", "lb.core.policies.p2c", "lb.core.policies.pick_first"),
-    *("lb.core.policies.ring_hash", "lb.core.policies.round_robin", "lb.core.policies.slow_start"),
-    *("lb.core.policies.subset", "lb.core.policies.weighted_random", "lb.core.policies.zone_aware"),
+    *(f"lb.core.policies.{name}" for name in ("least_request", "orca", "p2c", "peak_ewma", "pick_first")),
+    *(f"lb.core.policies.{name}" for name in ("power_of_two", "random", "ring_hash", "round_robin", "slow_start")),
+    *(f"lb.core.policies.{name}" for name in ("smooth", "subset", "tiered", "weighted_random", "zone_aware")),
+    "lb.core.policies.weighted_round_robin",
 )
 """Modules, each with those below it, that ``import lb`` does not import (``import grpc.aio`` may)."""
 
