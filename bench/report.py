@@ -1,4 +1,4 @@
-"""Prints the results kept in ``bench/results``: the tables of ``docs/performance.md`` and ``docs/faults.md``.
+"""Prints the results kept in ``bench/results``: the tables of ``docs/performance.md``, ``docs/faults.md`` and README.
 
 ``python bench/report.py`` prints, ``--write`` puts them into these pages, between their marks.
 """
@@ -13,7 +13,19 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 FAULTS = PAGE.parent / "faults.md"
+README = PAGE.parent.parent / "README.md"
 BEGIN, END = "<!-- begin: python bench/report.py -->", "<!-- end -->"
+
+# The rows of README's short table, and what they are called there.
+SHORT = {
+    "lb": "a unary call, every resilience feature on",
+    "lb, metrics": "the same with metrics",
+    "lb, traces at 1 %": "the same with traces, 1 % of them sampled",
+    "lb, traces at 100 %": "the same with traces, all of them sampled",
+    "lb, stream of responses, a message": "one message of a stream of responses",
+    "lb.sync, threads": "a blocking unary call from threads",
+    "the pile, traces at 1 %": "for comparison: decorators and interceptors on grpcio's channel, 1 % sampled",
+}
 
 
 def _kept(name: str) -> dict[str, Any]:
@@ -55,6 +67,17 @@ def tables() -> str:
     return "\n".join([*lines, "", f"With {versions}."])
 
 
+def short() -> str:
+    """README's table, in Markdown."""
+    calls, costs = _kept("calls"), _kept("costs")
+    lines = ["| | `lb` / grpcio |", "|---|---|"]
+    for name, words in SHORT.items():
+        if name in calls["rows"]:
+            lines.append(f"| {words} | {calls['rows'][name]['ratio']:.2f} |")
+    lines += [f"| {name} | {row['lb']} / {row['grpcio']} |" for name, row in costs["rows"].items()]
+    return "\n".join(lines)
+
+
 def faults() -> str:
     """The table of ``make chaos``, in Markdown."""
     chaos = _kept("chaos")
@@ -85,7 +108,7 @@ def faults() -> str:
 
 def main() -> int:
     """Print or write."""
-    for page, made in ((PAGE, tables()), (FAULTS, faults())):
+    for page, made in ((PAGE, tables()), (FAULTS, faults()), (README, short())):
         if sys.argv[1:] == ["--write"]:
             before, _, rest = page.read_text().partition(BEGIN)
             _, _, after = rest.partition(END)

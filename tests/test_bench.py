@@ -52,7 +52,7 @@ CHAOS = {
 
 
 def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`report --write` puts the tables between the marks of both pages, and touches nothing else."""
+    """`report --write` puts the tables between the marks of each page, and touches nothing else."""
     row = {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}
     slow = row | {"ratio": 1.2, "quartiles": [1.1, 1.3], "us": 120.0}
     rig.write("calls", {"lb": row, "slow": slow})
@@ -63,11 +63,12 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": goals}))
     assert json.loads((elsewhere / "calls.json").read_text())["versions"]["grpcio"]
     (elsewhere / "chaos.json").write_text(json.dumps(CHAOS))
-    page, faults = elsewhere / "performance.md", elsewhere / "faults.md"
-    for path in (page, faults):
+    page, faults, readme = elsewhere / "performance.md", elsewhere / "faults.md", elsewhere / "README.md"
+    for path in (page, faults, readme):
         path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report, "FAULTS", faults)
+    monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(sys, "argv", ["report.py", "--write"])
     assert report.main() == 0
     text = page.read_text()
@@ -81,6 +82,7 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = faults.read_text()
     assert "| 1 | aio: SIGKILL | 24.0 | 33.1 | 900 | 0 | 3 | 1 | 0.24 | **missed: p99**; a note |" in text
     assert "\nGoals: 1 of 2 met; missed: 1 aio p99, on x86_64, 2 cores; load before the start 0.5.\n" in text
+    assert "| import, ms of CPU | 2.0 / 1.0 |" in readme.read_text()
 
 
 def test_the_costs(elsewhere: Path) -> None:

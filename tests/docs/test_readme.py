@@ -1,4 +1,4 @@
-"""README keeps its promises: the snippet runs as it stands, and what it names is there."""
+"""README keeps its promises: its programs run with nothing but the package, and what it names is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,54 +14,73 @@ import grpc
 import pytest
 
 import lb
-from tests.support import consul
-from tests.support.wait import until
+from bench.report import SHORT
+from tests.support import install
+from tests.support.pattern import pattern
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+CHANGE, FIRST, CONSUL, THREADS = SNIPPETS
 
 
-async def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
-    """With a catalog registered in the Consul of the environment, it prints a product, its attempt and the snapshot."""
-    _, snippet, _ = SNIPPETS
-    async with consul.embedded() as registry:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_", "CONSUL_"))}
-        env |= {"CONSUL_HTTP_ADDR": registry.address, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}"}
-        catalog = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.catalog"),
-            env=env | {"MESH_DATA": str(tmp_path), "MESH_INSTANCE_ID": "catalog-1", "MESH_DRAIN_WAIT_S": "0"},
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+async def run_alone(venv: Path, program: str, *requirements: str) -> str:
+    """What a program prints in a virtual environment that has these packages and what they require."""
+    pytest.importorskip("hatchling", reason="the package is built as a wheel (extra: dev)")
+    python = install.make(venv)
+    install.install(venv, *requirements)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "CONSUL_", "PYTHON"))}
+    process = await asyncio.create_subprocess_exec(
+        *(str(python), "-c", program), cwd=venv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    said, errors = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode == 0, errors.decode()
+    return said.decode()
 
-            async def passing() -> bool:
-                return await registry.status("catalog", "catalog-1") == "passing"
 
-            await until(passing, within_s=90, what="the catalog is passing")
-            reader = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", snippet), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            said = (await reader.communicate())[0].decode()
-        finally:
-            catalog.terminate()
-            await catalog.wait()
-    assert reader.returncode == 0, said
-    lines = said.splitlines()
-    assert lines[0] == "Brazil Cerrado, 250 g"
-    assert re.fullmatch(r"attempt 1 went to catalog-1 at 127\.0\.0\.1:\d+", lines[1])
-    assert lines[2].startswith("consul:///catalog  weighted_round_robin")
+def test_the_first_sentence_is_short() -> None:
+    """At most 25 words."""
+    sentence = README.split("\n\n")[1].partition(". ")[0]
+    assert len(sentence.split()) <= 25
+
+
+async def test_the_first_program_needs_only_the_package(tmp_path: Path) -> None:
+    """It runs with `lb-mesh` and what that requires, and prints what the page shows: a call tried on both servers."""
+    said = await run_alone(tmp_path / "venv", FIRST, "lb-mesh")
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    for line in shown.splitlines():
+        if not line.startswith("b'hello'"):
+            assert re.search(pattern(line), said, re.MULTILINE), f"{line!r} is not in\n{said}"
+    answers = re.findall(r"^b'hello' (\[.*\])$", said, re.MULTILINE)
+    assert len(answers) == 4
+    assert all(re.fullmatch(r"\['[\d.:]+'(, '[\d.:]+')?\]", answer) for answer in answers)
+
+
+async def test_the_program_with_consul_needs_only_the_extra(tmp_path: Path) -> None:
+    """It runs with `lb-mesh[consul]`, and prints each attempt and the snapshot of both instances."""
+    said = await run_alone(tmp_path / "venv", CONSUL, "lb-mesh[consul]")
+    assert len(re.findall(r"^attempt 1 went to echo-[12] at 127\.0\.0\.1:\d+$", said, re.MULTILINE)) == 4
+    assert re.search(r"^consul://127\.0\.0\.1:\d+/echo  weighted_round_robin  READY", said, re.MULTILINE)
 
 
 async def test_the_short_snippets_make_channels() -> None:
-    """As they stand, behind the imports of the long one; nothing is called."""
-    before, _, threads = SNIPPETS
+    """As they stand, behind the imports of the long ones; nothing is called."""
     names: dict[str, Any] = {"grpc": grpc, "lb": lb}
-    for line in before.splitlines():
+    for line in CHANGE.splitlines():
         exec(line, names)
         await names["channel"].close()
-    exec(threads, names)
+    exec(THREADS, names)
     names["channel"].close()
+
+
+def test_the_costs_are_those_of_the_page() -> None:
+    """Each ratio stands in docs/performance.md in the row that it is taken from."""
+    page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    for name, words in SHORT.items():
+        for ratio in re.findall(rf"^\| {re.escape(words)} \| ([\d.]+) \|$", README, re.MULTILINE):
+            assert re.search(rf"^\| {re.escape(name)} \|[^|]*\| {ratio} \|", page, re.MULTILINE), name
+    for name, ours, grpcios in re.findall(r"^\| (.*) \| ([\d.]+) / ([\d.]+) \|$", README, re.MULTILINE):
+        assert f"\n| {name} | {ours} | {grpcios} |\n" in page
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))))
@@ -89,5 +107,5 @@ def test_the_versions_are_those_of_the_package() -> None:
     """Which Python and which grpcio it takes."""
     package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     (grpcio,) = [need for need in package["dependencies"] if need.startswith("grpcio")]
-    assert f"grpcio {grpcio.partition('>=')[2]} or newer" in README
-    assert f"Python {package['requires-python'].removeprefix('>=')} or newer" in README
+    assert f"grpcio {grpcio.partition('>=')[2]}" in README
+    assert f"Python {package['requires-python'].removeprefix('>=')}" in README
