@@ -1,4 +1,4 @@
-"""``docs/guarantees.md``: every test that it names is there, and no promise stands without one."""
+"""``docs/guarantees.md``: every promise has a row in the table of tests, and every test there exists."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from tests.chaos.rows import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
-PROMISES = {
-    title: text
+TABLE = "Which test checks which promise"
+PROMISES = [
+    title
     for title, text in re.findall(r"^##+ (.*?)$\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    if text.strip() and title != "What is not promised"
-}
-KEPT = {title: re.findall(r"`([^`]+)`", text.partition("Kept by:")[2]) for title, text in PROMISES.items()}
+    if text.strip() and title not in ("What is not promised", TABLE)
+]
+ROWS_OF_TABLE = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (.*) \|$", PAGE.partition(f"## {TABLE}")[2], re.MULTILINE)
+KEPT = {title: re.findall(r"`([^`]+)`", tests) for title, tests in ROWS_OF_TABLE}
 
 
 def names_in(path: Path) -> set[str]:
@@ -31,9 +33,14 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
+def test_the_table_has_each_promise_once_in_the_pages_order() -> None:
+    """A promise without a row, and a row without a promise, are mistakes."""
+    assert [title for title, _ in ROWS_OF_TABLE] == PROMISES
+
+
 @pytest.mark.parametrize("title", PROMISES)
 def test_a_promise_has_a_test(title: str) -> None:
-    """At least one, after the words "Kept by"."""
+    """Its row of the table names at least one."""
     assert KEPT[title]
 
 
