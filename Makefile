@@ -1,4 +1,4 @@
-# One command for each thing one does here. `make` alone lists them. Works with GNU make 3.81 (macOS).
+# One command for each task. `make` alone lists them. Works with GNU make 3.81 (macOS).
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -9,16 +9,16 @@ DEV := .venv/.installed-dev
 
 .PHONY: help demo test lint docs surface stubs servers lock lowest releases chaos bench clean
 
-help: ## list the targets
+help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(RUN) ## run the whole mesh on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
+demo: $(RUN) ## run the shop on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
 	@exec $(PY) -m services.demo
 
-test: $(DEV) ## all tests; ARGS="-k retry" passes options to pytest
+test: $(DEV) ## run all tests; ARGS="-k retry" passes options to pytest
 	@$(PY) -m pytest $(ARGS)
 
-lint: $(DEV) ## ruff, mypy --strict, stubs and docs up to date, contracts compatible
+lint: $(DEV) ## run ruff and mypy --strict; check that stubs and docs are up to date and contracts compatible
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
@@ -28,7 +28,7 @@ lint: $(DEV) ## ruff, mypy --strict, stubs and docs up to date, contracts compat
 	@.venv/bin/buf lint
 	@.venv/bin/buf breaking --against protos/released.binpb
 
-docs: $(DEV) ## write docs/api.md from the docstrings, and the pictures of docs/policies.md
+docs: $(DEV) ## generate docs/api.md from the docstrings, and the pictures of docs/policies.md
 	@$(PY) tools/api.py
 	@$(PY) tools/policy_pictures.py
 
@@ -38,29 +38,29 @@ surface: $(DEV) ## accept a change of the public API: write docs/public_api.txt
 stubs: $(DEV) ## generate stubs/mesh from protos/
 	@$(PY) tools/stubs.py
 
-servers: ## the real servers for the tests: Consul, Jaeger and a gRPC server in Go built into .cache/bin (needs Go), PostgreSQL and libfaketime found
+servers: ## build Consul, Jaeger and a gRPC server in Go for the tests (needs Go); find PostgreSQL and libfaketime
 	@tools/servers/build.sh consul github.com/hashicorp/consul
 	@tools/servers/build.sh jaeger github.com/jaegertracing/jaeger/cmd/jaeger
 	@tools/servers/build.sh gopeer .
 	@tools/servers/postgres.sh
 	@tools/servers/faketime.sh
 
-lock: $(DEV) ## write the locks again from pyproject.toml (UPGRADE=1 takes the newest versions)
+lock: $(DEV) ## regenerate the lock files from pyproject.toml (UPGRADE=1 takes the newest versions)
 	@tools/lock.sh $(if $(UPGRADE),--upgrade)
 
 lowest: $(DEV) ## test lb at the lowest versions that pyproject.toml allows
 	@tools/lowest.sh
 
-releases: $(DEV) ## test lb with each release of grpcio that it supports: a table (RELEASES="1.78.0 1.78.2" some)
+releases: $(DEV) ## test lb with each release of grpcio that it supports, as a table (RELEASES="1.78.0 1.78.2" for some)
 	@tools/releases.sh
 
-chaos: $(DEV) ## break things under load: a table of what that costs (ROWS=3,7 some of it, STRICT=1)
+chaos: $(DEV) ## cause faults under load and print what they cost (ROWS=3,7 for some rows; STRICT=1 fails on missed goals)
 	@$(PY) -m tests.chaos $(ROWS) $(ARGS)
 
-bench: $(DEV) ## what calls, picks, memory and imports cost, against grpcio's own channel (some minutes)
+bench: $(DEV) ## measure calls, picks, memory and imports against grpcio's own channel (some minutes)
 	@$(PY) -m bench
 
-clean: ## remove the venv, caches and built servers
+clean: ## remove the virtual environment, caches and built servers
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find lb services stubs tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

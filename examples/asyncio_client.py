@@ -1,4 +1,4 @@
-"""Calls from asyncio: found through Consul, retried elsewhere, hedged, and every attempt told.
+"""Calls from asyncio: found through Consul, retried on another server, hedged, with every attempt listed.
 
 ::
 
@@ -20,13 +20,13 @@ async def main() -> None:
     """Six calls, one after another."""
     async with lb.aio.channel(
         "consul:///catalog",  # in the Consul that CONSUL_HTTP_ADDR names; 127.0.0.1:8500 if it names none
-        policy="round_robin",  # so that every server has its turn; see docs/policies.md
+        policy="round_robin",  # every server in turn; see docs/policies.md
         retry=lb.Retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_exponential(multiplier=0.01, max=0.1)),
-        hedging=lb.Hedging(delay_s=0.1),  # no answer after 0.1 s: ask another one, too
+        hedging=lb.Hedging(delay_s=0.1),  # no answer after 0.1 s: ask another server as well
     ) as channel:
         catalog = CatalogStub(channel)
         for _ in range(6):
-            # The proto says that GetProduct may run twice without harm; else neither retries nor hedges would.
+            # The proto says that GetProduct may run twice. Otherwise lb would neither hedge nor retry these calls.
             call = catalog.GetProduct(GetProductRequest(sku="espresso"), timeout=5)
             response = await call
             print(response.product.name)

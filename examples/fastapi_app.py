@@ -35,10 +35,10 @@ HTTP_STATUS = {
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The channel lives as long as the application: made in its event loop, closed when that ends.
 
-    A channel for each request would find, connect and measure everything anew each time.
+    A channel for each request would have to find, connect and measure everything each time.
     """
     async with lb.aio.channel("consul:///catalog", policy="p2c", hedging=lb.Hedging()) as channel:
-        channel.get_state(try_to_connect=True)  # the first request should not have to wait for that
+        channel.get_state(try_to_connect=True)  # so the first request need not wait for connections
         app.state.channel = channel
         app.state.catalog = CatalogStub(channel)
         yield
@@ -48,13 +48,13 @@ app = FastAPI(lifespan=lifespan)
 
 
 class Deadline:
-    """The instant at which the caller stops waiting. All calls of one request share it, retries too."""
+    """The moment at which the caller stops waiting. All calls of one request share it, including retries."""
 
     def __init__(self, x_timeout_ms: Annotated[int, Header(ge=1, le=60_000)] = 5_000) -> None:
         self._at = time.monotonic() + x_timeout_ms / 1000
 
     def left_s(self) -> float:
-        """What is left for the next call, in seconds."""
+        """The time that is left for the next call, in seconds."""
         return max(0.0, self._at - time.monotonic())
 
 
@@ -75,5 +75,5 @@ async def endpoints(request: Request) -> dict[str, Any]:
 
 @app.exception_handler(grpc.aio.AioRpcError)
 async def failed(request: Request, error: grpc.aio.AioRpcError) -> JSONResponse:
-    """A call's status as HTTP's; the channel has tried by then what could be tried."""
+    """A call's status as an HTTP status. By now the channel has tried every retry that is allowed."""
     return JSONResponse({"error": error.code().name, "details": error.details()}, HTTP_STATUS.get(error.code(), 502))

@@ -1,10 +1,10 @@
-"""A policy of one's own: a fifth of the calls goes to the canary, unless it fails.
+"""A policy of your own: a fifth of the calls goes to the canary, unless it fails.
 
 ::
 
     python examples/own_policy.py
 
-It starts what it calls by itself. A policy is any object with a ``name`` and a ``picker``; all else here
+It starts the servers that it calls. A policy is any object with a ``name`` and a ``picker``; everything else here
 (`ended`, `explain`) is optional. docs/api.md has the whole protocol.
 """
 
@@ -26,7 +26,7 @@ from lb.testing.backend import UNARY_UNARY, answered_by, fail
 
 @dataclass(frozen=True)
 class Canary:
-    """Settings, and nothing else: one object may serve many channels.
+    """Only settings: one object may serve many channels.
 
     Endpoints whose metadata says ``track=canary`` get ``share`` of the calls. One that fails
     ``failures`` times in a row gets none for ``pause_s`` seconds.
@@ -36,18 +36,18 @@ class Canary:
     failures: int = 3
     pause_s: float = 10.0
     name: str = "canary"
-    spreads: ClassVar[bool] = True  # chance decides, not what a call asks: endpoints can be compared by their answers
+    spreads: ClassVar[bool] = True  # picks do not depend on the call, so endpoints can be compared by their answers
 
     def picker(self, candidates: Sequence[Candidate], previous: Picker | None) -> Picker:
-        """Called when the endpoints that may be picked have changed. What is slow belongs here."""
+        """Called when the endpoints that may be picked have changed. Do slow work here, not in ``pick``."""
         canaries = [c for c in candidates if c.endpoint.metadata.get("track") == "canary"]
         others = [c for c in candidates if c not in canaries]
         for canary in canaries:
-            canary.stats = canary.stats or Record()  # ours to use; it stays with the endpoint
+            canary.stats = canary.stats or Record()  # for this policy's own use; it stays with the endpoint
         return CanaryPicker(self, canaries, others or canaries)
 
     def ended(self, candidate: Candidate, outcome: Outcome, duration_s: float, now: float) -> None:
-        """Called once after each attempt, whatever came of it. ``now`` is the only clock there is."""
+        """Called once after each attempt, however it ended. Use ``now`` as the clock."""
         record = candidate.stats
         if record is None or outcome.verdict is Verdict.IGNORED:
             return
@@ -58,14 +58,14 @@ class Canary:
 
 @dataclass
 class Record:
-    """What is known of one canary in one channel."""
+    """What one channel knows about one canary."""
 
     failures: int = 0
     paused_until: float = 0.0
 
 
 class CanaryPicker:
-    """A snapshot over the endpoints. ``pick`` runs in each call: quick, no I/O, chance from ``rng`` alone."""
+    """Picks among one set of endpoints. ``pick`` runs in each call: fast, without I/O, random only by ``rng``."""
 
     def __init__(self, policy: Canary, canaries: Sequence[Candidate], others: Sequence[Candidate]) -> None:
         self.policy = policy
@@ -92,15 +92,15 @@ class Fixed:
         self.endpoints = endpoints
 
     def start(self, listener: lb.Listener) -> None:
-        """There is one thing to say, once."""
+        """Report the endpoints once; they never change."""
         listener.update(lb.Resolution(self.endpoints))
 
     def close(self) -> None:
-        """Nothing to end."""
+        """There is nothing to stop."""
 
 
 async def calls(channel: Any, count: int) -> Counter[str]:
-    """Who answered so many calls, one after another."""
+    """How many of ``count`` calls, one after another, each server answered."""
     answered: Counter[str] = Counter()
     echo = channel.unary_unary(UNARY_UNARY)
     for _ in range(count):
@@ -111,7 +111,7 @@ async def calls(channel: Any, count: int) -> Counter[str]:
 
 
 async def main() -> None:
-    """The canary is well, then it fails."""
+    """The canary works, then it fails."""
     async with AsyncExitStack() as stack:
         one, two, new = [await stack.enter_async_context(Backend(name)) for name in ("one", "two", "new")]
         resolver = Fixed(
@@ -120,7 +120,7 @@ async def main() -> None:
             lb.Endpoint(new.address, id="new", metadata={"track": "canary"}),
         )
         policy = Canary(share=0.2, pause_s=60)
-        retry = lb.Retry(idempotent=[UNARY_UNARY])  # a canary's failure is nobody's trouble: others are asked
+        retry = lb.Retry(idempotent=[UNARY_UNARY])  # a call that fails on the canary goes to another server
         async with lb.aio.channel(resolver, policy=policy, retry=retry) as channel:
             print("the canary is well:", dict(sorted((await calls(channel, 300)).items())))
             new.received.clear()

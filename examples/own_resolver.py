@@ -1,10 +1,10 @@
-"""A resolver of one's own: the endpoints stand in a file, and its changes are noticed.
+"""A resolver of your own: it reads endpoints from a file, and follows its changes.
 
 ::
 
     python examples/own_resolver.py
 
-It starts what it calls by itself. A resolver is any object with ``start(listener)`` and ``close()``.
+It starts the servers that it calls. A resolver is any object with ``start(listener)`` and ``close()``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lb.testing.backend import UNARY_UNARY
 
 
 class FileResolver:
-    """Endpoints from a text file: one a line, ``host:port`` and a weight if it is not 1."""
+    """Endpoints from a text file: one per line, ``host:port`` and a weight if it is not 1."""
 
     def __init__(self, path: Path, *, every_s: float = 1.0) -> None:
         self.path = path
@@ -28,11 +28,11 @@ class FileResolver:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, listener: lb.Listener) -> None:
-        """Called in the channel's event loop, at its first use. It must not block."""
+        """Called in the channel's event loop, when the channel is first used. It must not block."""
         self._task = asyncio.get_running_loop().create_task(self._watch(listener))
 
     async def close(self) -> None:
-        """Called when the channel closes, also if ``start`` never was. It may be async, as here, or not."""
+        """Called when the channel closes, even if ``start`` was never called. It may be async or not."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -43,10 +43,10 @@ class FileResolver:
             try:
                 endpoints = self._read()
             except (OSError, ValueError) as error:
-                listener.error(f"{self.target}: {error}")  # what was said last stands
+                listener.error(f"{self.target}: {error}")  # the last endpoints remain in use
             else:
                 if endpoints != said:
-                    # The whole set, each time. Whoever stays keeps connection, breaker and statistics.
+                    # Always the whole set. Endpoints that remain keep connection, breaker and statistics.
                     listener.update(lb.Resolution(endpoints, note=self.target))
                     said = endpoints
             await asyncio.sleep(self.every_s)

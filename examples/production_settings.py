@@ -1,10 +1,10 @@
-"""Settings for traffic that matters, and what they are worth: one of three servers hangs, and no call fails.
+"""Settings for important traffic, and what they achieve: one of three servers hangs, and no call fails.
 
 ::
 
     python examples/production_settings.py
 
-It starts what it calls by itself. With ``--defaults`` the same happens to a channel without settings.
+It starts the servers that it calls. With ``--defaults`` it does the same with a channel without settings.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, hang
 
 SETTINGS: dict[str, Any] = {
-    # Keeps away from what is slow or full, by its latency and its calls in flight.
+    # Avoids slow and busy servers, by their latency and calls in flight.
     "policy": lb.P2C(),
     "retry": lb.Retry(
-        # A server that hangs says nothing. Choose it well above the slowest answer that is still a good one.
+        # A hung server sends nothing. Choose a time well above the slowest answer that is still acceptable.
         attempt_timeout_s=0.5,
-        # Only what may run twice is sent again once a server may have seen it. A proto says so itself, by
-        # `option idempotency_level = NO_SIDE_EFFECTS;` (or IDEMPOTENT); these bytes have no proto.
+        # Once a server may have seen a call, it is sent again only if it may run twice. A proto says so with
+        # `option idempotency_level = NO_SIDE_EFFECTS;` (or IDEMPOTENT). This method has no proto.
         idempotent=[UNARY_UNARY],
-        # At most a tenth more calls by retries and hedges, so that they do not make an outage worse.
+        # Retries and hedges add at most a tenth of the calls, so that they do not make an outage worse.
         budget=lb.Budget(ratio=0.1, min_per_s=5),
     ),
-    # Who has not answered by the method's own p95 is not waited for alone.
+    # If a server has not answered within the method's own p95, another one is asked as well.
     "hedging": lb.Hedging(),
-    # Fewer than the server's stream limit; above that calls would wait in grpcio, where nobody sees them.
+    # Below the server's stream limit. Above that limit, calls would wait inside grpcio, where nothing shows them.
     "limit": lb.ConcurrencyLimit(limit=80, queue=100, queue_s=0.5),
-    # A call that took two seconds is a failure, whatever it says.
+    # A call that took two seconds counts as a failure, whatever its status.
     "breaker": lb.Breaker(slow_call_s=2.0),
-    # Pings find a machine that is gone without a word. Servers must allow them (see lb.Connection).
+    # Pings detect a machine that vanished. Servers must allow them (see lb.Connection).
     "connection": lb.Connection(keepalive_s=20, keepalive_timeout_s=5),
 }
 

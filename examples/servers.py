@@ -1,11 +1,11 @@
-"""What the other examples call: a Consul for this machine, and three servers of a catalog.
+"""The servers that other examples call: a Consul agent for this machine, and three servers of a catalog.
 
 ::
 
-    python examples/servers.py              # Ctrl-C ends it
+    python examples/servers.py              # Ctrl-C stops it
 
-Two of the servers have a flaw, so that there is something to see: catalog-1 refuses every second
-call, catalog-2 takes a quarter of a second for each. catalog-3 is well.
+Two of the servers are faulty, so that there is something to see: catalog-1 refuses every second
+call, catalog-2 takes a quarter of a second for each call. catalog-3 works normally.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Catalog(CatalogServicer):
     async def GetProduct(
         self, request: GetProductRequest, context: grpc.aio.ServicerContext[GetProductRequest, GetProductResponse]
     ) -> GetProductResponse:
-        """NOT_FOUND when there is no such product."""
+        """One product; NOT_FOUND if it does not exist."""
         if self.refuses_every and next(self.calls) % self.refuses_every == 0:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         await asyncio.sleep(self.takes_s)
@@ -64,7 +64,7 @@ class Catalog(CatalogServicer):
     async def ListProducts(
         self, request: ListProductsRequest, context: grpc.aio.ServicerContext[ListProductsRequest, ListProductsResponse]
     ) -> ListProductsResponse:
-        """All there are."""
+        """All products."""
         return ListProductsResponse(products=PRODUCTS.values())
 
     async def SearchProducts(
@@ -72,7 +72,7 @@ class Catalog(CatalogServicer):
         request: SearchProductsRequest,
         context: grpc.aio.ServicerContext[SearchProductsRequest, SearchProductsResponse],
     ) -> AsyncIterator[SearchProductsResponse]:
-        """Those whose name has the words, one by one."""
+        """Products whose name contains the words, one by one."""
         for product in PRODUCTS.values():
             if request.query.lower() in product.name.lower():
                 yield SearchProductsResponse(product=product)
@@ -81,18 +81,18 @@ class Catalog(CatalogServicer):
 @asynccontextmanager
 async def running(name: str, catalog: Catalog, consul: str) -> AsyncIterator[None]:
     """A server that is registered in Consul while the block lasts."""
-    # `incoming`: what a handler calls through an lb channel inherits deadline and cancellation of its own call.
+    # `incoming`: calls that a handler makes through an lb channel inherit its deadline and cancellation.
     server = grpc.aio.server(interceptors=[lb.aio.incoming()], options=[("grpc.so_reuseport", 0)])
     add_CatalogServicer_to_server(catalog, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)  # Consul asks it
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)  # Consul's check asks it
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    # The server answers already, so its check may begin as passing.
+    # The server answers already, so its check may start as passing.
     async with lb.aio.registration(
         "catalog", address=f"127.0.0.1:{port}", id=name, consul=consul, status="passing"
     ) as registration:
         yield
-        await registration.drain()  # no new calls; with clients around, wait a second here, until they have noticed
+        await registration.drain()  # no new calls; in production, wait a second here until clients have noticed
     await server.stop(grace=1)
 
 
@@ -113,5 +113,5 @@ async def main(port: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A Consul, and three servers of a catalog.")
-    parser.add_argument("--port", type=int, default=8500, help="Consul's; 0 takes a free one (default 8500)")
+    parser.add_argument("--port", type=int, default=8500, help="Consul's port; 0 takes a free one (default 8500)")
     asyncio.run(main(parser.parse_args().port))

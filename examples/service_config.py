@@ -1,11 +1,11 @@
-"""gRPC's own service config, the JSON that a service's owner gives to all its clients, in place of our settings.
+"""gRPC's own service config, the JSON that a service's owner gives to all its clients, instead of lb's settings.
 
 ::
 
     python examples/service_config.py
 
-It starts what it calls by itself. Retries, hedging, timeouts, throttling and the policy of the document are
-carried out by lb; a bad document is refused when the channel is made, in words that name the path.
+It starts the servers that it calls. lb carries out the document's retries, hedging, timeouts, throttling and
+policy. A bad document is refused when the channel is made, with an error that names the path.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ async def main() -> None:
         async with lb.aio.channel(target, service_config=DOCUMENT) as channel:
             print("policy:", channel.snapshot().policy)
             await channel.channel_ready()
-            while any(e.connectivity != "READY" for e in channel.snapshot().endpoints):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.01)  # one of them is enough for a channel; here both are to take part
+            while any(e.connectivity != "READY" for e in channel.snapshot().endpoints):  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0.01)  # one connection is enough for a channel; here both should take part
 
             stream: Any = channel.unary_stream(UNARY_STREAM)
             a.script(fail(grpc.StatusCode.UNAVAILABLE, "not now"))
@@ -72,7 +72,7 @@ async def main() -> None:
 
             b.always(None)  # it answers again
             unary = channel.unary_unary(UNARY_UNARY)
-            for _ in range(2):  # they take turns, so one of the two begins at a
+            for _ in range(2):  # the servers take turns, so one of the two calls begins at a
                 call = unary(b"hello")
                 await call
                 if len(lb.attempts(call)) > 1:

@@ -1,10 +1,10 @@
-"""grpcio's own channel and lb's, side by side: of three servers one dies under way, and another one hangs.
+"""grpcio's own channel and lb's, side by side: of three servers, one dies and another one hangs.
 
 ::
 
     python examples/side_by_side.py
 
-It starts what it calls by itself, and needs nothing but lb.
+It starts the servers that it calls, and needs nothing but lb.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ IN_FLIGHT = 16
 
 
 def bare(*addresses: str) -> Any:
-    """What one has without lb. (A retryPolicy would mend what dies; against what hangs grpcio has nothing.)"""
+    """What grpcio has. (A retryPolicy would help when a server dies, but nothing helps when one hangs.)"""
     return grpc.aio.insecure_channel(f"ipv4:{','.join(addresses)}", options=[("grpc.lb_policy_name", "round_robin")])
 
 
 def balanced(*addresses: str) -> Any:
-    """The same with lb. It is told that the method may run twice, and how long an answer may take at worst."""
+    """The same with lb: the method may run twice, and an answer takes half a second at worst."""
     retry = lb.Retry(idempotent=[UNARY_UNARY], attempt_timeout_s=0.5)
     return lb.aio.channel(f"static:///{','.join(addresses)}", policy="round_robin", retry=retry)
 
 
 async def measure(name: str, make: Any) -> None:
-    """Sixteen callers, a timeout of 2 s: after 1 s one server is gone, from 2 s on another one says nothing."""
+    """Sixteen callers, a timeout of 2 s: after 1 s one server dies, from 2 s on another one does not answer."""
     ended: Counter[str] = Counter()
     slowest_s = 0.0
     async with (

@@ -1,11 +1,11 @@
-"""How code that calls through lb is tested: with servers that do as they are told, and a clock that a test moves.
+"""How to test code that calls through lb: with scripted servers, and a clock that the test moves.
 
 ::
 
     pip install pytest pytest-asyncio
     pytest examples/test_with_lb_testing.py
 
-Nothing is patched, nobody sleeps, and no port is fixed.
+Nothing is patched, no test sleeps, and no port is fixed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytest_plugins = ["lb.testing.fixtures"]  # lb_backend, lb_backends, lb_agent, l
 
 
 async def greeting(channel: Any, name: str, timeout_s: float = 1.0) -> str:
-    """A greeting from the server; a plain one when there is no answer."""
+    """A greeting from the server, or a plain one if there is no answer."""
     try:
         answer: bytes = await channel.unary_unary(UNARY_UNARY)(name.encode(), timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
@@ -43,7 +43,7 @@ async def greeting(channel: Any, name: str, timeout_s: float = 1.0) -> str:
 
 @pytest.mark.asyncio
 async def test_a_failure_is_tried_on_another_server() -> None:
-    """`Backend` answers with the request; a script tells it what to do instead, a step for each call."""
+    """`Backend` answers with the request. A script replaces the next answers, one step per call."""
     async with Backend("a") as a, Backend("b") as b:
         a.script(fail(grpc.StatusCode.UNAVAILABLE))
         b.script(fail(grpc.StatusCode.UNAVAILABLE))
@@ -57,7 +57,7 @@ async def test_a_failure_is_tried_on_another_server() -> None:
 
 @pytest.mark.asyncio
 async def test_no_answer_is_a_plain_greeting() -> None:
-    """`hang()` never answers: the caller's timeout ends the call, and the server hears of it."""
+    """`hang()` never answers: the caller's timeout ends the call, and the server sees it cancelled."""
     async with Backend("a") as a:
         a.always(hang())
         async with lb.aio.channel(f"static:///{a.address}") as channel:
@@ -80,16 +80,16 @@ async def test_another_server_takes_over() -> None:
 
 
 class Runtime(RuntimeServicer):
-    """A servicer of one's own: what the code under test really calls."""
+    """A servicer of your own: what the code under test really calls."""
 
     async def Describe(self, request: DescribeRequest, context: Any) -> DescribeResponse:
-        """Always the same."""
+        """Always the same answer."""
         return DescribeResponse(service="catalog", weight=7)
 
 
 @pytest.mark.asyncio
-async def test_servicers_of_ones_own_go_by_the_script(lb_backends: Backends) -> None:
-    """Where the script is used up the servicer answers. Its proto says that `Describe` is idempotent: it is retried."""
+async def test_your_own_servicers_follow_the_script(lb_backends: Backends) -> None:
+    """After the script the servicer answers. Its proto declares `Describe` idempotent, so it is retried."""
     one, two = await lb_backends(2, add=lambda server: add_runtime(Runtime(), server))
     one.script(fail(grpc.StatusCode.UNAVAILABLE))
     two.script(fail(grpc.StatusCode.UNAVAILABLE))
@@ -100,9 +100,9 @@ async def test_servicers_of_ones_own_go_by_the_script(lb_backends: Backends) -> 
 
 
 def test_a_limit_by_time(lb_clock: FakeClock) -> None:
-    """What takes the time as an argument is tested on a clock of your own, and an hour takes no time."""
+    """Code that takes the time as an argument is tested with a clock that the test moves, so an hour takes no time."""
     bucket = TokenBucket(rate=1 / 3600, burst=2)  # one an hour, two at once
     assert bucket.take(lb_clock()) == bucket.take(lb_clock()) == 0.0
-    assert bucket.take(lb_clock()) == pytest.approx(3600)  # so long to wait, and nothing was taken
+    assert bucket.take(lb_clock()) == pytest.approx(3600)  # the wait in seconds; nothing was taken
     lb_clock.advance(3600)
     assert bucket.take(lb_clock()) == 0.0

@@ -5,8 +5,8 @@
     python examples/servers.py              # in another terminal
     python examples/threads.py
 
-It may be used by any number of threads at once, and has a bounded number of its own, however many
-endpoints there are.
+Any number of threads may use the channel at once. It has a bounded number of threads of its own, however
+many endpoints there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mesh.catalog.v1 import CatalogStub, GetProductRequest
 
 
 def main() -> None:
-    """A call of each sort, and many at once."""
+    """A call of each kind, and many at once."""
     with lb.sync.channel("consul:///catalog", policy="least_request") as channel:
         catalog = CatalogStub(channel)
 
