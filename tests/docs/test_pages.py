@@ -127,10 +127,10 @@ def test_numbers_are_told_somewhere() -> None:
     assert len([value for page in PAGES for *_, value in named_settings(page) if value]) >= 5
 
 
-@pytest.mark.parametrize(
-    "word",
-    "endpoint instance candidate subchannel attempt outcome verdict admission ejection panic line budget".split(),
-)
+WORDS = "endpoint instance candidate subchannel attempt outcome verdict admission ejection panic line budget"
+
+
+@pytest.mark.parametrize("word", WORDS.split())
 def test_a_word_is_explained_and_linked(word: str) -> None:
     """The glossary has it, and another page leads there."""
     glossary = ROOT / "docs" / "glossary.md"
