@@ -103,6 +103,12 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
         assert f"MESH_{name}" in read or f"{name.lower()}: " in read, name
 
 
+def test_the_product_that_is_named_is_sold() -> None:
+    """It is among those with which the catalog begins."""
+    (sku,) = re.findall(r"the product `([\w-]+)`", README)
+    assert any(f'"{sku}"' in path.read_text("utf-8") for path in (ROOT / "services").rglob("*.py"))
+
+
 def test_the_versions_are_those_of_the_package() -> None:
     """Which Python and which grpcio it takes."""
     package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
