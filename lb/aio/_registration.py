@@ -347,7 +347,7 @@ class Registration:
         # The same trouble is told once, though its words may differ each time (a request's id).
         said = status or words
         if place.said != said:
-            _log.warning("%s: %s; trying on", self.id, words, exc_info=None if ours else error)
+            _log.warning("%s: %s; trying again", self.id, words, exc_info=None if ours else error)
         place.said = said
 
     def _remark(self, remark: str) -> None:
@@ -365,7 +365,7 @@ class Registration:
                 if self._presence.ours(known):
                     await place.maintenance(LEAVING, within_s=_WRITE_S)
         except (ConsulError, TimeoutError) as error:
-            _log.warning("%s: cannot announce the drain: %s", self.id, self._why(place, error))
+            _log.warning("%s: cannot tell Consul that this instance is leaving: %s", self.id, self._why(place, error))
 
     async def _leave_behind(self, place: _Place) -> None:
         with contextlib.suppress(ConsulError):  # the next turn tries again

@@ -727,7 +727,7 @@ class LogicalCall:
                 try:
                     take(attempt.candidate, value, time.monotonic())
                 except Exception:  # noqa: BLE001  # what a server sends may be anything
-                    _log.exception("%s: the load report of %s", self._channel.target, attempt.endpoint_id)
+                    _log.exception("%s: cannot read the load report of %s", self._channel.target, attempt.endpoint_id)
 
     def _abandon(self, error: BaseException) -> None:
         """A running attempt was cancelled, or grpcio could not carry it out."""

@@ -635,7 +635,7 @@ class LogicalChannel:
         if not self._served_by_none and self.balancer.nobody_serves():
             self._served_by_none = True
             _log.warning(
-                "%s: no endpoint knows the service %r that health= names; they are used all the same",
+                "%s: no endpoint knows the service %r of health=; all endpoints are used anyway",
                 self.target,
                 self.settings.health,
             )
@@ -658,7 +658,7 @@ class LogicalChannel:
                 begun.close()
                 raise TypeError("resolve_now() is a coroutine function; expected a plain one that makes a task")
         except Exception:  # noqa: BLE001  # a user's resolver may raise anything
-            _log.exception("%s: the resolver was asked to look again, and raised", self.target)
+            _log.exception("%s: the resolver's resolve_now() raised", self.target)
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -757,7 +757,7 @@ class LogicalChannel:
         try:
             closing = self._resolver.close()
         except Exception:  # noqa: BLE001  # a user's resolver may raise anything
-            _log.exception("%s: the resolver did not close", self.target)
+            _log.exception("%s: the resolver's close() raised", self.target)
             closing = None
         if inspect.isawaitable(closing):
             loop = self._loop

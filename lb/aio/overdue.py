@@ -51,7 +51,7 @@ class Overdue:
                 try:
                     call.attempt_overdue(attempt, real)
                 except Exception:  # noqa: BLE001  # whatever it is, the other attempts are watched on
-                    _log.exception("%s: %r", call.call.method, attempt)
+                    _log.exception("%s: cannot end an attempt whose time is over: %r", call.call.method, attempt)
         self._armed = False
         if self.running and not self._armed:  # added by a thread that took the timer for armed
             self._armed = True

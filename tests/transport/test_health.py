@@ -133,7 +133,7 @@ async def test_a_service_that_nobody_knows_is_said_once_and_all_are_used(
                 await UU.run(channel)
     assert (one.calls, two.calls) == (5, 5)
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.endswith("no endpoint knows the service 'typo' that health= names; they are used all the same")
+    assert said.endswith("no endpoint knows the service 'typo' of health=; all endpoints are used anyway")
 
 
 async def test_who_does_not_know_the_service_is_not_used_while_another_serves_it(
