@@ -11,6 +11,7 @@ itself is built as a wheel, as a user would get it. A path with a ``pyproject.to
 from __future__ import annotations
 
 import functools
+import io
 import os
 import subprocess
 import sys
@@ -72,9 +73,7 @@ def install(venv: Path, *requirements: str) -> None:
     target = site_packages(venv)
     for name in closure(*requirements):
         if name == OURS:
-            with tempfile.TemporaryFile() as file:
-                file.write(wheel())
-                zipfile.ZipFile(file).extractall(target)
+            zipfile.ZipFile(io.BytesIO(wheel())).extractall(target)
             continue
         for file in metadata.files(name) or ():
             if file.parts[0] != ".." and file.suffix != ".pyc":
