@@ -131,7 +131,7 @@ class Tracing:
             propagate.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(ids), current), _APPEND)
         except Exception:  # noqa: BLE001  # a propagator of the user's may raise anything, and no call may fail by it
             if self._first("inject"):
-                _log.exception("%s: a propagator raised; what it had not written yet is not passed on", self._target)
+                _log.exception("%s: a propagator raised; headers that were still missing are not sent", self._target)
         return tuple(header for header in carrier if self._sendable(*header))
 
     def _sendable(self, key: str, value: Any) -> bool:
@@ -141,8 +141,8 @@ class Tracing:
             return True
         if self._first(key):
             _log.warning(
-                "%s: the header %r of a propagator is not passed on: gRPC cannot send %r in it (a key is of a-z, 0-9,"
-                " _ - and .; a value is printable ASCII, or bytes where the key ends in -bin)",
+                "%s: the propagator's header %r is not sent: gRPC cannot send the value %r (a key may have a-z, 0-9,"
+                " _ - and .; a value is printable ASCII, or bytes if the key ends in -bin)",
                 *(self._target, key, value),
             )
         return False
@@ -157,8 +157,8 @@ class Tracing:
             return
         if self._first(_CONTRIB):
             _log.warning(
-                "%s: calls have two sets of client spans, lb's own and those of %s; leave the latter's client"
-                " interceptors out",
+                "%s: calls have two sets of client spans, lb's own and those of %s; remove the latter's client"
+                " interceptors",
                 *(self._target, _CONTRIB),
             )
 
