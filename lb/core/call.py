@@ -47,7 +47,7 @@ _UNSEEN_PAUSE_S = 0.005
 _UNSEEN_PAUSE_MOST_S = 0.25
 _DOUBT_S = 0.005
 _DOUBT_MOST_S = 0.1
-"""So long the news of a lost connection may stay behind the status of a call that was on it."""
+"""How long after a call's status the report that its connection was lost may still arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +357,7 @@ class Call:
         if committed or not replayable:
             outcome = self._judged(outcome, now)
             self._count(outcome, now)
-            why = "the response had begun" if committed else "the request stream can not be sent again"
+            why = "the response had begun" if committed else "the request stream cannot be resent"
             return self._exhausted(outcome, why)
         if self.wait_for_ready and outcome.origin is Origin.UNSENT:
             # It asked to wait for a connection, and this one was gone before anything was sent.

@@ -18,7 +18,7 @@ _GROWTH = 1.25
 _PER_LOG = 1 / log(_GROWTH)
 _BUCKETS = 80  # up to about 450 s
 _EVERY = 32
-"""So often the quantile is worked out anew; between, it stands."""
+"""The quantile is recomputed after this many observations; in between, the last value is used."""
 
 
 class Quantile:

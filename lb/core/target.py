@@ -283,9 +283,7 @@ def _consul(text: str) -> ConsulTarget:
 def _static(text: str) -> StaticTarget:
     authority, path, parameters = _parts(text, ("weights",))
     if authority:
-        raise ValueError(
-            f"target {text!r}: {authority!r} stands where nothing may; expected static:///host:port,host:port"
-        )
+        raise ValueError(f"target {text!r}: unexpected {authority!r}; expected static:///host:port,host:port")
     addresses = [unquote(part) for part in path.split(",")]
     weights = [1] * len(addresses)
     if parameters:
@@ -398,7 +396,7 @@ def _handed_over(text: str, scheme: str) -> StaticTarget:
     if scheme in _LOCAL and rest.startswith("//") and not (scheme == "unix" and rest.startswith("///")):
         raise ValueError(f"target {text!r}: expected {scheme}:name{' or unix:///path' if scheme == 'unix' else ''}")
     if scheme == "vsock" and not re.fullmatch(r"\d+:\d+", rest):
-        raise ValueError(f"target {text!r}: {rest!r} stands after vsock:; expected two numbers, vsock:cid:port")
+        raise ValueError(f"target {text!r}: {rest!r} after vsock:; expected two numbers, vsock:cid:port")
     return StaticTarget(text, (Endpoint(text),), scheme)
 
 

@@ -125,7 +125,7 @@ def free_port(port: int, wait_s: float) -> int:
         except OSError as error:
             if time.monotonic() >= give_up:
                 raise SettingsError(
-                    f"MESH_PORT={port}: port {port} of 127.0.0.1 cannot be had ({os.strerror(error.errno or 0)}); "
+                    f"MESH_PORT={port}: port {port} on 127.0.0.1 is not available ({os.strerror(error.errno or 0)}); "
                     "MESH_PORT=8081 make demo takes another"
                 ) from None
         time.sleep(0.1)

@@ -182,7 +182,7 @@ def _item(path: str, entry: object, errors: list[FieldError]) -> Item | None:
 
 def _check_text(path: str, value: object, longest: int, errors: list[FieldError]) -> None:
     if not isinstance(value, str):
-        errors.append(FieldError(path, f"is {_kind(value)}; expected a text of 1 to {longest} characters"))
+        errors.append(FieldError(path, f"is {_kind(value)}; expected a string of 1 to {longest} characters"))
     elif not 1 <= len(value) <= longest:
         errors.append(FieldError(path, f"has {len(value)} characters; expected 1 to {longest}"))
     elif not value.isprintable():

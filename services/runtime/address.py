@@ -24,7 +24,9 @@ async def advertised(advertise: str, bound: str) -> str:
     host, port = split_address(bound)
     if not advertise:
         if host in ("0.0.0.0", "::"):
-            raise SettingsError(f"MESH_ADVERTISE: is needed, for nobody can call {bound}; try MESH_ADVERTISE=auto")
+            raise SettingsError(
+                f"MESH_ADVERTISE: required, as clients cannot connect to {bound}; try MESH_ADVERTISE=auto"
+            )
         return bound
     if advertise == "auto":
         return join_address(await _towards_consul(), port)

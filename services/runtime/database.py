@@ -1,4 +1,4 @@
-"""A service's database: SQLAlchemy over asyncio, on SQLite or what else its URL names.
+"""A service's database: SQLAlchemy over asyncio, on SQLite or whatever its URL names.
 
 Instances of a service share one database. On SQLite that is one file, in WAL mode so that readers
 and a writer do not stop each other; a transaction that writes says so when it begins (BEGIN

@@ -252,12 +252,12 @@ def test_a_committed_call_is_never_retried(outcome: Outcome) -> None:
 
 
 def test_a_request_that_is_not_at_hand_any_more_is_not_retried() -> None:
-    """A stream whose replay buffer has overflowed can not be sent again, whoever allows it."""
+    """A stream whose replay buffer has overflowed cannot be resent, whatever allows it."""
     rig = Rig("ab")
     call = rig.call()
     call.begin(rig.now)
     assert rig.fail(call, REFUSED, replayable=False) is DONE
-    assert call.gave_up == "the request stream can not be sent again"
+    assert call.gave_up == "the request stream cannot be resent"
 
 
 # ---- push-back and the throttle (gRFC A6) ----

@@ -427,7 +427,7 @@ async def test_a_stream_longer_than_the_buffer_is_not_sent_again(fleet: Fleet, k
         gate.open()
         error = await failure(call)
         assert error.code() is UNAVAILABLE
-        assert call._cython_call.call.gave_up == "the request stream can not be sent again"
+        assert call._cython_call.call.gave_up == "the request stream cannot be resent"
     assert len(two.received) == 0
 
 

@@ -21,7 +21,7 @@ from lb.core.policies.base import CallInfo, Candidate, Picker, Policy
 from lb.core.policies.wrapper import Wrapper, WrapperPicker
 
 REVIEW_S = 1.0
-"""Who became warm joins the second picker after so long at most; until then it has nearly its whole share."""
+"""An endpoint that has warmed up joins the second picker within this time; until then it has nearly its whole share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
