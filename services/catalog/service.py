@@ -21,7 +21,7 @@ from mesh.catalog.v1 import (
 from services.catalog.store import Store, metadata
 from services.runtime.errors import not_found
 from services.runtime.host import Host, Service
-from services.runtime.validation import Checks
+from services.shop.checks import Checks
 
 _PAGE = 50
 _LARGEST_PAGE = 200

@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.catalog.v1 import Product
 from mesh.common.v1 import Money
-from services.runtime.assortment import ASSORTMENT, CURRENCY
 from services.runtime.database import Database
+from services.shop.assortment import ASSORTMENT, CURRENCY
 
 metadata = MetaData()
 

@@ -33,8 +33,8 @@ from pydantic import AfterValidator, Field
 
 from services.demo import memory
 from services.demo.state import StateDirectory, remove_stale
+from services.demo.supervisor import Spec, Supervisor
 from services.runtime.settings import LogLevel, Settings, SettingsError, http_url, load, trace_collector
-from services.runtime.supervisor import Spec, Supervisor
 
 INSTANCES: dict[str, tuple[int, ...]] = {
     "catalog": (1, 2, 5),

@@ -18,8 +18,8 @@ from typing import Any
 import httpx2
 from pydantic import Field
 
+from services.demo.supervisor import parent_gone
 from services.runtime.settings import Settings, SettingsError, load
-from services.runtime.supervisor import parent_gone
 
 _MOST_AT_ONCE = 32
 _TIMEOUT_S = 10.0

@@ -38,16 +38,17 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.backends import Backends, Deadline
+import lb
+from services.gateway.backends import Backends
 from services.gateway.bodies import parse_order, read_body, require_json
 from services.gateway.problems import FieldError, Problem, retry_after
 from services.gateway.topology import MAX_AGE_S, Topology
 from services.gateway.traces import Traces, TraceStore, check_trace_id, receive_otlp, trace_json
+from services.runtime.validation import LONGEST_ID
 
 TIMEOUT_S = 5.0
 LARGEST_ORDER = 64 << 10
 BODY_TIMEOUT_S = 5.0
-_LONGEST_ID = 128
 _GRACE_S = 0.5
 _RECENT = 50
 _TIMEOUT_HEADER = "Request-Timeout"
@@ -103,12 +104,12 @@ class Gateway:
         require_json(request)
         form = parse_order(await read_body(request, limit=LARGEST_ORDER, timeout_s=BODY_TIMEOUT_S))
         key = form.idempotency_key or secrets.token_hex(16)
-        deadline = _deadline(request)
+        timeout_s = _timeout_s(request)
         loop = asyncio.get_running_loop()
         seen: dict[str, object] = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "trace_id": _trace_id()}
         started = loop.time()
         try:
-            placed = await _while_connected(request, deadline, self._backends.place_order(form, key, deadline))
+            placed = await _while_connected(request, timeout_s, self._backends.place_order(form, key))
             seen.update(placed)
         except Problem as problem:
             seen["error"] = f"{problem.status} {problem.detail}"
@@ -124,16 +125,13 @@ class Gateway:
 
     async def _get_order(self, request: Request) -> Response:
         order_id = request.path_params["order_id"]
-        if len(order_id) > _LONGEST_ID or not order_id.isprintable():
+        if len(order_id) > LONGEST_ID or not order_id.isprintable():
             raise Problem(404, "no order has such an id", errors=[FieldError("order_id", "is not known")])
-        deadline = _deadline(request)
-        return JSONResponse(
-            await _while_connected(request, deadline, self._backends.get_order(order_id, deadline)), headers=_NO_STORE
-        )
+        order = await _while_connected(request, _timeout_s(request), self._backends.get_order(order_id))
+        return JSONResponse(order, headers=_NO_STORE)
 
     async def _products(self, request: Request) -> Response:
-        deadline = _deadline(request)
-        products = await _while_connected(request, deadline, self._backends.products(deadline))
+        products = await _while_connected(request, _timeout_s(request), self._backends.products())
         return JSONResponse({"products": products}, headers=_NO_STORE)
 
     async def _mesh(self, request: Request) -> Response:
@@ -141,7 +139,7 @@ class Gateway:
 
     async def _trace(self, request: Request) -> Response:
         trace_id = check_trace_id(request.path_params["trace_id"])
-        spans = await _while_connected(request, _deadline(request), self._traces.get(trace_id))
+        spans = await _while_connected(request, _timeout_s(request), self._traces.get(trace_id))
         if not spans:
             raise Problem(404, f"no trace {trace_id} is known; spans arrive a moment after their call")
         return JSONResponse(trace_json(trace_id, spans), headers=_NO_STORE)
@@ -206,15 +204,16 @@ class _ClientGone(Exception):
     """The client hung up before the answer."""
 
 
-async def _while_connected(request: Request, deadline: Deadline, work: Coroutine[Any, Any, T]) -> T:
+async def _while_connected(request: Request, timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
     """Does the work, cancelled when the client hangs up. The body must have been read before.
 
-    Calls end by the deadline themselves; whatever does not is cancelled half a second later: 504.
+    Calls to services end by the deadline themselves; whatever does not is cancelled half a second later: 504.
     """
-    task = asyncio.create_task(work)
+    with lb.deadline(timeout_s):
+        task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, timeout=deadline.left() + _GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone}, timeout=timeout_s + _GRACE_S, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
@@ -231,10 +230,10 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _deadline(request: Request) -> Deadline:
+def _timeout_s(request: Request) -> float:
     text = request.headers.get(_TIMEOUT_HEADER)
     if text is None:
-        return Deadline(TIMEOUT_S)
+        return TIMEOUT_S
     try:
         wanted_s = float(text)
     except ValueError:
@@ -242,7 +241,7 @@ def _deadline(request: Request) -> Deadline:
     if not 0 < wanted_s < math.inf:
         detail = f"is {text[:32]!r}; expected seconds, more than 0 (at most {TIMEOUT_S:g} are granted)"
         raise Problem(400, f"{_TIMEOUT_HEADER} {detail}", errors=[FieldError(_TIMEOUT_HEADER, detail)])
-    return Deadline(min(wanted_s, TIMEOUT_S))
+    return min(wanted_s, TIMEOUT_S)
 
 
 def _trace_id() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -27,25 +26,11 @@ _MOST_PAGES = 50
 _MOST_SKUS = 1000
 
 
-class Deadline:
-    """The instant at which a request's time is up, on the loop's clock."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._at = asyncio.get_running_loop().time() + timeout_s
-
-    def left(self) -> float:
-        """Seconds left. Raises ``Problem`` 504 when there are none."""
-        left_s = self._at - asyncio.get_running_loop().time()
-        if left_s <= 0:
-            raise Problem(504, f"not done within {self._timeout_s:g} s")
-        return left_s
-
-
 class Backends:
     """Orders, catalog and inventory as the gateway uses them.
 
-    Every method raises ``Problem``, and answers plain JSON values.
+    Every method raises ``Problem``, and answers plain JSON values. No call has a timeout of its own: the block
+    of `lb.deadline` around the request's work bounds them all.
     """
 
     def __init__(self, orders: grpc.aio.Channel, catalog: grpc.aio.Channel, inventory: grpc.aio.Channel) -> None:
@@ -53,14 +38,14 @@ class Backends:
         self._catalog: CatalogAsyncStub = CatalogStub(catalog)
         self._inventory: InventoryAsyncStub = InventoryStub(inventory)
 
-    async def place_order(self, form: OrderForm, idempotency_key: str, deadline: Deadline) -> dict[str, object]:
+    async def place_order(self, form: OrderForm, idempotency_key: str) -> dict[str, object]:
         """Buys. ``served_by`` names the instance of each service that had a part in it."""
         request = PlaceOrderRequest(
             items=[OrderItem(sku=item.sku, quantity=item.quantity) for item in form.items],
             idempotency_key=idempotency_key,
         )
         with _translated("orders", form.fields()):
-            call = self._orders.PlaceOrder(request, timeout=deadline.left())
+            call = self._orders.PlaceOrder(request)
             answer = await call
             instance = await served_by(call)
         instances = {**answer.served_by, "orders": instance} if instance else dict(answer.served_by)
@@ -72,19 +57,19 @@ class Backends:
             "served_by": dict(sorted(instances.items())),
         }
 
-    async def get_order(self, order_id: str, deadline: Deadline) -> dict[str, object]:
+    async def get_order(self, order_id: str) -> dict[str, object]:
         """One order."""
         with _translated("orders", {order_id: "order_id"}):
-            answer = await self._orders.GetOrder(GetOrderRequest(order_id=order_id), timeout=deadline.left())
+            answer = await self._orders.GetOrder(GetOrderRequest(order_id=order_id))
         return order_json(answer.order)
 
-    async def products(self, deadline: Deadline) -> list[dict[str, object]]:
+    async def products(self) -> list[dict[str, object]]:
         """The whole assortment with the stock of each product; what the inventory does not know has 0."""
         products: list[Product] = []
         request = ListProductsRequest(page_size=_PAGE)
         with _translated("catalog"):
             for _ in range(_MOST_PAGES):
-                page = await self._catalog.ListProducts(request, timeout=deadline.left())
+                page = await self._catalog.ListProducts(request)
                 products.extend(page.products)
                 request.page_token = page.next_page_token
                 if not page.next_page_token:
@@ -96,7 +81,7 @@ class Backends:
         with _translated("inventory"):
             for start in range(0, len(skus), _MOST_SKUS):
                 asked = BatchGetStockRequest(skus=skus[start : start + _MOST_SKUS])
-                answer = await self._inventory.BatchGetStock(asked, timeout=deadline.left())
+                answer = await self._inventory.BatchGetStock(asked)
                 stock.update((line.sku, line.quantity) for line in answer.stocks)
         return [
             {

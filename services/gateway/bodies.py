@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
 from services.gateway.problems import FieldError, Problem
-
-MOST_ITEMS = 100
-MOST_PIECES = 1000
-LONGEST_SKU = 64
-LONGEST_KEY = 128
+from services.runtime.validation import LONGEST_ID
+from services.shop.checks import LONGEST_SKU, is_sku
+from services.shop.limits import MOST_ITEMS, MOST_PIECES
 
 _CLOSE = {"Connection": "close"}
-_SKU = re.compile(r"[a-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +107,13 @@ def parse_order(body: bytes) -> OrderForm:
     items = _items(data, errors)
     key = data.get("idempotency_key")
     if key is not None:
-        _check_text("idempotency_key", key, LONGEST_KEY, errors)
+        _check_text("idempotency_key", key, LONGEST_ID, errors)
     if errors:
         raise Problem(400, f"{errors[0].field}: {errors[0].detail}", errors=errors)
     impossible = [
         FieldError(f"items[{index}].sku", f"no product has the sku {item.sku!r}")
         for index, item in enumerate(items)
-        if not _SKU.fullmatch(item.sku)
+        if not is_sku(item.sku)
     ]
     if impossible:
         raise Problem(404, f"{impossible[0].field}: {impossible[0].detail}", errors=impossible)

@@ -25,10 +25,10 @@ from mesh.inventory.v1 import (
 from services.inventory import store
 from services.inventory.store import Store, metadata
 from services.runtime.host import Host, Service
-from services.runtime.moment import timestamp
-from services.runtime.validation import Checks
+from services.shop.checks import Checks
+from services.shop.limits import MOST_ITEMS
+from services.shop.moment import timestamp
 
-_MOST_LINES = 100
 _MOST_RESERVED = 1_000_000
 _MOST_IMPORTED_LINES = 10_000
 _MOST_IMPORTED = 1_000_000_000
@@ -52,15 +52,7 @@ class Inventory(InventoryServicer):
         """Hold pieces: all lines or none."""
         checks = Checks()
         checks.identity("reservation_id", request.reservation_id)
-        if not 1 <= len(request.lines) <= _MOST_LINES:
-            checks.fail("lines", f"has {len(request.lines)} lines; 1 to {_MOST_LINES} are accepted")
-        seen: set[str] = set()
-        for number, line in enumerate(request.lines[: _MOST_LINES + 1]):
-            checks.sku(f"lines[{number}].sku", line.sku)
-            checks.within(f"lines[{number}].quantity", line.quantity, 1, _MOST_RESERVED)
-            if line.sku in seen:
-                checks.fail(f"lines[{number}].sku", f"{line.sku!r} stands in an earlier line")
-            seen.add(line.sku)
+        checks.goods("lines", "line", request.lines, MOST_ITEMS, _MOST_RESERVED)
         checks.done()
         lines = tuple(sorted((line.sku, line.quantity) for line in request.lines))
         return ReserveResponse(reservation=_reservation(await self._store.reserve(request.reservation_id, lines)))

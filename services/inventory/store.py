@@ -24,11 +24,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.runtime.assortment import ASSORTMENT, FIRST_DELIVERY
 from services.runtime.database import Database
 from services.runtime.errors import already_exists, precondition
-from services.runtime.moment import now_us
 from services.runtime.validation import LONGEST_ID
+from services.shop.assortment import ASSORTMENT, FIRST_DELIVERY
+from services.shop.moment import now_us
 
 HELD = "held"
 RELEASED = "released"

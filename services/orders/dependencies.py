@@ -7,18 +7,18 @@ a defect between the services, which is not the caller's business: it is logged 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
 from google.rpc.error_details_pb2 import PreconditionFailure
 
-from mesh.catalog.v1 import CatalogStub, GetProductRequest, Product
+from mesh.catalog.v1 import GetProductRequest, Product
 from mesh.common.v1 import Money
-from mesh.inventory.v1 import InventoryStub, ReleaseRequest, ReserveRequest, StockLine
-from mesh.payments.v1 import AuthorizeRequest, CaptureRequest, Payment, PaymentsStub, VoidRequest
+from mesh.inventory.v1 import ReleaseRequest, ReserveRequest, StockLine
+from mesh.payments.v1 import AuthorizeRequest, CaptureRequest, Payment, VoidRequest
 from services.orders.store import Line
 from services.runtime.channels import served_by
 from services.runtime.errors import CallError, detail, not_found, precondition, unavailable
@@ -26,110 +26,101 @@ from services.runtime.errors import CallError, detail, not_found, precondition, 
 if TYPE_CHECKING:
     from grpc.aio import UnaryUnaryCall
 
+    from mesh.catalog.v1 import CatalogAsyncStub
+    from mesh.inventory.v1 import InventoryAsyncStub
+    from mesh.payments.v1 import PaymentsAsyncStub
+
 log = structlog.get_logger()
 
-# The most that one call to a dependency may take, retries included; the caller's deadline may be nearer.
 STEP_S = 2.0
+"""The longest that one call to a dependency may take, retries included; the inherited deadline may be nearer."""
 
 R = TypeVar("R")
 
 
-class Deadline:
-    """The instant at which the time is over, on the event loop's clock."""
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The services that the orders call."""
 
-    __slots__ = ("_at",)
-
-    def __init__(self, timeout_s: float) -> None:
-        self._at = asyncio.get_running_loop().time() + timeout_s
-
-    @property
-    def step_s(self) -> float:
-        """Timeout of the next call to a dependency, in seconds."""
-        return max(0.0, min(STEP_S, self._at - asyncio.get_running_loop().time()))
-
-    def __repr__(self) -> str:
-        return f"<Deadline, next step {self.step_s:.3f} s>"
+    catalog: CatalogAsyncStub
+    inventory: InventoryAsyncStub
+    payments: PaymentsAsyncStub
 
 
 class Dependencies:
-    """Catalog, inventory and payments, as one order needs them.
+    """Catalog, inventory and payments, as one order needs them; it remembers who served the order.
 
-    ``deadline`` bounds each call; ``served_by`` gathers which instance served the last call to each service.
+    No method takes a deadline. Calls inherit that of the call that places the order (`lb.aio.incoming`), or of
+    the block that they are made in (`lb.deadline`).
     """
 
-    def __init__(self, catalog: grpc.aio.Channel, inventory: grpc.aio.Channel, payments: grpc.aio.Channel) -> None:
-        self._catalog = CatalogStub(catalog)
-        self._inventory = InventoryStub(inventory)
-        self._payments = PaymentsStub(payments)
+    def __init__(self, stubs: Stubs) -> None:
+        self._stubs = stubs
+        self.served_by: dict[str, str] = {}
+        """Which instance served the last call to each service."""
 
-    async def product(self, sku: str, deadline: Deadline, served: dict[str, str]) -> Product:
+    async def product(self, sku: str) -> Product:
         """A product; CallError NOT_FOUND when the catalog does not know it."""
-        call = self._catalog.GetProduct(GetProductRequest(sku=sku), timeout=deadline.step_s)
+        call = self._stubs.catalog.GetProduct(GetProductRequest(sku=sku), timeout=STEP_S)
         try:
-            return (await _answer("catalog", call, served)).product
+            return (await self._answer("catalog", call)).product
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise not_found("product", sku) from error
             raise translated("catalog", error) from error
 
-    async def reserve(
-        self, reservation_id: str, lines: Sequence[Line], deadline: Deadline, served: dict[str, str]
-    ) -> None:
+    async def reserve(self, reservation_id: str, lines: Sequence[Line]) -> None:
         """Hold the pieces; CallError FAILED_PRECONDITION when there are too few."""
         wanted = [StockLine(sku=line.sku, quantity=line.quantity) for line in lines]
         request = ReserveRequest(reservation_id=reservation_id, lines=wanted)
         try:
-            await _answer("inventory", self._inventory.Reserve(request, timeout=deadline.step_s), served)
+            await self._answer("inventory", self._stubs.inventory.Reserve(request, timeout=STEP_S))
         except grpc.aio.AioRpcError as error:
             raise translated("inventory", error) from error
 
-    async def release(self, reservation_id: str, deadline: Deadline) -> None:
+    async def release(self, reservation_id: str) -> None:
         """Give the pieces back."""
         request = ReleaseRequest(reservation_id=reservation_id)
         try:
-            await self._inventory.Release(request, timeout=deadline.step_s)
+            await self._answer("inventory", self._stubs.inventory.Release(request, timeout=STEP_S))
         except grpc.aio.AioRpcError as error:
             raise translated("inventory", error) from error
 
-    async def authorize(
-        self, payment_id: str, amount: Money, method: str, deadline: Deadline, served: dict[str, str]
-    ) -> Payment:
+    async def authorize(self, payment_id: str, amount: Money, method: str) -> Payment:
         """Put the amount aside, or be declined."""
         request = AuthorizeRequest(
             idempotency_key=f"{payment_id}/authorize", payment_id=payment_id, amount=amount, payment_method=method
         )
         try:
-            call = self._payments.Authorize(request, timeout=deadline.step_s)
-            return (await _answer("payments", call, served)).payment
+            return (await self._answer("payments", self._stubs.payments.Authorize(request, timeout=STEP_S))).payment
         except grpc.aio.AioRpcError as error:
             raise translated("payments", error) from error
 
-    async def capture(self, payment_id: str, deadline: Deadline, served: dict[str, str]) -> None:
+    async def capture(self, payment_id: str) -> None:
         """Take the amount."""
         request = CaptureRequest(idempotency_key=f"{payment_id}/capture", payment_id=payment_id)
         try:
-            await _answer("payments", self._payments.Capture(request, timeout=deadline.step_s), served)
+            await self._answer("payments", self._stubs.payments.Capture(request, timeout=STEP_S))
         except grpc.aio.AioRpcError as error:
             raise translated("payments", error) from error
 
-    async def void(self, payment_id: str, deadline: Deadline) -> bool:
+    async def void(self, payment_id: str) -> bool:
         """Give the amount up. False when it was captured, and so cannot be."""
         request = VoidRequest(idempotency_key=f"{payment_id}/void", payment_id=payment_id)
         try:
-            await self._payments.Void(request, timeout=deadline.step_s)
+            await self._answer("payments", self._stubs.payments.Void(request, timeout=STEP_S))
         except grpc.aio.AioRpcError as error:
             if _violations(error, "CAPTURED"):
                 return False
             raise translated("payments", error) from error
         return True
 
-
-async def _answer(service: str, call: UnaryUnaryCall[Any, R], served: dict[str, str]) -> R:
-    response = await call
-    instance = await served_by(call)
-    if instance:
-        served[service] = instance
-    return response
+    async def _answer(self, service: str, call: UnaryUnaryCall[Any, R]) -> R:
+        response = await call
+        instance = await served_by(call)
+        if instance:
+            self.served_by[service] = instance
+        return response
 
 
 def _violations(error: grpc.aio.AioRpcError, kind: str) -> list[PreconditionFailure.Violation]:

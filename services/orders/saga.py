@@ -28,17 +28,17 @@ import lb
 from mesh.common.v1 import Money
 from mesh.orders.v1 import OrderItem
 from mesh.payments.v1 import PaymentState
-from services.orders.dependencies import Deadline, Dependencies
+from services.orders.dependencies import Dependencies, Stubs
 from services.orders.store import AUTHORIZED, CONFIRMED, FAILED, PENDING, RESERVED, Line, LostLeaseError, Order, Store
-from services.runtime import money
 from services.runtime.errors import CallError, already_exists, precondition
+from services.shop import money
+from services.shop.limits import MOST_UNITS
 
 log = structlog.get_logger()
 
-# Undoing has time of its own: it is most needed when the call's time is over.
 UNDO_S = 3.0
+"""Undoing has time of its own: it is most needed when the call's time is over."""
 
-_MOST_UNITS = 100_000_000
 # Prices of one order that are asked for at the same time.
 _AT_ONCE = 8
 # How often a call looks after an order that another call carries out.
@@ -50,9 +50,9 @@ _SWEEP_AT_ONCE = 16
 class Saga:
     """Carries orders out on one instance. ``close`` ends what it does in the background."""
 
-    def __init__(self, store: Store, dependencies: Dependencies) -> None:
+    def __init__(self, store: Store, stubs: Stubs) -> None:
         self._store = store
-        self._dependencies = dependencies
+        self._stubs = stubs
         self._undoing: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -71,9 +71,7 @@ class Saga:
             task.cancel()
         await asyncio.gather(*self._undoing, return_exceptions=True)
 
-    async def place(
-        self, key: str, request: bytes, items: Sequence[OrderItem], method: str, deadline: Deadline
-    ) -> Order:
+    async def place(self, key: str, request: bytes, items: Sequence[OrderItem], method: str) -> Order:
         """The confirmed order under ``key``: carried out now, or before, by whichever instance.
 
         ``request`` tells the purchase from another one under the same key.
@@ -82,12 +80,12 @@ class Saga:
             CallError: as the contract of PlaceOrder says.
         """
         order = await self._store.under(key)
-        served: dict[str, str] = {}
+        needs = Dependencies(self._stubs)
         while True:
             mine = False
             if order is None:
-                lines = await self.price(items, deadline, served)
-                total(lines)
+                lines = await _priced(items, needs)
+                require_payable(lines)
                 order, mine = await self._store.claim(key, request, lines)
             if order.request != request:
                 raise already_exists("idempotency_key", key, f"the idempotency key {key!r} stands for another order")
@@ -95,7 +93,7 @@ class Saga:
                 return order
             if mine:
                 try:
-                    return await self._carry_out(order, method, deadline, served)
+                    return await self._carry_out(order, method, needs)
                 except LostLeaseError:
                     log.warning("order was taken over", order_id=order.order_id)
             elif self._store.abandoned(order):
@@ -104,41 +102,22 @@ class Saga:
                 await asyncio.sleep(_LOOK_S)
             order = await self._store.under(key)
 
-    async def price(self, items: Sequence[OrderItem], deadline: Deadline, served: dict[str, str]) -> list[Line]:
-        """The items with names and prices from the catalog; the first failure wins."""
-        if len(items) == 1:
-            return [await self._line(items[0], deadline, served)]
-        limit = asyncio.Semaphore(_AT_ONCE)
+    async def price(self, item: OrderItem) -> Line:
+        """One item with its name and price from the catalog."""
+        return await _line(item, Dependencies(self._stubs))
 
-        async def line(item: OrderItem) -> Line:
-            async with limit:
-                return await self._line(item, deadline, served)
-
-        tasks = [asyncio.create_task(line(item)) for item in items]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _line(self, item: OrderItem, deadline: Deadline, served: dict[str, str]) -> Line:
-        product = await self._dependencies.product(item.sku, deadline, served)
-        return Line(item.sku, product.name, item.quantity, product.price)
-
-    async def _carry_out(self, order: Order, method: str, deadline: Deadline, served: dict[str, str]) -> Order:
+    async def _carry_out(self, order: Order, method: str, needs: Dependencies) -> Order:
         """Bring an owned, pending order to CONFIRMED, or undo it and raise why."""
         try:
-            await self._dependencies.reserve(reservation_id(order), order.lines, deadline, served)
+            await needs.reserve(reservation_id(order), order.lines)
             order = await self._store.advance(order, RESERVED)
-            payment = await self._dependencies.authorize(
-                payment_id(order), total(order.lines), method, deadline, served
-            )
+            payment = await needs.authorize(payment_id(order), total(order.lines), method)
             if payment.state == PaymentState.PAYMENT_STATE_DECLINED:
                 text = f"the payment was declined: {payment.decline_reason}"
                 raise precondition([("PAYMENT", payment.payment_id, text)])
             order = await self._store.advance(order, AUTHORIZED)
-            await self._dependencies.capture(payment_id(order), deadline, served)
-            return await self._store.advance(order, CONFIRMED, served_by=served)
+            await needs.capture(payment_id(order))
+            return await self._store.advance(order, CONFIRMED, served_by=needs.served_by)
         except LostLeaseError:
             raise
         except BaseException as error:
@@ -154,12 +133,13 @@ class Saga:
 
     async def _undo(self, order: Order, why: str) -> Order | None:
         """Undo an owned order: FAILED, or CONFIRMED when it was paid after all; None when it has to be tried again."""
-        deadline = Deadline(UNDO_S)
+        needs = Dependencies(self._stubs)
         try:
-            if order.state != PENDING and not await self._dependencies.void(payment_id(order), deadline):
-                return await self._store.advance(order, CONFIRMED)
-            await self._dependencies.release(reservation_id(order), deadline)
-            return await self._store.advance(order, FAILED, failure=why)
+            with lb.deadline(UNDO_S):
+                if order.state != PENDING and not await needs.void(payment_id(order)):
+                    return await self._store.advance(order, CONFIRMED)
+                await needs.release(reservation_id(order))
+                return await self._store.advance(order, FAILED, failure=why)
         except LostLeaseError:
             return None
         except Exception as error:  # noqa: BLE001 - what cannot be undone now is undone by a sweeper
@@ -192,6 +172,29 @@ class Saga:
         return task
 
 
+async def _priced(items: Sequence[OrderItem], needs: Dependencies) -> list[Line]:
+    """The items with names and prices from the catalog; the first failure wins."""
+    if len(items) == 1:
+        return [await _line(items[0], needs)]
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def line(item: OrderItem) -> Line:
+        async with limit:
+            return await _line(item, needs)
+
+    tasks = [asyncio.create_task(line(item)) for item in items]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _line(item: OrderItem, needs: Dependencies) -> Line:
+    product = await needs.product(item.sku)
+    return Line(item.sku, product.name, item.quantity, product.price)
+
+
 def reservation_id(order: Order) -> str:
     """The inventory's name for what an order holds."""
     return f"res-{order.order_id}"
@@ -200,6 +203,11 @@ def reservation_id(order: Order) -> str:
 def payment_id(order: Order) -> str:
     """The payments' name for what an order costs."""
     return f"pay-{order.order_id}"
+
+
+def require_payable(lines: Sequence[Line]) -> None:
+    """Raise what ``total`` raises, before anything is done for an order that nobody can pay."""
+    total(lines)
 
 
 def total(lines: Sequence[Line]) -> Money:
@@ -212,6 +220,6 @@ def total(lines: Sequence[Line]) -> Money:
     if len(currencies) != 1:
         raise precondition([("CURRENCY", "total", f"prices in several currencies: {', '.join(sorted(currencies))}")])
     nanos = sum(money.to_nanos(line.unit_price) * line.quantity for line in lines)
-    if not 0 < nanos <= _MOST_UNITS * money.NANOS:
-        raise precondition([("AMOUNT", "total", f"an order costs more than 0 and at most {_MOST_UNITS} units")])
+    if not 0 < nanos <= MOST_UNITS * money.NANOS:
+        raise precondition([("AMOUNT", "total", f"an order costs more than 0 and at most {MOST_UNITS} units")])
     return money.from_nanos(currencies.pop(), nanos)

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from mesh.catalog.v1 import CatalogStub
 from mesh.common.v1 import Money
+from mesh.inventory.v1 import InventoryStub
 from mesh.orders.v1 import (
     GetOrderRequest,
     GetOrderResponse,
@@ -23,18 +25,18 @@ from mesh.orders.v1 import (
     WatchOrderResponse,
     add_OrdersServicer_to_server,
 )
+from mesh.payments.v1 import PaymentsStub
 from services.orders import saga, store
-from services.orders.dependencies import Deadline, Dependencies
+from services.orders.dependencies import Stubs
 from services.orders.saga import Saga
 from services.orders.store import FAILED, FINAL, Line, Store, metadata
-from services.runtime import money
 from services.runtime.errors import CallError, not_found
 from services.runtime.host import Host, Service
-from services.runtime.moment import timestamp
-from services.runtime.validation import LONGEST_ID, Checks
-
-_MOST_ITEMS = 100
-_MOST_PIECES = 1000
+from services.runtime.validation import LONGEST_ID
+from services.shop import money
+from services.shop.checks import Checks
+from services.shop.limits import MOST_ITEMS, MOST_PIECES
+from services.shop.moment import timestamp
 
 # Time of a call whose caller set no deadline, and the most that any call gets.
 _DEFAULT_S = 10.0
@@ -48,10 +50,9 @@ _LAST_LOOK_S = 0.5
 class Orders(OrdersServicer):
     """Sells. The contract stands in protos/mesh/orders/v1."""
 
-    def __init__(self, orders: Store, placing: Saga, dependencies: Dependencies) -> None:
+    def __init__(self, orders: Store, placing: Saga) -> None:
         self._store = orders
         self._saga = placing
-        self._dependencies = dependencies
 
     async def PlaceOrder(
         self, request: PlaceOrderRequest, context: grpc.aio.ServicerContext[PlaceOrderRequest, PlaceOrderResponse]
@@ -59,30 +60,22 @@ class Orders(OrdersServicer):
         """Price, reserve, authorize, capture."""
         checks = Checks()
         checks.identity("idempotency_key", request.idempotency_key)
-        if not 1 <= len(request.items) <= _MOST_ITEMS:
-            checks.fail("items", f"has {len(request.items)} items; 1 to {_MOST_ITEMS} are accepted")
-        seen: set[str] = set()
-        for number, item in enumerate(request.items[:_MOST_ITEMS]):
-            checks.sku(f"items[{number}].sku", item.sku)
-            checks.within(f"items[{number}].quantity", item.quantity, 1, _MOST_PIECES)
-            if item.sku in seen:
-                checks.fail(f"items[{number}].sku", f"{item.sku!r} stands in an earlier item")
-            seen.add(item.sku)
+        checks.goods("items", "item", request.items, MOST_ITEMS, MOST_PIECES)
         if len(request.payment_method) > LONGEST_ID:
             checks.fail("payment_method", f"at most {LONGEST_ID} characters are accepted")
         checks.done()
-        timeout_s = _timeout_s(context.time_remaining())
+        # The caller's deadline ends this call, and every call made for it: see `lb.aio.incoming` in the server.
+        longest_s = _DEFAULT_S if context.time_remaining() is None else _LONGEST_S
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(longest_s):
                 placed = await self._saga.place(
                     request.idempotency_key,
                     request.SerializeToString(deterministic=True),
                     request.items,
                     request.payment_method,
-                    Deadline(timeout_s),
                 )
         except TimeoutError as error:
-            text = f"the order was not placed within {timeout_s:.3g} s"
+            text = f"the order was not placed within {longest_s:g} s"
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, text) from error
         return PlaceOrderResponse(order=_order(placed), served_by=placed.served_by)
 
@@ -123,14 +116,13 @@ class Orders(OrdersServicer):
         async for change in request_iterator:
             checks = Checks()
             checks.sku("sku", change.sku)
-            checks.within("quantity", change.quantity, 0, _MOST_PIECES)
-            if change.quantity and change.sku not in basket and len(basket) >= _MOST_ITEMS:
-                checks.fail("sku", f"a basket holds at most {_MOST_ITEMS} different products")
+            checks.within("quantity", change.quantity, 0, MOST_PIECES)
+            if change.quantity and change.sku not in basket and len(basket) >= MOST_ITEMS:
+                checks.fail("sku", f"a basket holds at most {MOST_ITEMS} different products")
             checks.done()
             if change.quantity:
                 item = OrderItem(sku=change.sku, quantity=change.quantity)
-                deadline = Deadline(_timeout_s(context.time_remaining()))
-                (basket[change.sku],) = await self._saga.price([item], deadline, {})
+                basket[change.sku] = await self._saga.price(item)
             else:
                 basket.pop(change.sku, None)
             lines = list(basket.values())
@@ -145,10 +137,6 @@ class Orders(OrdersServicer):
         if order is None:
             raise not_found("order", order_id)
         return order
-
-
-def _timeout_s(remaining_s: float | None) -> float:
-    return _DEFAULT_S if remaining_s is None else min(remaining_s, _LONGEST_S)
 
 
 def _order(order: store.Order) -> Order:
@@ -178,15 +166,17 @@ def _line(line: Line) -> OrderLine:
 async def build(host: Host) -> Service:
     """The service on its database, with channels to what it needs."""
     database = await host.database(metadata)
-    dependencies = Dependencies(
-        await host.channel("catalog"), await host.channel("inventory"), await host.channel("payments")
+    stubs = Stubs(
+        CatalogStub(await host.channel("catalog")),
+        InventoryStub(await host.channel("inventory")),
+        PaymentsStub(await host.channel("payments")),
     )
     orders = Store(database)
-    placing = Saga(orders, dependencies)
+    placing = Saga(orders, stubs)
     host.stack.push_async_callback(placing.close)
     placing.start()
     return Service(
         names=("mesh.orders.v1.Orders",),
-        add=lambda server: add_OrdersServicer_to_server(Orders(orders, placing, dependencies), server),
+        add=lambda server: add_OrdersServicer_to_server(Orders(orders, placing), server),
         checks={"database": database.ping},
     )

@@ -37,8 +37,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.common.v1 import Money
 from mesh.orders.v1 import OrderState
 from services.runtime.database import Database
-from services.runtime.moment import now_us
 from services.runtime.validation import LONGEST_ID
+from services.shop.moment import now_us
 
 PENDING = OrderState.ORDER_STATE_PENDING
 RESERVED = OrderState.ORDER_STATE_RESERVED

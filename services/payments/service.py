@@ -18,12 +18,11 @@ from mesh.payments.v1 import (
 )
 from services.payments import store
 from services.payments.store import Key, Store, metadata
-from services.runtime import money
 from services.runtime.host import Host, Service
-from services.runtime.moment import timestamp
 from services.runtime.validation import LONGEST_ID, Checks
-
-_MOST_UNITS = 100_000_000
+from services.shop import money
+from services.shop.limits import MOST_UNITS
+from services.shop.moment import timestamp
 
 _STATES = {
     store.AUTHORIZED: PaymentState.PAYMENT_STATE_AUTHORIZED,
@@ -47,8 +46,8 @@ class Payments(PaymentsServicer):
         flaw = money.flaw(request.amount)
         if flaw:
             checks.fail("amount", flaw)
-        elif not 0 < money.to_nanos(request.amount) <= _MOST_UNITS * money.NANOS:
-            checks.fail("amount", f"more than 0, at most {_MOST_UNITS} units are accepted")
+        elif not 0 < money.to_nanos(request.amount) <= MOST_UNITS * money.NANOS:
+            checks.fail("amount", f"more than 0, at most {MOST_UNITS} units are accepted")
         if len(request.payment_method) > LONGEST_ID:
             checks.fail("payment_method", f"at most {LONGEST_ID} characters are accepted")
         checks.done()

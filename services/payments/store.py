@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.common.v1 import Money
 from services.runtime.database import Database
 from services.runtime.errors import already_exists, not_found, precondition
-from services.runtime.moment import now_us
 from services.runtime.validation import LONGEST_ID
+from services.shop.moment import now_us
 
 AUTHORIZED = "AUTHORIZED"
 DECLINED = "DECLINED"

@@ -6,12 +6,10 @@ of the contract.
 
 from __future__ import annotations
 
-import re
-
 from services.runtime.errors import bad_request
 
-_SKU = re.compile(r"[a-z0-9-]{1,64}\Z")
 LONGEST_ID = 128
+"""Characters of an id or a key."""
 
 
 class Checks:
@@ -25,13 +23,6 @@ class Checks:
     def fail(self, field: str, description: str) -> None:
         """Record that ``field`` (a path: ``items[2].sku``) is wrong."""
         self._violations.append((field, description))
-
-    def sku(self, field: str, value: str) -> None:
-        """A product's identity."""
-        if not value:
-            self.fail(field, "is required")
-        elif not _SKU.match(value):
-            self.fail(field, "must be 1 to 64 lower-case letters, digits and dashes")
 
     def identity(self, field: str, value: str) -> None:
         """An id or a key that the caller chose."""

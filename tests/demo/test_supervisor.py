@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.supervisor import LineWriter, RestartDelay, Spec, Supervisor
+from services.demo.supervisor import LineWriter, RestartDelay, Spec, Supervisor
 
 SLEEPER = (sys.executable, "-S", "-c", "import time; print('up'); time.sleep(600)")
 STUBBORN = (
@@ -121,7 +121,7 @@ async def test_children_notice_a_supervisor_that_is_gone(tmp_path: Path) -> None
     )
     parent = (
         "import asyncio, sys\n"
-        "from services.runtime.supervisor import Spec, Supervisor\n"
+        "from services.demo.supervisor import Spec, Supervisor\n"
         "async def main():\n"
         "    s = Supervisor()\n"
         "    for n in '12':\n"

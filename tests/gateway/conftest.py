@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import lb
 from lb.core.consul_health import Instance
 from lb.core.endpoint import Endpoint
 from mesh.catalog.v1 import CatalogServicer, ListProductsRequest, ListProductsResponse, Product
@@ -192,7 +193,7 @@ async def bench(door: Door) -> AsyncIterator[Bench]:
 
     async with AsyncExitStack() as stack:
         stack.push_async_callback(server.stop, None)
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        channel = await stack.enter_async_context(lb.aio.channel(f"static:///{address}", retry=False))
         topology = Topology(registry)
         stack.push_async_callback(topology.close)
         store = TraceStore()

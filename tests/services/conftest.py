@@ -42,12 +42,13 @@ class Faults(grpc.aio.ServerInterceptor):
     ``hold`` does not fail: the call waits for ``release``.
 
     ``plan`` holds, by method name, how its next calls fail; a call beyond the plan is served.
-    ``seen`` counts the calls by method name.
+    ``seen`` counts the calls by method name, ``left_s`` is what the last one had left of its deadline, in seconds.
     """
 
     def __init__(self) -> None:
         self.plan: dict[str, list[tuple[str, grpc.StatusCode]]] = {}
         self.seen: dict[str, int] = {}
+        self.left_s: dict[str, float] = {}
         self.hanging = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -60,12 +61,15 @@ class Faults(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method.rpartition("/")[2]
         self.seen[method] = self.seen.get(method, 0) + 1
-        planned = self.plan.get(method)
-        if not planned or handler.unary_unary is None:
+        if handler.unary_unary is None:
             return handler
-        how, code = planned.pop(0)
+        planned = self.plan.get(method)
+        how, code = planned.pop(0) if planned else ("serve", grpc.StatusCode.OK)
 
-        async def fail(request: Any, context: Any) -> Any:
+        async def answer(request: Any, context: Any) -> Any:
+            self.left_s[method] = context.time_remaining()
+            if how == "serve":
+                return await handler.unary_unary(request, context)
             if how == "after":
                 await handler.unary_unary(request, context)
             if how == "hang":
@@ -77,7 +81,7 @@ class Faults(grpc.aio.ServerInterceptor):
                 return await handler.unary_unary(request, context)
             await context.abort(code, "planned by the test")
 
-        return grpc.unary_unary_rpc_method_handler(fail, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
 
 class Shop:

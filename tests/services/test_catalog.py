@@ -11,7 +11,7 @@ from mesh.catalog.v1 import (
     Product,
     SearchProductsRequest,
 )
-from services.runtime.assortment import ASSORTMENT
+from services.shop.assortment import ASSORTMENT
 from tests.services.conftest import Serve, Shop, fields, refused
 
 

@@ -17,7 +17,7 @@ from mesh.inventory.v1 import inventory_pb2
 from mesh.orders.v1 import orders_pb2
 from mesh.payments.v1 import payments_pb2
 from mesh.runtime.v1 import runtime_pb2
-from services.runtime import money
+from services.shop import money
 from tools import stubs
 
 FILES: list[FileDescriptor] = [

@@ -195,7 +195,7 @@ async def test_processes_that_start_at_once(tmp_path: Path) -> None:
     assert [process.returncode for process in starting] == [0, 0, 0], ended
     from services.catalog.store import metadata as catalog
     from services.catalog.store import products
-    from services.runtime.assortment import ASSORTMENT
+    from services.shop.assortment import ASSORTMENT
 
     made = await open_database("catalog", Settings(data=tmp_path / "new"), catalog)
     try:

@@ -34,7 +34,7 @@ from mesh.orders.v1 import (
     WatchOrderResponse,
 )
 from mesh.payments.v1 import AuthorizeRequest, CaptureRequest, PaymentsAsyncStub, PaymentsStub
-from services.orders import saga, store
+from services.orders import dependencies, saga, store
 from services.orders.store import AUTHORIZED, RESERVED, Line, LostLeaseError, Store, metadata
 from services.runtime.database import open_database
 from services.runtime.errors import detail
@@ -248,6 +248,18 @@ async def test_deadline_is_undone(counter: Counter, monkeypatch: pytest.MonkeyPa
         return bool(counter.shop.faults["inventory"].seen.get("Release")) and await counter.stock() == STOCK
 
     await until(settled, within_s=30, what="the pieces are back")
+
+
+async def test_deadlines_are_inherited(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step has what is left of the caller's time, and no more; undoing has ``UNDO_S`` of its own."""
+    monkeypatch.setattr(dependencies, "STEP_S", NEVER_S)
+    counter.shop.faults["payments"].next("Capture", "before")
+    error = await refused(counter.orders.PlaceOrder(place(), timeout=60))
+    assert error.code() is UNAVAILABLE
+    catalog, inventory, payments = (counter.shop.faults[name].left_s for name in ("catalog", "inventory", "payments"))
+    steps = [catalog["GetProduct"], inventory["Reserve"], payments["Authorize"], payments["Capture"]]
+    assert all(saga.UNDO_S < left_s <= 60 for left_s in steps)
+    assert all(0 < left_s <= saga.UNDO_S for left_s in (payments["Void"], inventory["Release"]))
 
 
 async def test_a_step_that_hangs_is_given_up(counter: Counter) -> None:

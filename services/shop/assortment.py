@@ -1,7 +1,4 @@
-"""The shop's assortment when it opens: what the catalog sells and the inventory has received.
-
-It stands here because two services begin with it and none of them may import the other.
-"""
+"""The shop's assortment when it opens: what the catalog sells and the inventory has received."""
 
 from __future__ import annotations
 
