@@ -24,9 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -41,6 +39,7 @@ except ModuleNotFoundError as error:
     raise ImportError(_words) from error
 
 from lb.core.target import join_host_port
+from lb.server import Life, NotOpenError, live
 from lb.testing._checks import Runner
 from lb.testing._listening import stop_accepting
 from lb.testing._registry import STATUSES, Refused, Registry, duration
@@ -419,32 +418,25 @@ async def _json(request: web.Request) -> Any:
         raise Refused(400, f"Request decode failed: {error}") from None
 
 
-async def serve(host: str, port: int, parent_fd: int | None) -> int:
-    """Runs an agent until SIGTERM, SIGINT or the end of the pipe ``parent_fd``. The exit status."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, done.set)
-    if parent_fd is not None:
+class _Process(Life):
+    """An agent in a process of its own."""
 
-        def read() -> None:
-            if not os.read(parent_fd, 4096):
-                loop.remove_reader(parent_fd)
-                done.set()
+    def __init__(self, host: str, port: int) -> None:
+        self._agent = Agent(host=host, port=port)
 
-        loop.add_reader(parent_fd, read)
-    agent = Agent(host=host, port=port)
-    try:
-        await agent.start()
-    except OSError as error:
-        print(f"embedded consul: cannot listen on {join_host_port(host, port)}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(f"consul (embedded) {agent.url}", flush=True)
-    try:
-        await done.wait()
-    finally:
-        await agent.stop()
-    return 0
+    async def start(self) -> None:
+        try:
+            await self._agent.start()
+        except OSError as error:
+            raise _NotListeningError(f"cannot listen on {self._agent.address}: {error.strerror}") from None
+        print(f"consul (embedded) {self._agent.url}", flush=True)
+
+    async def close(self) -> None:
+        await self._agent.stop()
+
+
+class _NotListeningError(Exception):
+    """The address cannot be had."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -456,7 +448,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}; expected 0 to 65535")
-    return asyncio.run(serve(options.host, options.port, options.parent_fd))
+
+    async def whole() -> None:
+        await live(_Process(options.host, options.port), parent_fd=options.parent_fd)
+
+    try:
+        asyncio.run(whole())
+    except _NotListeningError as error:
+        print(f"embedded consul: {error}", file=sys.stderr)
+        return 2
+    except NotOpenError as error:
+        parser.error(f"--parent-fd is {error}")
+    return 0
 
 
 if __name__ == "__main__":

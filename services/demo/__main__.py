@@ -31,6 +31,7 @@ from typing import Annotated
 import httpx2
 from pydantic import AfterValidator, Field
 
+from lb.server import Life, live
 from services.demo import memory
 from services.demo.state import StateDirectory, remove_stale
 from services.demo.supervisor import Spec, Supervisor
@@ -228,69 +229,74 @@ async def place_order(base_url: str, supervisor: Supervisor) -> None:
             await asyncio.sleep(0.1)
 
 
+class Process(Life):
+    """The demo's life. Made in a running loop; ``status`` is the exit status at its end."""
+
+    def __init__(self, settings: DemoSettings, port: int, data: Path, started: float) -> None:
+        self.status = 0
+        self._settings = settings
+        self._port = port
+        self._data = data
+        self._started = started
+        self._supervisor = Supervisor()
+        self._consul = ""
+
+    async def start(self) -> None:
+        """Start every process."""
+        settings, supervisor = self._settings, self._supervisor
+        try:
+            self._consul = os.environ.get("CONSUL_HTTP_ADDR") or await start_agent(supervisor)
+            if (collector := trace_collector()) and not settings.jaeger_query:
+                supervisor.say(f"traces go to {collector}; MESH_JAEGER_QUERY=URL lets the gateway show them, too")
+            for spec in specs(environment(settings, self._port, self._data, self._consul)):
+                await supervisor.start(spec)
+        except (OSError, RuntimeError) as error:
+            self._fail(str(error))
+
+    async def run(self) -> None:
+        """Tell when it is ready, and go on for the duration, if there is one."""
+        duration_s = self._settings.duration
+        if self.status == 0:
+            await self._tell_ready(within_s=None if duration_s is None else max(_READY_S, duration_s))
+        if self.status == 0:
+            await asyncio.sleep(float("inf") if duration_s is None else duration_s)
+
+    async def leave(self, because: str) -> None:
+        """End the processes in order."""
+        if because:
+            self._supervisor.say("ending; once more ends it at once")
+        await self._supervisor.stop(_STOP_S)
+
+    async def close(self) -> None:
+        """Kill the processes that are left."""
+        await self._supervisor.stop(0.0)
+
+    async def _tell_ready(self, within_s: float | None) -> None:
+        url = f"http://127.0.0.1:{self._port}"
+        try:
+            async with asyncio.timeout(within_s):
+                await place_order(url, self._supervisor)
+        except TimeoutError:
+            self._fail("no order went through")
+            return
+        pids = [os.getpid(), *self._supervisor.pids().values()]
+        megabytes, measure = memory.together(pids)
+        took_s = time.monotonic() - self._started
+        print(f"ready {url}", flush=True)
+        print(f"up in {took_s:.1f} s, {megabytes:.0f} MB in {len(pids)} processes ({measure})", flush=True)
+        # With this a program of one's own, README's for example, finds the mesh.
+        print(f"export CONSUL_HTTP_ADDR={self._consul}", flush=True)
+
+    def _fail(self, why: str) -> None:
+        self._supervisor.say(f"demo: {why}")
+        self.status = 1
+
+
 async def run(settings: DemoSettings, port: int, data: Path, started: float) -> int:
     """Runs the mesh until somebody wants it to end. Returns the exit status."""
-    loop = asyncio.get_running_loop()
-    wanted = asyncio.Event()
-    supervisor = Supervisor()
-
-    def stop() -> None:
-        if wanted.is_set():
-            supervisor.hasten()
-        else:
-            supervisor.say("ending; once more ends it at once")
-        wanted.set()
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in signals:
-        loop.add_signal_handler(number, stop)
-    ended = asyncio.create_task(wanted.wait())
-    life = asyncio.create_task(_live(settings, port, data, started, supervisor))
-    try:
-        await asyncio.wait({ended, life}, return_when=asyncio.FIRST_COMPLETED)
-        return life.result() if life.done() else 0
-    finally:
-        for task in (ended, life):
-            task.cancel()
-        await asyncio.gather(ended, life, return_exceptions=True)
-        await supervisor.stop(_STOP_S)
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-
-async def _live(settings: DemoSettings, port: int, data: Path, started: float, supervisor: Supervisor) -> int:
-    """Starts all, tells when it is ready, and ends after the duration, if there is one."""
-    try:
-        consul = os.environ.get("CONSUL_HTTP_ADDR") or await start_agent(supervisor)
-        if (collector := trace_collector()) and not settings.jaeger_query:
-            supervisor.say(f"traces go to {collector}; MESH_JAEGER_QUERY=URL lets the gateway show them, too")
-        for spec in specs(environment(settings, port, data, consul)):
-            await supervisor.start(spec)
-    except (OSError, RuntimeError) as error:
-        supervisor.say(f"demo: {error}")
-        return 1
-    url = f"http://127.0.0.1:{port}"
-    ready = asyncio.create_task(place_order(url, supervisor))
-    try:
-        await asyncio.wait({ready}, timeout=None if settings.duration is None else max(_READY_S, settings.duration))
-    finally:
-        if not ready.done():
-            ready.cancel()
-            await asyncio.gather(ready, return_exceptions=True)
-    if ready.cancelled():
-        supervisor.say("demo: no order went through")
-        return 1
-    await ready
-    pids = [os.getpid(), *supervisor.pids().values()]
-    megabytes, measure = memory.together(pids)
-    print(f"ready {url}", flush=True)
-    print(
-        f"up in {time.monotonic() - started:.1f} s, {megabytes:.0f} MB in {len(pids)} processes ({measure})", flush=True
-    )
-    # With this a program of one's own, README's for example, finds the mesh.
-    print(f"export CONSUL_HTTP_ADDR={consul}", flush=True)
-    await asyncio.sleep(float("inf") if settings.duration is None else settings.duration)
-    return 0
+    process = Process(settings, port, data, started)
+    await live(process, signals=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    return process.status
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -18,8 +17,9 @@ from typing import Any
 import httpx2
 from pydantic import Field
 
-from services.demo.supervisor import parent_gone
-from services.runtime.settings import Settings, SettingsError, load
+from lb.server import Life
+from services.runtime.process import run, told_in_one_line
+from services.runtime.settings import Settings, load
 
 _MOST_AT_ONCE = 32
 _TIMEOUT_S = 10.0
@@ -160,41 +160,31 @@ def _check(answer: httpx2.Response, status: int) -> None:
     raise _Refused(answer.status_code, detail)
 
 
-async def _main(settings: LoadSettings) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+class Process(Life):
+    """The load generator's life. Made in a running loop."""
 
-    def say(line: str) -> None:
-        with contextlib.suppress(OSError):  # the supervisor is gone, and so are we in a moment
-            print(line, file=sys.stderr, flush=True)
+    def __init__(self, settings: LoadSettings) -> None:
+        self._client = httpx2.AsyncClient(
+            base_url=f"http://{settings.http_host}:{settings.port}", trust_env=False, timeout=_TIMEOUT_S
+        )
+        report = Report(_say, asyncio.get_running_loop().time())
+        self._load = Load(self._client, settings.order_rate, random.Random(time.time_ns()), report)
 
-    report = Report(say, loop.time())
-    async with httpx2.AsyncClient(
-        base_url=f"http://{settings.http_host}:{settings.port}", trust_env=False, timeout=_TIMEOUT_S
-    ) as client:
-        load = Load(client, settings.order_rate, random.Random(time.time_ns()), report)
-        tasks = [asyncio.create_task(load.run()), asyncio.create_task(stop.wait())]
-        if settings.parent_fd is not None:
-            tasks.append(asyncio.create_task(parent_gone(settings.parent_fd)))
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception):
-                raise error
+    async def run(self) -> None:
+        """Place orders. Those under way are given up at the end."""
+        await self._load.run()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
 
 
-def main() -> None:
-    """Runs the load generator: exit status 2 when a setting is wrong."""
-    try:
-        asyncio.run(_main(load(LoadSettings)))
-    except SettingsError as error:
-        print(f"load: {error}", file=sys.stderr)
-        sys.exit(2)
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # the supervisor is gone, and so are we in a moment
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line("load"):
+        settings = load(LoadSettings)
+        run(lambda: Process(settings), settings)

@@ -1,9 +1,9 @@
-"""Runs a set of processes and keeps them running: ``make demo`` and ``--instances``.
+"""Runs a set of processes and keeps them running, for ``make demo``.
 
 Each child is a process in a session of its own, so that Ctrl-C in the terminal reaches only the
 supervisor, which then ends them in order. It inherits the reading end of a pipe whose number is
 in ``MESH_PARENT_FD``; nothing is ever written to it. The supervisor alone holds the writing end,
-so end-of-file on it means that the supervisor is gone, however it died::
+so end-of-file on it means that the supervisor is gone, however it died (`lb.server.live` reads it)::
 
     supervisor ──writing end──┐            killed ──► the kernel closes the writing end
                               ▼                       every child reads end-of-file and ends
@@ -158,7 +158,6 @@ class Supervisor:
         self._delay = delay
         self._children: dict[str, _Child] = {}
         self._stopping = asyncio.Event()
-        self._hurry = asyncio.Event()
         self._parent_read, self._parent_write = os.pipe()
 
     async def __aenter__(self) -> Self:
@@ -217,12 +216,11 @@ class Supervisor:
         """Uses ``spec`` from the next start of this name on. Raises ``KeyError`` when there is none."""
         self._children[spec.name].spec = spec
 
-    def hasten(self) -> None:
-        """Ends a ``stop`` under way at once: whoever still runs is killed."""
-        self._hurry.set()
-
     async def stop(self, grace_s: float = 30.0) -> None:
-        """Ends every process: SIGTERM in ``stop_order``, SIGKILL for those left after ``grace_s`` seconds."""
+        """Ends every process: SIGTERM in ``stop_order``, SIGKILL for those left after ``grace_s`` seconds.
+
+        When it is cancelled, another ``stop`` ends what is left.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
         self._stopping.set()
@@ -231,10 +229,10 @@ class Supervisor:
             group = [child for child in children if child.spec.stop_order == order]
             for child in group:
                 child.signal(signal.SIGTERM)
-            await self._gone(group, deadline)
+            await self._gone(group, max(0.0, deadline - loop.time()))
         for child in children:
             child.signal(signal.SIGKILL)
-        await asyncio.gather(*(child.task for child in children if child.task is not None))
+        await self._gone(children)
         self._children.clear()
         for end in (self._parent_read, self._parent_write):
             with contextlib.suppress(OSError):
@@ -243,17 +241,12 @@ class Supervisor:
         if self._writer is not None:
             self._writer.close()
 
-    async def _gone(self, children: list[_Child], deadline: float) -> None:
-        """Waits until these have ended, time is up or somebody is in a hurry."""
-        loop = asyncio.get_running_loop()
-        left = {child.task for child in children if child.task is not None}
-        hurry = asyncio.create_task(self._hurry.wait())
-        try:
-            while left and not hurry.done() and (timeout_s := deadline - loop.time()) > 0:
-                done, _ = await asyncio.wait({hurry, *left}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-                left = {task for task in left if task not in done}
-        finally:
-            hurry.cancel()
+    async def _gone(self, children: list[_Child], within_s: float | None = None) -> None:
+        """Waits until these have ended, for at most ``within_s`` seconds."""
+        if tasks := [child.task for child in children if child.task is not None]:
+            done, _ = await asyncio.wait(tasks, timeout=within_s)
+            for task in done:
+                task.result()
 
     async def _keep_running(self, child: _Child) -> None:
         delay = self._delay()
@@ -305,7 +298,7 @@ class Supervisor:
                 pass_fds=(self._parent_read,),
                 start_new_session=True,
             )
-        except OSError:
+        except BaseException:
             os.close(read_end)
             raise
         finally:
@@ -365,20 +358,3 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-async def parent_gone(fd: int) -> None:
-    """Returns when the supervisor at the other end of ``MESH_PARENT_FD`` has died.
-
-    Raises ``OSError`` when ``fd`` is not an open pipe.
-    """
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
-    )
-    try:
-        while await reader.read(1024):
-            pass
-    finally:
-        transport.close()

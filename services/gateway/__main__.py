@@ -1,7 +1,7 @@
 """The gateway as a process: ``python -m services.gateway``.
 
 Ends on SIGTERM, Ctrl-C or the supervisor's end: ``/healthz`` answers 503 for ``MESH_DRAIN_WAIT_S``, then
-the port closes and requests in flight have ``MESH_DRAIN_S`` seconds. A second signal skips what is left.
+the port closes and requests in flight have ``MESH_DRAIN_S`` seconds. A second reason to end skips what is left.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Annotated
@@ -21,17 +20,17 @@ import structlog
 import uvicorn
 from pydantic import AfterValidator, Field
 
+from lb.server import Life
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
 from services.gateway.connection import config
 from services.gateway.limits import Limits
 from services.gateway.topology import ConsulRegistry, Topology
 from services.gateway.traces import JaegerTraces, Traces, TraceStore
-from services.runtime import logs, telemetry
 from services.runtime.channels import connector
-from services.runtime.describe import version
-from services.runtime.server import stop_signals
-from services.runtime.settings import Settings, SettingsError, http_url, load
+from services.runtime.process import main
+from services.runtime.settings import Settings, SettingsError, http_url
+from services.runtime.telemetry import Telemetry
 
 log = structlog.get_logger()
 
@@ -47,7 +46,7 @@ class GatewaySettings(Settings):
     """Base URL of Jaeger's query API. Without it ``/api/traces`` answers from the gateway's own store."""
 
 
-class _Server(uvicorn.Server):
+class _Http(uvicorn.Server):
     """uvicorn without its signal handlers: the order of leaving is ours."""
 
     @contextlib.contextmanager
@@ -74,10 +73,62 @@ def _exports_to(port: int) -> bool:
     return endpoint.hostname in ("127.0.0.1", "localhost", "::1") and endpoint.port == port
 
 
-async def serve(settings: GatewaySettings, traces: telemetry.Telemetry) -> None:
-    """Serves until there is a reason to stop. Raises ``SettingsError`` when the port is taken."""
-    async with AsyncExitStack() as stack:
-        reasons = await stack.enter_async_context(stop_signals(settings.parent_fd))
+class Process(Life):
+    """The gateway's life. Made in a running loop."""
+
+    def __init__(self, settings: GatewaySettings, traces: Telemetry) -> None:
+        self._settings = settings
+        self._traces = traces
+        self._stack = AsyncExitStack()
+        self._gateway: Gateway | None = None
+        self._http: _Http | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises ``SettingsError`` when the port is taken."""
+        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+        gateway = self._gateway = await self._build()
+        listener = _listen(self._settings)
+        self._port = listener.getsockname()[1]
+        http = self._http = _Http(config(Limits(gateway.asgi), drain_s=self._settings.drain_s))
+        self._serving = asyncio.create_task(http.serve(sockets=[listener]), name="http")
+        self._looking = asyncio.create_task(gateway.start(), name="ready")
+        log.info("ready", address=f"{self._settings.http_host}:{self._port}", pid=os.getpid())
+
+    async def run(self) -> None:
+        """Serve; it ends by itself only when it fails."""
+        await self._served()
+
+    async def leave(self, because: str) -> None:
+        """Say that it leaves, and wait; then close the port, and let requests in flight end."""
+        if because:
+            log.info("stopping", because=because)
+        if self._gateway is None or self._http is None:
+            return
+        self._gateway.leaving = True
+        await self._served(within_s=self._settings.drain_wait_s)
+        if _exports_to(self._port):
+            # The last spans go to this very port: while it is open, and in a thread, for the loop must take them.
+            await asyncio.to_thread(self._traces.close)
+        self._http.should_exit = True
+        await self._served()
+
+    async def close(self) -> None:
+        """Cut off what is still in flight, and close the channels."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        try:
+            if self._http is not None and self._serving is not None:
+                self._http.should_exit = self._http.force_exit = True
+                await self._serving
+        finally:
+            await self._stack.aclose()
+
+    async def _build(self) -> Gateway:
+        stack, settings = self._stack, self._settings
         connect = connector(settings)
         try:
             registry = ConsulRegistry()
@@ -94,50 +145,15 @@ async def serve(settings: GatewaySettings, traces: telemetry.Telemetry) -> None:
         if settings.jaeger_query:
             source = jaeger = JaegerTraces(settings.jaeger_query)
             stack.push_async_callback(jaeger.close)
-        gateway = Gateway(backends, topology, source, store, provider=traces.provider)
-        listener = _listen(settings)
-        port = listener.getsockname()[1]
-        server = _Server(config(Limits(gateway.asgi), drain_s=settings.drain_s))
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-        starting = asyncio.create_task(gateway.start(), name="ready")
-        log.info("ready", address=f"{settings.http_host}:{port}", pid=os.getpid())
-        stopped = asyncio.create_task(reasons.get())
-        await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if stopped.done():
-            log.info("stopping", because=stopped.result())
-        again = asyncio.create_task(reasons.get())
-        gateway.leaving = True
-        await asyncio.wait({serving, again}, timeout=settings.drain_wait_s, return_when=asyncio.FIRST_COMPLETED)
-        if _exports_to(port):
-            # The last spans go to this very port: while it is open, and in a thread, for the loop must take them.
-            await asyncio.to_thread(traces.close)
-        server.should_exit = True
-        await asyncio.wait({serving, again}, return_when=asyncio.FIRST_COMPLETED)
-        server.force_exit = True
-        for task in (stopped, again, starting):
-            task.cancel()
-        await asyncio.gather(stopped, again, starting, return_exceptions=True)
-        await serving
+        return Gateway(backends, topology, source, store, provider=self._traces.provider)
 
-
-def main() -> None:
-    """Runs the gateway: settings from the environment, exit status 2 when they are wrong."""
-    # The stable names of HTTP's attributes; without this the instrumentation writes those of 2023.
-    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
-    try:
-        settings = load(GatewaySettings)
-        identity = settings.instance_id or f"gateway-{socket.gethostname()}-{os.getpid()}"
-        logs.setup("gateway", identity, settings.log_level)
-        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
-        traces = telemetry.setup("gateway", identity, version())
-        try:
-            asyncio.run(serve(settings, traces))
-        finally:
-            traces.close()
-    except SettingsError as error:
-        print(f"gateway: {error}", file=sys.stderr)
-        sys.exit(2)
+    async def _served(self, within_s: float | None = None) -> None:
+        """Wait until uvicorn has ended, without ending it when the wait is cancelled."""
+        if self._serving is not None:
+            await asyncio.wait([self._serving], timeout=within_s)
 
 
 if __name__ == "__main__":
-    main()
+    # The stable names of HTTP's attributes; without this the instrumentation writes those of 2023.
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
+    main("gateway", GatewaySettings, Process)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.orders.service import build
-from services.runtime.server import main
+from services.runtime.server import serve
 
 if __name__ == "__main__":
-    main("orders", build)
+    serve("orders", build)

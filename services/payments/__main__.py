@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.payments.service import build
-from services.runtime.server import main
+from services.runtime.server import serve
 
 if __name__ == "__main__":
-    main("payments", build)
+    serve("payments", build)

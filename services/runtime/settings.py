@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import socket
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -105,6 +106,10 @@ class Settings(BaseSettings):
     """The least level that is logged."""
     parent_fd: int | None = Field(default=None, ge=0)
     """Inherited end of a pipe: end-of-file on it means that the supervisor died."""
+
+    def identity(self, service: str) -> str:
+        """The id of this process, as an instance of ``service``."""
+        return self.instance_id or f"{service}-{socket.gethostname()}-{os.getpid()}"
 
 
 S = TypeVar("S", bound=Settings)

@@ -90,16 +90,20 @@ async def test_stop_kills_who_does_not_listen_and_ends_in_order() -> None:
         await supervisor.start(Spec("late", SLEEPER))
 
 
-async def test_a_hurried_stop_does_not_wait() -> None:
-    """A second Ctrl-C ends at once what would have had time."""
+async def test_a_stop_that_is_cancelled_is_ended_by_the_next_one() -> None:
+    """A second Ctrl-C ends at once what would have had time: nothing is left."""
     said: list[str] = []
     supervisor = Supervisor(say=said.append)
     await supervisor.start(Spec("stubborn", STUBBORN))
     await until(lambda: len(said) == 1)
+    pid = supervisor.pids()["stubborn"]
     stop = asyncio.create_task(supervisor.stop(grace_s=60))
-    supervisor.hasten()
+    await asyncio.sleep(0)
+    stop.cancel()
+    await asyncio.gather(stop, return_exceptions=True)
     async with asyncio.timeout(30):
-        await stop
+        await supervisor.stop(0.0)
+    assert not alive(pid)
 
 
 async def test_a_replaced_spec_is_used_from_the_next_start_on() -> None:

@@ -20,7 +20,7 @@ from services.payments.service import build as build_payments
 from services.runtime.connections import CONNECTION, LIMIT
 from services.runtime.errors import detail
 from services.runtime.host import Build
-from services.runtime.server import Instance
+from services.runtime.instance import Instance
 from services.runtime.settings import Settings
 from tests.support.postgres import Postgres, postgres
 

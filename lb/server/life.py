@@ -1,0 +1,59 @@
+"""The life of a process: it starts, works, leaves well when there is a reason to end, and at once at the second one.
+
+::
+
+    start ─► run ─ done, or a reason to end ─► leave ─ done, or one more reason ─► close
+      └─────────── a reason to end ──────────────┘
+
+What counts as a reason is in `lb.server.reasons`. Nothing here knows gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from signal import Signals
+
+from lb.server.reasons import SIGNALS, listening
+
+
+class Life:
+    """What one process does. A subclass overrides what it needs; `live` calls each method at most once, in order."""
+
+    async def start(self) -> None:
+        """Open what is needed. Cancelled by a reason to end; an error ends the life."""
+
+    async def run(self) -> None:
+        """Work. Cancelled by a reason to end; without one, the life goes on to its end when this returns."""
+        await asyncio.Event().wait()
+
+    async def leave(self, because: str) -> None:
+        """End well: tell clients, finish what is under way. Cancelled by one more reason to end.
+
+        ``because`` is the reason in words, empty when ``run`` returned by itself. Called as well when ``start`` was
+        cancelled.
+        """
+
+    async def close(self) -> None:
+        """Close at once whatever is open. Always called, also after an error."""
+
+
+async def live(life: Life, *, parent_fd: int | None = None, signals: Sequence[Signals] = SIGNALS) -> None:
+    """Live ``life`` from its start to its end. Raises what its methods raise.
+
+    Args:
+        life: what to do.
+        parent_fd: the reading end of a pipe whose end-of-file means that the supervisor is gone; None without one.
+        signals: which signals are reasons to end.
+
+    Raises:
+        NotOpenError: ``parent_fd`` is not an open descriptor.
+    """
+    with listening(parent_fd, signals) as reasons:
+        try:
+            if await reasons.do_until(1, life.start()):
+                await reasons.do_until(1, life.run())
+            because = reasons.heard[0] if reasons.heard else ""
+            await reasons.do_until(2 if because else 1, life.leave(because))
+        finally:
+            await life.close()
