@@ -31,6 +31,7 @@ from typing import Annotated
 import httpx2
 from pydantic import AfterValidator, Field
 
+from lb.aio.consul import Registry
 from lb.server import Life, live
 from services.demo import memory
 from services.demo.state import StateDirectory, remove_stale
@@ -100,11 +101,8 @@ def read_settings() -> DemoSettings:
     settings = load(DemoSettings)
     trace_collector()
     if os.environ.get("CONSUL_HTTP_ADDR"):
-        # Only then, for what it imports is a third of this process.
-        from lb.aio._consul import agents_from
-
         try:
-            agents_from(None)
+            Registry()
         except ValueError as error:
             raise SettingsError(str(error)) from None
     return settings

@@ -20,12 +20,13 @@ import structlog
 import uvicorn
 from pydantic import AfterValidator, Field
 
+from lb.aio.consul import Registry
 from lb.server import Life
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
 from services.gateway.connection import config
 from services.gateway.limits import Limits
-from services.gateway.topology import ConsulRegistry, Topology
+from services.gateway.topology import CONSUL_TIMEOUT_S, Topology
 from services.gateway.traces import JaegerTraces, Traces, TraceStore
 from services.runtime.channels import connector
 from services.runtime.process import main
@@ -131,14 +132,14 @@ class Process(Life):
         stack, settings = self._stack, self._settings
         connect = connector(settings)
         try:
-            registry = ConsulRegistry()
+            registry = Registry(timeout_s=CONSUL_TIMEOUT_S)
             backends = Backends(
                 *[await stack.enter_async_context(connect(name)) for name in ("orders", "catalog", "inventory")]
             )
         except ValueError as error:  # one of Consul's own variables, which it names
             raise SettingsError(str(error)) from None
         stack.push_async_callback(registry.close)
-        topology = Topology(registry)
+        topology = Topology(registry.instances)
         stack.push_async_callback(topology.close)
         store = TraceStore()
         source: Traces = store

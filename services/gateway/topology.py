@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from lb.aio._consul import AgentClient, ConsulError, agents_from
-from lb.core.consul_health import Instance, parse_answer
+from lb.aio.consul import ConsulError, Instance
 from mesh.runtime.v1 import DescribeRequest, RuntimeStub
 from services.gateway.problems import Problem, retry_after
 
@@ -28,45 +27,8 @@ CONSUL_TIMEOUT_S = 1.0
 DESCRIBE_TIMEOUT_S = 0.5
 """Seconds: how old an answer may be, and how long Consul and one instance may take."""
 
-Registry = Callable[[str], Coroutine[Any, Any, Sequence[Instance]]]
-
-
-class ConsulRegistry:
-    """Asks the Consul that the environment names, as ``lb`` does; of several agents the first that answers.
-
-    Raises ``ValueError`` when ``CONSUL_HTTP_ADDR`` or one of its relatives is not valid.
-    """
-
-    def __init__(self) -> None:
-        self._addresses = agents_from(None)
-        self._clients: list[AgentClient] = []
-
-    async def __call__(self, service: str) -> Sequence[Instance]:
-        """All registered instances, healthy or not. Raises ``ConsulError``."""
-        if not self._clients:  # they must be made inside a running loop
-            self._clients = [AgentClient(address) for address in self._addresses]
-        failure: ConsulError | None = None
-        for client in self._clients:
-            try:
-                # ``stale`` answers without a leader too.
-                reply = await client.get(
-                    f"/v1/health/service/{service}", [("stale", "")], timeout_s=CONSUL_TIMEOUT_S / len(self._clients)
-                )
-                if reply.status != 200:
-                    raise client.refused(reply)
-                try:
-                    return parse_answer(reply.headers, reply.json()).instances
-                except ValueError as error:
-                    raise ConsulError(client.address.name, str(error)) from error
-            except ConsulError as error:
-                failure = error
-        assert failure is not None
-        raise failure
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        for client in self._clients:
-            await client.close()
+Ask = Callable[[str], Coroutine[Any, Any, Sequence[Instance]]]
+"""All instances of a service, healthy or not; raises ``ConsulError``. `lb.aio.consul.Registry.instances` is one."""
 
 
 @dataclass(slots=True)
@@ -81,12 +43,12 @@ class Topology:
 
     def __init__(
         self,
-        registry: Registry,
+        ask: Ask,
         *,
         services: Sequence[str] = SERVICES,
         connect: Callable[[str], grpc.aio.Channel] | None = None,
     ) -> None:
-        self._registry = registry
+        self._ask = ask
         self._services = tuple(services)
         self._connect = connect or _connect
         self._known: dict[tuple[str, str], _Known] = {}
@@ -137,7 +99,7 @@ class Topology:
     async def _refresh(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                asked = {name: group.create_task(self._registry(name)) for name in self._services}
+                asked = {name: group.create_task(self._ask(name)) for name in self._services}
         except* ConsulError as errors:
             self._error = str(errors.exceptions[0])
         else:

@@ -19,8 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lb
-from lb.core.consul_health import Instance
-from lb.core.endpoint import Endpoint
+from lb.aio.consul import Instance
 from mesh.catalog.v1 import CatalogServicer, ListProductsRequest, ListProductsResponse, Product
 from mesh.catalog.v1 import add_CatalogServicer_to_server as add_catalog
 from mesh.common.v1 import Money
@@ -145,7 +144,7 @@ async def serve(app: Any) -> AsyncIterator[int]:
 
 def instance(id: str, address: str, status: Any = "passing", weight: int = 1, **metadata: str) -> Instance:
     """An instance as Consul would tell it."""
-    return Instance(Endpoint(address, id=id, weight=weight, metadata=metadata), status, True, ("node", 1))
+    return Instance(lb.Endpoint(address, id=id, weight=weight, metadata=metadata), status, True, ("node", 1))
 
 
 class Switch:

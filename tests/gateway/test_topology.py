@@ -7,8 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from lb.aio._consul import ConsulError
-from lb.core.consul_health import Instance
+from lb.aio.consul import ConsulError, Instance
 from services.gateway import topology as module
 from services.gateway.topology import Topology
 from tests.gateway.conftest import Bench, instance

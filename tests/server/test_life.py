@@ -127,7 +127,11 @@ async def test_the_supervisors_end_is_a_reason() -> None:
             os.close(writing)
 
     try:
-        assert (await lived(Told("run", on=on), reading))[2:] == ["run was cancelled", "leave the supervisor is gone", "close"]
+        assert (await lived(Told("run", on=on), reading))[2:] == [
+            "run was cancelled",
+            "leave the supervisor is gone",
+            "close",
+        ]
         assert not asyncio.get_running_loop().remove_reader(reading)
     finally:
         os.close(reading)
