@@ -28,7 +28,7 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
-PACKAGES = ("lb", "lb.aio", "lb.sync", "lb.testing", "lb.parts")
+PACKAGES = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.sync", "lb.testing", "lb.parts")
 
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "Channels": (
@@ -52,7 +52,9 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "Servers": (
         "For processes that are called.",
-        "lb.aio.registration lb.aio.Registration lb.aio.incoming lb.sync.incoming lb.detached lb.LoadReport",
+        "lb.aio.registration lb.aio.Registration lb.aio.incoming lb.sync.incoming lb.detached"
+        " lb.server.LoadTrailers lb.server.LoadReporter lb.server.cost lb.LoadReport lb.server.Around"
+        " lb.server.behavior_of lb.server.Life lb.server.live lb.server.NotOpenError",
     ),
     "Tests of your own code": (
         "An example: [test_with_lb_testing.py](../examples/test_with_lb_testing.py).",
@@ -69,6 +71,10 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "An example: [own_policy.py](../examples/own_policy.py).",
         "lb.Policy lb.Picker lb.Candidate lb.CallInfo lb.Hooks",
     ),
+    "Consul, to show what it knows": (
+        "",
+        "lb.aio.consul.Registry lb.aio.consul.Instance lb.aio.consul.ConsulError",
+    ),
     "Parts": (
         "Useful without a channel.",
         "lb.parts.TokenBucket",
@@ -76,7 +82,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 }
 """Title, a line below it, and what stands there in which order."""
 
-ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.__version__"})
+ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.__version__", "lb.server.Behavior"})
 """Exported, and told under another name, or without need of words."""
 
 WITHOUT_MEMBERS = frozenset({"Settings of a channel", "Policies"})
@@ -86,7 +92,7 @@ MADE_ELSEWHERE = frozenset(
     {
         *("lb.aio.Channel", "lb.sync.Channel", "lb.Attempt", "lb.aio.Registration", "lb.testing.clock.Timer"),
         *("lb.Outcome", "lb.Verdict", "lb.Retryable", "lb.Origin", "lb.Snapshot", "lb.EndpointSnapshot"),
-        "lb.testing.backend.Received",
+        *("lb.testing.backend.Received", "lb.aio.consul.Instance", "lb.aio.consul.ConsulError"),
     }
 )
 """Classes that users meet and never make."""

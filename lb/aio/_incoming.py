@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb.shared.handlers import Handlers
+from lb.shared.handlers import Around, Behavior, behavior_of
 from lb.shared.scopes import Scope, enter
 
 if TYPE_CHECKING:
@@ -30,36 +30,24 @@ def incoming() -> grpc.aio.ServerInterceptor:
     return _Incoming()
 
 
-class _Incoming(grpc.aio.ServerInterceptor):
-    def __init__(self) -> None:
-        self._handlers = Handlers(_wrap)
+class _Incoming(Around):
+    def around(self, method: str, handler: Handler) -> Behavior:
+        """A function of the same kind, for others may look at it."""
+        behavior = behavior_of(handler)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Called by grpcio for each call."""
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self._handlers.wrapped(handler_call_details.method, handler)
+        async def answer(request: Any, context: Any) -> Any:
+            _enter(context)
+            return await behavior(request, context)
 
+        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+            _enter(context)
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
 
-def _wrap(behavior: Any) -> Any:
-    """A function of the same kind, for others may look at it."""
-
-    async def answer(request: Any, context: Any) -> Any:
-        _enter(context)
-        return await behavior(request, context)
-
-    async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
-        _enter(context)
-        async with aclosing(behavior(request, context)) as responses:
-            async for response in responses:
-                yield response
-
-    if inspect.iscoroutinefunction(behavior):
-        return answer
-    return generate if inspect.isasyncgenfunction(behavior) else behavior
+        if inspect.iscoroutinefunction(behavior):
+            return answer
+        return generate if inspect.isasyncgenfunction(behavior) else behavior
 
 
 def _enter(context: Any) -> None:

@@ -1,8 +1,9 @@
-"""A server's handlers with something around each call, as `lb.aio.incoming` and `lb.sync.incoming` need them."""
+"""A server's handlers with something around each call: what every interceptor of a server needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,15 +11,18 @@ import grpc
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic in the types alone
 
+Behavior = Callable[[Any, Any], Any]
+"""The function of a handler: takes the request, or an iterator of requests, and the context."""
+
 _MOST_METHODS = 4096
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class Handlers:
-    """Handlers in a scope: made once for each method, whose handler is nearly always the same object."""
+    """Handlers with another function: made once for each method, whose handler is nearly always the same object."""
 
-    def __init__(self, wrap: Callable[[Any], Any]) -> None:
-        """``wrap`` is given a handler's function and returns the one that opens a scope around it."""
+    def __init__(self, wrap: Callable[[str, Handler], Behavior]) -> None:
+        """``wrap`` is given a method and its handler, and returns the function to serve it with."""
         self._wrap = wrap
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
@@ -28,12 +32,54 @@ class Handlers:
         if known is None or known[0] is not handler:
             if len(self._wrapped) >= _MOST_METHODS:  # a proxy may meet any number of them
                 self._wrapped.clear()
-            known = self._wrapped[method] = (handler, self._made(handler))
+            known = self._wrapped[method] = (handler, _made(handler, self._wrap(method, handler)))
         return known[1]
 
-    def _made(self, handler: Handler) -> Handler:
-        kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        behavior = self._wrap(getattr(handler, kind))
-        made: Handler = make(behavior, handler.request_deserializer, handler.response_serializer)
-        return made
+
+class Around(grpc.aio.ServerInterceptor, ABC):
+    """An interceptor that puts a function around the handler of each method.
+
+    grpcio asks an interceptor at each call, and makes a handler of each kind by another function. A subclass need not
+    know: it is asked once for each method.
+    """
+
+    def __init__(self) -> None:
+        self._handlers = Handlers(self.around)
+
+    @abstractmethod
+    def around(self, method: str, handler: Handler) -> Behavior:
+        """The function to serve ``method`` with, which calls ``behavior_of(handler)``.
+
+        It must be an ``async def``; where ``handler.response_streaming`` is set, it may be an async generator.
+        """
+
+    def concerns(self, method: str) -> bool:
+        """Whether ``method`` (``/package.Service/Method``) gets the function. By default each does."""
+        return True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Called by grpcio for each call."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not self.concerns(handler_call_details.method):
+            return handler
+        return self._handlers.wrapped(handler_call_details.method, handler)
+
+
+def behavior_of(handler: Handler) -> Behavior:
+    """The function of a handler of any kind."""
+    behavior: Behavior = getattr(handler, _kind(handler))
+    return behavior
+
+
+def _made(handler: Handler, behavior: Behavior) -> Handler:
+    make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
+    made: Handler = make(behavior, handler.request_deserializer, handler.response_serializer)
+    return made
+
+
+def _kind(handler: Handler) -> str:
+    return next(kind for kind in _KINDS if getattr(handler, kind) is not None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb.shared.handlers import Handlers
+from lb.shared.handlers import Behavior, Handlers, behavior_of
 from lb.shared.scopes import Scope, enter
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class _Running:
             self._scope.cancel()
 
 
-def _wrap(behavior: Any) -> Any:
+def _wrap(method: str, handler: Handler) -> Behavior:
+    behavior = behavior_of(handler)
+
     @functools.wraps(behavior)  # some of grpcio's switches are attributes of the function
     def handle(request: Any, context: Any, *send: Any) -> Any:
         running = _Running(context)

@@ -26,14 +26,14 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import lb.aio
-from lb.server import Life
+from lb.server import Life, LoadReporter, LoadTrailers
 from mesh.runtime.v1 import ServingState, add_RuntimeServicer_to_server
 from services.runtime.address import advertised
 from services.runtime.channels import Connect, connector
 from services.runtime.connections import SERVER_OPTIONS
 from services.runtime.describe import Description, Runtime
 from services.runtime.host import Build, Check, Host
-from services.runtime.interceptors import INSTANCE_KEY, Boundary, Gate, Meter
+from services.runtime.interceptors import INSTANCE_KEY, Boundary, Gate, Meter, is_business
 from services.runtime.introspection import Health, add_reflection
 from services.runtime.settings import Settings, SettingsError, join_address, split_address
 
@@ -55,7 +55,8 @@ class Instance(Life):
     """One running server of a service. Made in a running loop.
 
     As a process it lives as `lb.server.live` says; as a context manager it serves from entry on and is closed at once
-    on exit. ``register=False`` serves without Consul; ``connect`` replaces the way to other services (both for tests).
+    on exit. For tests: ``register=False`` serves without Consul, ``connect`` replaces the way to other services, and
+    ``load`` what is reported of its load.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Instance(Life):
         register: bool = True,
         connect: Connect | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        load: LoadReporter | None = None,
     ) -> None:
         self.instance_id = settings.identity(name)
         self.meter = Meter()
@@ -86,8 +88,14 @@ class Instance(Life):
         self._registration: lb.aio.Registration | None = None
         self._registering: asyncio.Task[object] | None = None
         self._server = grpc.aio.server(
-            # What a handler calls inherits from its call; innermost, where Boundary keeps what it makes.
-            interceptors=[self._gate, *interceptors, Boundary(trailers), lb.aio.incoming()],
+            # The last one makes the calls of a handler inherit from its call; Boundary keeps what it makes.
+            interceptors=[
+                self._gate,
+                *interceptors,
+                LoadTrailers(load or LoadReporter(), counts=is_business),
+                Boundary(trailers),
+                lb.aio.incoming(),
+            ],
             options=SERVER_OPTIONS,
         )
 

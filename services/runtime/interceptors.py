@@ -2,7 +2,7 @@
 
 ::
 
-    call ─► Gate ─► OpenTelemetry's server span ─► Boundary ─► lb's `incoming` ─► handler
+    call ─► Gate ─► OpenTelemetry's server span ─► lb's `LoadTrailers` ─► Boundary ─► lb's `incoming` ─► handler
 
 The *gate* counts calls, refuses them while the instance drains, and drives a handler's stream. It is
 the outermost, so that a stream's generator is always closed in the task that ran it: a generator that is
@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 
+from lb.server import Around, Behavior, behavior_of
 from services.runtime.errors import CallError, Trailers, refused
 
 INSTANCE_KEY = "mesh-instance-id"
@@ -34,18 +35,8 @@ _RUNTIME = "/mesh.runtime."
 
 log = structlog.get_logger()
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the types alone
-Details = grpc.HandlerCallDetails
-Continuation: TypeAlias = "Callable[[Details], Awaitable[Handler | None]]"
-Behavior = Callable[[Any, Any], Any]
-
-# (the request is a stream, the response is a stream): what makes such a handler
-_MAKE: dict[tuple[bool, bool], Any] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]  # generic in the types alone
 
 
 def is_business(method: str) -> bool:
@@ -82,26 +73,28 @@ class Meter:
         return f"<Meter calls={self.calls_total} in_flight={self.in_flight}>"
 
 
-class Gate(grpc.aio.ServerInterceptor):
+class Gate(Around):
     """Counts, refuses while draining, and closes streams where they ran."""
 
     def __init__(self, meter: Meter, trailers: Trailers) -> None:
+        super().__init__()
         self.draining = False
         self._meter = meter
         error = refused("the instance is shutting down")
         self._refusal = (error.code, error.message, (*trailers, *error.trailers))
 
-    async def intercept_service(self, continuation: Continuation, handler_call_details: Details) -> Handler | None:
-        """Called by grpcio for each call."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not is_business(handler_call_details.method):
-            return handler
-        if self.draining:
-            return replaced(handler, self._refuse, self._refuse)
+    def concerns(self, method: str) -> bool:
+        """Only business methods are counted, and refused."""
+        return is_business(method)
+
+    def around(self, method: str, handler: Handler) -> Behavior:
+        """The gate, and the handler behind it."""
         behavior = behavior_of(handler)
         meter = self._meter
 
         async def unary(request: Any, context: Any) -> Any:
+            if self.draining:
+                await context.abort(*self._refusal)
             meter.begin()
             try:
                 return await behavior(request, context)
@@ -109,6 +102,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 meter.end()
 
         async def stream(request: Any, context: Any) -> None:
+            if self.draining:
+                await context.abort(*self._refusal)
             meter.begin()
             try:
                 async with aclosing(behavior(request, context)) as responses:
@@ -121,32 +116,22 @@ class Gate(grpc.aio.ServerInterceptor):
             finally:
                 meter.end()
 
-        return replaced(handler, unary, stream)
-
-    async def _refuse(self, request: Any, context: Any) -> None:
-        await context.abort(*self._refusal)
+        return stream if handler.response_streaming else unary
 
 
-class Boundary(grpc.aio.ServerInterceptor):
+class Boundary(Around):
     """Adds the instance's id to the trailing metadata; turns exceptions into statuses."""
 
     def __init__(self, trailers: Trailers) -> None:
+        super().__init__()
         self._trailers = trailers
-        # A method's handler is always the same object's, so it is wrapped once.
-        self._wrapped: dict[str, Handler] = {}
 
-    async def intercept_service(self, continuation: Continuation, handler_call_details: Details) -> Handler | None:
-        """Called by grpcio for each call."""
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None or method.startswith(_GRPC_OWN):
-                return handler
-            wrapped = self._wrapped[method] = self._wrap(method, handler)
-        return wrapped
+    def concerns(self, method: str) -> bool:
+        """GRPC's own services know nothing of ours."""
+        return not method.startswith(_GRPC_OWN)
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
+    def around(self, method: str, handler: Handler) -> Behavior:
+        """The boundary, and the handler within. Raises ``TypeError`` for a handler that would run in a thread."""
         behavior = behavior_of(handler)
         trailers = self._trailers
         generates = inspect.isasyncgenfunction(behavior)
@@ -171,7 +156,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await _abort(method, error, context, trailers)
                 raise
 
-        return replaced(handler, unary, stream)
+        return stream if handler.response_streaming else unary
 
 
 class _Context:
@@ -207,17 +192,3 @@ async def _abort(method: str, error: Exception, context: Any, trailers: Trailers
         await context.abort(error.code, error.message, (*trailers, *set_before, *error.trailers))
     log.error("call failed unexpectedly", method=method, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "internal error; the instance has logged it")
-
-
-def behavior_of(handler: Handler) -> Behavior:
-    """The function behind a handler of any kind."""
-    behavior: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    return cast("Behavior", behavior)
-
-
-def replaced(handler: Handler, unary: Behavior, stream: Behavior) -> Handler:
-    """The same kind of handler around another function."""
-    make = _MAKE[handler.request_streaming, handler.response_streaming]
-    behavior = stream if handler.response_streaming else unary
-    replaced: Handler = make(behavior, handler.request_deserializer, handler.response_serializer)
-    return replaced

@@ -13,6 +13,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
 import lb
+from lb.server import LoadReporter
 from services.catalog.service import build as build_catalog
 from services.inventory.service import build as build_inventory
 from services.orders.service import build as build_orders
@@ -90,10 +91,18 @@ class Shop:
     def __init__(self, stack: AsyncExitStack, **where: Any) -> None:
         self._where = where
         self._stack = stack
+        self.all: list[Instance] = []
         self.instances: dict[str, Instance] = {}
         self.faults: dict[str, Faults] = {}
 
-    async def start(self, name: str, *, instance_id: str | None = None, build: Build | None = None) -> Instance:
+    async def start(
+        self,
+        name: str,
+        *,
+        instance_id: str | None = None,
+        build: Build | None = None,
+        load: LoadReporter | None = None,
+    ) -> Instance:
         """One more instance; the latest of a service is the one that others call."""
         faults = self.faults.setdefault(name, Faults())
         instance = Instance(
@@ -103,8 +112,10 @@ class Shop:
             register=False,
             connect=self.connect,
             interceptors=[faults],
+            load=load,
         )
         self.instances[name] = await self._stack.enter_async_context(instance)
+        self.all.append(instance)
         return instance
 
     def settings(self, **more: Any) -> Settings:

@@ -392,7 +392,7 @@ def test_detached_blocks_nest() -> None:
 
 def test_a_handler_is_wrapped_once_for_as_long_as_it_is_the_same() -> None:
     """By method and identity; its serializers stay."""
-    handlers = Handlers(lambda behavior: lambda request, context: behavior)
+    handlers = Handlers(lambda method, handler: lambda request, context: None)
     grpcio: Any = grpc
     first = grpcio.unary_unary_rpc_method_handler(lambda r, c: b"", len, repr)
     second = grpcio.stream_stream_rpc_method_handler(lambda r, c: b"")

@@ -2,27 +2,28 @@
 
 ::
 
-    reporter = LoadReporter()
-    grpc.aio.server(interceptors=[..., LoadTrailers(reporter), ...])
+    server = grpc.aio.server(interceptors=[LoadTrailers(LoadReporter()), ...])
 
-The interceptor counts calls and puts the latest report into the trailing metadata of each that ends well.
-It stands outside of whatever else sets trailing metadata, and adds to it. A handler adds what its call cost
-by ``cost("rows", 120)``. Nothing here sends initial metadata.
+The interceptor counts calls, and puts the latest report into the trailing metadata of each that ends well. It must
+come before interceptors that set trailing metadata, and adds to theirs. A handler tells what its call cost by
+``cost("rows", 120)``. Nothing here sends initial metadata.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import Any
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from lb.core.orca import KEYS, LoadReport
-from services.runtime.errors import Trailers
-from services.runtime.interceptors import Details, Handler, behavior_of, is_business, replaced
+from lb.shared.handlers import Around, Behavior, behavior_of
+
+if TYPE_CHECKING:
+    from lb.shared.handlers import Handler
+
+Trailers = tuple[tuple[str, bytes], ...]
 
 _costs: ContextVar[dict[str, float] | None] = ContextVar("orca_costs", default=None)
 
@@ -101,19 +102,26 @@ class LoadReporter:
         return f"<LoadReporter {self.report or 'nothing measured yet'}>"
 
 
-class LoadTrailers(grpc.aio.ServerInterceptor):
-    """Puts a reporter's reports into the trailing metadata of business calls."""
+class LoadTrailers(Around):
+    """Puts a reporter's reports into the trailing metadata of calls that end well.
 
-    def __init__(self, reporter: LoadReporter) -> None:
+    Args:
+        reporter: what is reported.
+        counts: which methods (``/package.Service/Method``) are counted and carry a report. By default all but gRPC's
+            own, such as health checks.
+    """
+
+    def __init__(self, reporter: LoadReporter, *, counts: Callable[[str], bool] | None = None) -> None:
+        super().__init__()
         self._reporter = reporter
+        self._counts = counts or _not_grpcs_own
 
-    async def intercept_service(
-        self, continuation: Callable[[Details], Awaitable[Handler | None]], handler_call_details: Details
-    ) -> Handler | None:
-        """Called by grpcio for each call."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not is_business(handler_call_details.method):
-            return handler
+    def concerns(self, method: str) -> bool:
+        """See ``counts``."""
+        return self._counts(method)
+
+    def around(self, method: str, handler: Handler) -> Behavior:
+        """Counts a call, and reports when it has ended well."""
         behavior = behavior_of(handler)
         reporter = self._reporter
 
@@ -142,7 +150,11 @@ class LoadTrailers(grpc.aio.ServerInterceptor):
                 reporter.ended(failed=failed)
             _add(context, reporter.trailers(costs))
 
-        return replaced(handler, unary, stream)
+        return stream if handler.response_streaming else unary
+
+
+def _not_grpcs_own(method: str) -> bool:
+    return not method.startswith("/grpc.")
 
 
 def _add(context: Any, trailers: Trailers) -> None:

@@ -10,11 +10,29 @@ import pytest
 
 from lb.core.orca import KEYS, STANDARD_KEY, LoadReport, decode
 from lb.core.outcome import REPORT_KEY
+from lb.server import Around, Behavior, LoadReporter, LoadTrailers, behavior_of, cost
 from lb.testing.clock import FakeClock
-from services.runtime.interceptors import Boundary
-from services.runtime.orca import LoadReporter, LoadTrailers, cost
 
 TRAILERS = (("mesh-instance-id", "i-1"),)
+
+
+class Own(Around):
+    """An interceptor that sets trailing metadata of its own."""
+
+    def around(self, method: str, handler: Any) -> Behavior:
+        """Sets it, and calls the handler."""
+        behavior = behavior_of(handler)
+
+        async def unary(request: Any, context: Any) -> Any:
+            context.set_trailing_metadata(TRAILERS)
+            return await behavior(request, context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            context.set_trailing_metadata(TRAILERS)
+            async for response in behavior(request, context):
+                yield response
+
+        return stream if handler.response_streaming else unary
 
 
 def read(trailers: Any, at: int = 0) -> LoadReport:
@@ -74,7 +92,7 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
         yield b"1"
         cost("rows", 7)
 
-    server = grpc.aio.server(interceptors=[LoadTrailers(reporter), Boundary(TRAILERS)])
+    server = grpc.aio.server(interceptors=[LoadTrailers(reporter), Own()])
     handlers: dict[str, Any] = {
         "unary": grpc.unary_unary_rpc_method_handler(unary),
         "stream": grpc.unary_stream_rpc_method_handler(stream),
