@@ -189,10 +189,11 @@ def _parses(text: str) -> bool:
     return True
 
 
-def split_host_port(text: str, *, where: str, default_port: int | None = None) -> tuple[str, int]:
+def split_host_port(text: str, *, where: str, default_port: int | None = None, least_port: int = 1) -> tuple[str, int]:
     """``host:port``, ``[v6]:port`` or, with a default port, ``host`` alone, as (host, port).
 
-    The host comes back without brackets. Raises ``ValueError`` that begins with ``where``.
+    The host comes back without brackets. ``least_port`` 0 is for servers, which take a free port for it. Raises
+    ``ValueError`` that begins with ``where``.
     """
     expected = "expected host:port" + ("" if default_port is None else " or host")
     host, port_text = text, ""
@@ -213,9 +214,10 @@ def split_host_port(text: str, *, where: str, default_port: int | None = None) -
         if default_port is None:
             raise ValueError(f"{where}: no port in {text!r}; {expected}")
         return host, default_port
-    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 9 and 0 < int(port_text) < 65536):
-        raise ValueError(f"{where}: port is {port_text!r}; expected a number from 1 to 65535")
-    return host, int(port_text)
+    port = int(port_text) if port_text.isascii() and port_text.isdigit() and len(port_text) <= 9 else -1
+    if not least_port <= port <= 65535:
+        raise ValueError(f"{where}: port is {port_text!r}; expected a number from {least_port} to 65535")
+    return host, port
 
 
 def join_host_port(host: str, port: int) -> str:

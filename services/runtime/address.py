@@ -7,7 +7,8 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from services.runtime.settings import SettingsError, join_address, split_address
+from lb.server.address import join_host_port, split_host_port
+from services.runtime.settings import SettingsError
 
 
 async def advertised(advertise: str, bound: str) -> str:
@@ -21,7 +22,7 @@ async def advertised(advertise: str, bound: str) -> str:
     Raises:
         SettingsError: ``advertise`` is none of these, or the bound address is a wildcard and nothing else is given.
     """
-    host, port = split_address(bound)
+    host, port = split_host_port(bound, where="bound")
     if not advertise:
         if host in ("0.0.0.0", "::"):
             raise SettingsError(
@@ -29,13 +30,13 @@ async def advertised(advertise: str, bound: str) -> str:
             )
         return bound
     if advertise == "auto":
-        return join_address(await _towards_consul(), port)
+        return join_host_port(await _towards_consul(), port)
     if ":" not in advertise or (advertise.startswith("[") and advertise.endswith("]")):
-        return join_address(advertise.strip("[]"), port)
+        return join_host_port(advertise.strip("[]"), port)
     try:
-        return join_address(*split_address(advertise))
+        return join_host_port(*split_host_port(advertise, where=f"MESH_ADVERTISE={advertise!r}"))
     except ValueError as error:
-        raise SettingsError(f"MESH_ADVERTISE={advertise!r}: {error}") from None
+        raise SettingsError(str(error)) from None
 
 
 async def _towards_consul() -> str:

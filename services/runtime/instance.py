@@ -27,6 +27,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 import lb.aio
 from lb.server import Life, LoadReporter, LoadTrailers
+from lb.server.address import join_host_port, split_host_port
 from mesh.runtime.v1 import ServingState, add_RuntimeServicer_to_server
 from services.runtime.address import advertised
 from services.runtime.channels import Connect, connector
@@ -35,7 +36,7 @@ from services.runtime.describe import Description, Runtime
 from services.runtime.host import Build, Check, Host
 from services.runtime.interceptors import INSTANCE_KEY, Boundary, Gate, Meter, is_business
 from services.runtime.introspection import Health, add_reflection
-from services.runtime.settings import Settings, SettingsError, join_address, split_address
+from services.runtime.settings import Settings, SettingsError
 
 log = structlog.get_logger()
 
@@ -149,14 +150,14 @@ class Instance(Life):
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         add_reflection(self._server, (*service.names, _RUNTIME_NAME, health.SERVICE_NAME))
         await self._say(_NOT_SERVING)
-        host, _ = split_address(settings.listen)
+        host, _ = split_host_port(settings.listen, where="MESH_LISTEN", least_port=0)
         try:
             port = self._server.add_insecure_port(settings.listen)
         except RuntimeError:
             port = 0
         if not port:
             raise SettingsError(f"MESH_LISTEN={settings.listen!r}: cannot listen there; is the port taken?")
-        self._about.address = await advertised(settings.advertise, join_address(host, port))
+        self._about.address = await advertised(settings.advertise, join_host_port(host, port))
         await self._server.start()
         self._about.unhealthy = dict.fromkeys(service.checks, "not checked yet")
         self._watcher = asyncio.create_task(self._watch(service.checks), name=f"{self._name}-health")

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from lb.server.address import split_host_port
+
 PREFIX = "MESH_"
 
 # Settings of other processes of the mesh, which share one environment with this one.
@@ -28,23 +30,6 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 class SettingsError(ValueError):
     """A setting is unknown or invalid. The message is one line and names the variable."""
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[v6]:port``; raises ``ValueError``."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("an IPv6 address stands in brackets: [::1]:50051")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("expected host:port, the port 0 to 65535")
-    return host, int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """The inverse of ``split_address``."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def trace_collector() -> str | None:
@@ -71,8 +56,8 @@ def http_url(text: str, *, example: str = "http://127.0.0.1:16686") -> str:
     return text
 
 
-def _address(text: str) -> str:
-    split_address(text)
+def _listening(text: str) -> str:
+    split_host_port(text, where="MESH_LISTEN", least_port=0)
     return text
 
 
@@ -81,7 +66,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:0"
+    listen: Annotated[str, AfterValidator(_listening)] = "127.0.0.1:0"
     """Where the server listens, ``host:port``; port 0 takes a free one."""
     advertise: str = ""
     """What is registered: ``host``, ``host:port`` or ``auto`` (the address that routes to Consul);
@@ -135,5 +120,5 @@ def load(kind: type[S]) -> S:
 
 def _line(location: tuple[int | str, ...], message: str) -> str:
     name = PREFIX + str(location[0]).upper() if location else PREFIX + "*"
-    text = message.removeprefix("Value error, ")
+    text = message.removeprefix("Value error, ").removeprefix(f"{name}: ")
     return f"{name}={os.environ.get(name, '')!r}: {text[:1].lower()}{text[1:]}"

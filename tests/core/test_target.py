@@ -214,6 +214,14 @@ def test_split_and_join(text: str) -> None:
     assert join_host_port(*split_host_port(text, where="x")) == text
 
 
+def test_a_server_may_listen_on_port_0() -> None:
+    """It takes a free one; a client cannot call it."""
+    assert split_host_port("[::1]:0", where="x", least_port=0) == ("::1", 0)
+    for least_port, text in ((1, "a:0"), (0, "a:65536"), (0, "a:-1")):
+        with pytest.raises(ValueError, match=f"^x: port is '{text[2:]}'; expected a number from {least_port} to 65535"):
+            split_host_port(text, where="x", least_port=least_port)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

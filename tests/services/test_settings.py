@@ -13,7 +13,7 @@ from sqlalchemy import MetaData
 
 from services.runtime.address import advertised
 from services.runtime.database import open_database
-from services.runtime.settings import Settings, SettingsError, join_address, load, split_address, trace_collector
+from services.runtime.settings import Settings, SettingsError, load, trace_collector
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ("MESH_DRAIN_S", "-1", "greater than or equal to 0"),
         ("MESH_DRAIN_S", "nan", "3600"),
         ("MESH_LISTEN", "8080", "expected host:port"),
-        ("MESH_LISTEN", "::1:8080", "brackets"),
-        ("MESH_LISTEN", "127.0.0.1:65536", "expected host:port"),
+        ("MESH_LISTEN", "::1:8080", "an IPv6 address as [::1]:port"),
+        ("MESH_LISTEN", "127.0.0.1:65536", "expected a number from 0 to 65535"),
     ],
 )
 def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
@@ -112,13 +112,6 @@ def _start(directory: Path, variables: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-
-
-def test_addresses() -> None:
-    """host:port in both directions, IPv6 in brackets."""
-    assert split_address("[::1]:50051") == ("::1", 50051)
-    assert join_address("::1", 50051) == "[::1]:50051"
-    assert split_address("localhost:0") == ("localhost", 0)
 
 
 async def test_what_is_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
