@@ -83,7 +83,8 @@ class Load:
         self._report = report
         self._skus: list[str] = []
         self._products_at = float("-inf")
-        self._pause_s = 0.0
+        self.pause_s = 0.0
+        """How long the gateway is left alone, in seconds; 0 while it answers."""
 
     async def run(self) -> None:
         """Starts orders at random moments, ``rate`` a second on average."""
@@ -91,10 +92,10 @@ class Load:
         under_way: set[asyncio.Task[None]] = set()
         try:
             while True:
-                if self._pause_s or loop.time() - self._products_at > _PRODUCTS_S:
+                if self.pause_s or loop.time() - self._products_at > _PRODUCTS_S:
                     await self._attempt(self._read_products())
-                    if self._pause_s:
-                        await asyncio.sleep(self._pause_s)
+                    if self.pause_s:
+                        await asyncio.sleep(self.pause_s)
                         continue
                 if self._rate:
                     await asyncio.sleep(self._rng.expovariate(self._rate))
@@ -125,9 +126,9 @@ class Load:
         else:
             away = False
         if not away:
-            self._pause_s = 0.0
+            self.pause_s = 0.0
         else:
-            self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self.pause_s = min(max(self.pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
 
     async def _read_products(self) -> None:
         answer = await self._client.get("/api/products")

@@ -7,24 +7,21 @@ the port closes and requests in flight have ``MESH_DRAIN_S`` seconds. A second r
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
-import uvicorn
 from pydantic import AfterValidator, Field
 
 from lb.aio.consul import Registry
 from lb.server import Life
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
-from services.gateway.connection import config
+from services.gateway.connection import Server, config
 from services.gateway.limits import Limits
 from services.gateway.topology import CONSUL_TIMEOUT_S, Topology
 from services.gateway.traces import JaegerTraces, Traces, TraceStore
@@ -45,15 +42,6 @@ class GatewaySettings(Settings):
     """Address of the HTTP interface; in a container 0.0.0.0."""
     jaeger_query: Annotated[str, AfterValidator(http_url)] | None = None
     """Base URL of Jaeger's query API. Without it ``/api/traces`` answers from the gateway's own store."""
-
-
-class _Http(uvicorn.Server):
-    """uvicorn without its signal handlers: the order of leaving is ours."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Captures nothing."""
-        yield
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
@@ -82,7 +70,7 @@ class Process(Life):
         self._traces = traces
         self._stack = AsyncExitStack()
         self._gateway: Gateway | None = None
-        self._http: _Http | None = None
+        self._http: Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._port = 0
@@ -93,7 +81,7 @@ class Process(Life):
         gateway = self._gateway = await self._build()
         listener = _listen(self._settings)
         self._port = listener.getsockname()[1]
-        http = self._http = _Http(config(Limits(gateway.asgi), drain_s=self._settings.drain_s))
+        http = self._http = Server(config(Limits(gateway.asgi), drain_s=self._settings.drain_s))
         self._serving = asyncio.create_task(http.serve(sockets=[listener]), name="http")
         self._looking = asyncio.create_task(gateway.start(), name="ready")
         log.info("ready", address=f"{self._settings.http_host}:{self._port}", pid=os.getpid())

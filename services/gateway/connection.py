@@ -17,9 +17,11 @@ leftover body; where all are busy, it is closed itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import socket
 import struct
+from collections.abc import Iterator
 from math import inf
 from typing import Any
 
@@ -133,6 +135,15 @@ class Connection(H11Protocol):
         if (sock := self.transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the order of leaving is the process's (`services.gateway.__main__`)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures nothing."""
+        yield
 
 
 def config(app: Any, *, drain_s: float) -> uvicorn.Config:

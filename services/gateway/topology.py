@@ -74,6 +74,10 @@ class Topology:
         await self._fresh()
         return [name for name in self._services if not any(each.usable for each in self._last.get(name, ()))]
 
+    def expire(self) -> None:
+        """Whoever asks next gets a new reading, however young the last one is."""
+        self._read_at = float("-inf")
+
     async def close(self) -> None:
         """Closes the connections to the instances."""
         if self._refreshing is not None:

@@ -34,7 +34,7 @@ class Demo:
         self.errors: list[str] = []
         self.url = ""
         self.consul = ""
-        self._reader = asyncio.create_task(self._read())
+        self.reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stderr is not None
@@ -67,7 +67,7 @@ class Demo:
         """Waits for the end; returns the exit status."""
         async with asyncio.timeout(60):
             status = await self.process.wait()
-            await self._reader
+            await self.reader
         return status
 
 
@@ -91,7 +91,7 @@ async def demo(tmp: Path, **settings: str) -> AsyncIterator[Demo]:
         if process.returncode is None:
             process.terminate()
             await running.end()
-        await running._reader
+        await running.reader
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from services.demo.state import StateDirectory, remove_stale
 def test_only_what_nobody_holds_is_removed(tmp_path: Path) -> None:
     """A directory in use stays, as do one just being made and a stranger; one without an owner goes."""
     used = StateDirectory(tmp_path)
-    left = StateDirectory(tmp_path)
-    (left.path / "orders.db").write_text("x")
-    os.close(left._lock)  # as when its process died
+    code = "import pathlib, sys; from services.demo.state import StateDirectory as D; D(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)  # and its process is gone
+    (left,) = set(tmp_path.iterdir()) - {used.path}
+    (left / "orders.db").write_text("x")
     (tmp_path / "mesh-demo-new").mkdir()
     (tmp_path / "other").mkdir()
     assert remove_stale(tmp_path) == 1
@@ -88,7 +91,7 @@ async def test_orders_are_placed_and_a_gateway_that_is_away_is_left_alone() -> N
         async with asyncio.timeout(60):
             await enough.wait()
             away = True
-            while load._pause_s < 0.5:  # noqa: ASYNC110 - it is the number that is looked at
+            while load.pause_s < 0.5:  # noqa: ASYNC110 - it is the number that is looked at
                 await asyncio.sleep(0.01)
         before = asked
         running.cancel()

@@ -6,20 +6,19 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 import httpx2
 import pytest
-import uvicorn
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lb
-from lb.aio.consul import Instance
+from lb.aio.consul import ConsulError, Instance
 from mesh.catalog.v1 import CatalogServicer, ListProductsRequest, ListProductsResponse, Product
 from mesh.catalog.v1 import add_CatalogServicer_to_server as add_catalog
 from mesh.common.v1 import Money
@@ -40,7 +39,7 @@ from mesh.runtime.v1 import DescribeRequest, DescribeResponse, RuntimeServicer
 from mesh.runtime.v1 import add_RuntimeServicer_to_server as add_runtime
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
-from services.gateway.connection import config
+from services.gateway.connection import Server, config
 from services.gateway.limits import Limits
 from services.gateway.topology import Topology
 from services.gateway.traces import TraceStore
@@ -126,15 +125,21 @@ class Bench:
     gateway: Gateway
     store: TraceStore
     spans: InMemorySpanExporter
-    registered: dict[str, Sequence[Instance]] = field(default_factory=dict)
+    topology: Topology
+    consul: Registered
+
+    @property
+    def registered(self) -> dict[str, Sequence[Instance]]:
+        """The instances of each service, as Consul has them."""
+        return self.consul.instances
 
 
 @asynccontextmanager
 async def serve(app: Any) -> AsyncIterator[int]:
     """Serves an application by uvicorn, as the gateway's process does."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(config(app, drain_s=1))
-    task = asyncio.create_task(server._serve(sockets=[listener]))
+    server = Server(config(app, drain_s=1))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield listener.getsockname()[1]
     finally:
@@ -145,6 +150,22 @@ async def serve(app: Any) -> AsyncIterator[int]:
 def instance(id: str, address: str, status: Any = "passing", weight: int = 1, **metadata: str) -> Instance:
     """An instance as Consul would tell it."""
     return Instance(lb.Endpoint(address, id=id, weight=weight, metadata=metadata), status, True, ("node", 1))
+
+
+class Registered:
+    """A Consul: the instances of each service, or ``error`` when it does not answer. ``asked`` counts questions."""
+
+    def __init__(self) -> None:
+        self.instances: dict[str, Sequence[Instance]] = {}
+        self.error: ConsulError | None = None
+        self.asked = 0
+
+    async def __call__(self, service: str) -> Sequence[Instance]:
+        """As `lb.aio.consul.Registry.instances`."""
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return self.instances.get(service, ())
 
 
 class Switch:
@@ -185,15 +206,11 @@ async def bench(door: Door) -> AsyncIterator[Bench]:
     spans = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
-    registered: dict[str, Sequence[Instance]] = {}
-
-    async def registry(service: str) -> Sequence[Instance]:
-        return registered.get(service, ())
-
+    consul = Registered()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(server.stop, None)
         channel = await stack.enter_async_context(lb.aio.channel(f"static:///{address}", retry=False))
-        topology = Topology(registry)
+        topology = Topology(consul)
         stack.push_async_callback(topology.close)
         store = TraceStore()
         gateway = Gateway(Backends(channel, channel, channel), topology, store, store, provider=provider)
@@ -201,5 +218,5 @@ async def bench(door: Door) -> AsyncIterator[Bench]:
         client = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", trust_env=False, timeout=60)
         )
-        yield Bench(client, door.port, shop, address, gateway, store, spans, registered)
+        yield Bench(client, door.port, shop, address, gateway, store, spans, topology, consul)
     provider.shutdown()

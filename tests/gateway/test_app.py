@@ -213,10 +213,10 @@ async def test_health_tells_starting_ready_and_leaving(bench: Bench) -> None:
     assert "catalog" in answer.json()["detail"]
     for name in ("catalog", "inventory", "orders", "payments"):
         bench.registered[name] = [instance("shop-1", bench.shop_address)]
-    bench.gateway._topology._read_at = float("-inf")
+    bench.topology.expire()
     assert (await bench.client.get("/healthz")).status_code == 200
     bench.registered.clear()
-    bench.gateway._topology._read_at = float("-inf")
+    bench.topology.expire()
     assert (await bench.client.get("/healthz")).status_code == 200
     bench.gateway.leaving = True
     assert (await bench.client.get("/healthz")).status_code == 503
@@ -248,7 +248,7 @@ async def test_a_bug_is_a_problem_too(bench: Bench, monkeypatch: pytest.MonkeyPa
     async def broken() -> dict[str, object]:
         raise RuntimeError("secret words")
 
-    monkeypatch.setattr(bench.gateway._topology, "get", broken)
+    monkeypatch.setattr(bench.topology, "get", broken)
     answer = await bench.client.get("/api/mesh")
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
 from typing import Any
 
-from lb.aio.consul import ConsulError, Instance
+from lb.aio.consul import ConsulError
 from services.gateway import topology as module
 from services.gateway.topology import Topology
-from tests.gateway.conftest import Bench, instance
+from tests.gateway.conftest import Bench, Registered, instance
 from tests.support.wait import longer
 
 
@@ -34,29 +33,21 @@ async def test_instances_with_their_calls(bench: Bench) -> None:
 
 async def test_without_consul_the_last_answer_stands(bench: Bench) -> None:
     """503 before there ever was one; afterwards the last one, with the reason, and calls still count."""
-    down = True
-
-    async def registry(service: str) -> Sequence[Instance]:
-        if down:
-            raise ConsulError("127.0.0.1:8500", "cannot connect")
-        return [instance("shop-1", bench.shop_address)]
-
-    mesh = Topology(registry, services=["catalog"])
-    bench.gateway._topology = mesh
+    bench.registered["catalog"] = [instance("shop-1", bench.shop_address)]
+    down = bench.consul.error = ConsulError("127.0.0.1:8500", "cannot connect")
     answer = await bench.client.get("/api/mesh")
     assert answer.status_code == 503
     assert "cannot connect" in answer.json()["detail"]
     assert "retry-after" in answer.headers
-    down = False
-    mesh._read_at = float("-inf")
+    bench.consul.error = None
+    bench.topology.expire()
     assert (await bench.client.get("/api/mesh")).json()["registry"] == "ok"
-    down = True
+    bench.consul.error = down
     bench.shop.calls_total = 9
-    mesh._read_at = float("-inf")
+    bench.topology.expire()
     body = (await bench.client.get("/api/mesh")).json()
     assert "cannot connect" in body["registry"]
     assert body["services"]["catalog"]["instances"][0]["calls"] == 9
-    await mesh.close()
 
 
 async def test_an_instance_that_hangs_does_not_hold_up_the_others(bench: Bench, monkeypatch: Any) -> None:
@@ -66,34 +57,29 @@ async def test_an_instance_that_hangs_does_not_hold_up_the_others(bench: Bench, 
     bench.registered["catalog"] = [instance("shop-1", bench.shop_address), instance("silent", address)]
     for timeout_s in longer(0.2):
         monkeypatch.setattr(module, "DESCRIBE_TIMEOUT_S", timeout_s)
-        bench.gateway._topology._read_at = float("-inf")
+        bench.topology.expire()
         async with asyncio.timeout(30):
             body = (await bench.client.get("/api/mesh")).json()
         calls = [each["calls"] for each in body["services"]["catalog"]["instances"]]
         if calls[0] is not None:
             break  # else the one that answers had too little time
     assert calls == [7, None]
-    await bench.gateway._topology.close()
+    await bench.topology.close()
     silent.close()
 
 
 async def test_many_who_ask_cost_one_reading(bench: Bench, monkeypatch: Any) -> None:
     """Within its age, and while a reading is under way, everybody gets the same one."""
     monkeypatch.setattr(module, "MAX_AGE_S", 60.0)
-    asked = 0
-
-    async def registry(service: str) -> Sequence[Instance]:
-        nonlocal asked
-        asked += 1
-        return [instance("shop-1", bench.shop_address)]
-
-    mesh = Topology(registry, services=["catalog"])
+    consul = Registered()
+    consul.instances["catalog"] = [instance("shop-1", bench.shop_address)]
+    mesh = Topology(consul, services=["catalog"])
     first = asyncio.create_task(mesh.get())
     await asyncio.sleep(0)
     first.cancel()  # the reading goes on for the others
     answers = await asyncio.gather(*(mesh.get() for _ in range(20)))
     assert await mesh.get() is answers[0]
-    assert asked == 1
+    assert consul.asked == 1
     assert all(answer is answers[0] for answer in answers)
     await mesh.close()
 
