@@ -6,10 +6,10 @@
                  ▲                                     │
                  └───────── a dependency fails ────────┘
 
-DRAINING, in this order: health says NOT_SERVING, Consul says maintenance; in a wait, in which clients
-notice, who has not heard is still served, so that leaving costs nobody a retry; then new calls are
-refused with push-back 0, the registration goes and the port closes; calls in flight end, or are
-cancelled when their time is over. A second reason to end skips what is left.
+DRAINING, in this order: health says NOT_SERVING, and Consul says maintenance. For a while clients that have not
+noticed yet are still served, so that leaving costs nobody a retry. Then new calls are refused with push-back 0, the
+registration goes, and the port closes. Calls in flight end, or are cancelled when their time is over. A second reason
+to end skips what is left (`lb.server.live`).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
 import lb
-from lb.server import LoadReporter
+from lb.server import Around, Behavior, LoadReporter, behavior_of
 from services.catalog.service import build as build_catalog
 from services.inventory.service import build as build_inventory
 from services.orders.service import build as build_orders
@@ -37,18 +38,20 @@ BUILDS: dict[str, Build] = {
 }
 
 
-class Faults(grpc.aio.ServerInterceptor):
+class Faults(Around):
     """Makes a method fail: ``before`` it is executed, ``after`` (the answer is lost), or ``hang``.
 
     ``hold`` does not fail: the call waits for ``release``.
 
-    ``plan`` holds, by method name, how its next calls fail; a call beyond the plan is served.
-    ``seen`` counts the calls by method name, ``left_s`` is what the last one had left of its deadline, in seconds.
+    ``plan`` holds, by method name, how its next calls fail; a call beyond the plan is served. Methods with streams
+    always are. ``seen`` counts calls by method name, ``left_s`` is what the last one had left of its deadline, in
+    seconds.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.plan: dict[str, list[tuple[str, grpc.StatusCode]]] = {}
-        self.seen: dict[str, int] = {}
+        self.seen: Counter[str] = Counter()
         self.left_s: dict[str, float] = {}
         self.hanging = asyncio.Event()
         self.release = asyncio.Event()
@@ -57,32 +60,29 @@ class Faults(grpc.aio.ServerInterceptor):
         """Plan the next ``times`` calls of ``method``."""
         self.plan.setdefault(method, []).extend([(how, code)] * times)
 
-    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Called by grpcio for each call."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method.rpartition("/")[2]
-        self.seen[method] = self.seen.get(method, 0) + 1
-        if handler.unary_unary is None:
-            return handler
-        planned = self.plan.get(method)
-        how, code = planned.pop(0) if planned else ("serve", grpc.StatusCode.OK)
+    def around(self, method: str, handler: Any) -> Behavior:
+        """The handler, or what is planned for it."""
+        behavior = behavior_of(handler)
+        name = method.rpartition("/")[2]
 
         async def answer(request: Any, context: Any) -> Any:
-            self.left_s[method] = context.time_remaining()
-            if how == "serve":
-                return await handler.unary_unary(request, context)
-            if how == "after":
-                await handler.unary_unary(request, context)
-            if how == "hang":
+            self.seen[name] += 1
+            self.left_s[name] = context.time_remaining()
+            planned = self.plan.get(name)
+            how, code = planned.pop(0) if planned else ("serve", grpc.StatusCode.OK)
+            if how in ("hang", "hold"):
                 self.hanging.set()
+            if how == "hang":
                 await asyncio.Event().wait()
             if how == "hold":
-                self.hanging.set()
                 await self.release.wait()
-                return await handler.unary_unary(request, context)
+            if how != "before":
+                response = await behavior(request, context)
+            if how in ("serve", "hold"):
+                return response
             await context.abort(code, "planned by the test")
 
-        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+        return behavior if handler.unary_unary is None else answer
 
 
 class Shop:
