@@ -13,6 +13,7 @@ A channel needs none of this: it watches Consul by itself. A status page, or a c
 from __future__ import annotations
 
 from lb.aio._consul import AgentClient, ConsulError, agents_from, load
+from lb.core import checks
 from lb.core.consul_health import Instance, parse_answer
 
 __all__ = ["ConsulError", "Instance", "Registry"]
@@ -26,10 +27,12 @@ class Registry:
         timeout_s: how long one question may take at most, in seconds; several agents share it.
 
     Raises:
-        ValueError: ``consul``, or one of Consul's variables in the environment, is not valid. Nothing is asked yet.
+        ValueError: ``consul``, ``timeout_s``, or one of Consul's variables in the environment is not valid; TypeError
+            when an argument has the wrong type. Nothing is asked yet.
     """
 
     def __init__(self, consul: str | None = None, *, timeout_s: float = 1.0) -> None:
+        checks.number("Registry.timeout_s", timeout_s, above=True)
         self._addresses = agents_from(consul)
         self._timeout_s = timeout_s
         self._clients: list[AgentClient] = []

@@ -17,6 +17,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from lb.core import checks
 from lb.core.orca import KEYS, LoadReport
 from lb.shared.handlers import Around, Behavior, behavior_of
 
@@ -47,19 +48,18 @@ class LoadReporter:
             utilization of 1 is one processor.
 
     Raises:
-        ValueError: ``every_s`` is not above 0.
+        ValueError: ``every_s`` is not above 0; TypeError when it is no number.
     """
 
     def __init__(
         self,
-        application: Callable[[], float] | None = None,
         *,
+        application: Callable[[], float] | None = None,
         every_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
     ) -> None:
-        if not every_s > 0:
-            raise ValueError(f"load reporter: every_s is {every_s!r}; expected seconds > 0")
+        checks.number("LoadReporter.every_s", every_s, above=True)
         self.report: LoadReport | None = None
         """The latest."""
         self._application = application

@@ -58,7 +58,7 @@ def test_a_span_is_measured_and_reported_until_the_next_is_over() -> None:
 def test_costs_are_the_call_s_own() -> None:
     """They stand beside the report, and alone while there is none."""
     clock = FakeClock()
-    reporter = LoadReporter(lambda: 0.25, clock=clock, cpu=lambda: 0.0)
+    reporter = LoadReporter(application=lambda: 0.25, clock=clock, cpu=lambda: 0.0)
     assert read(reporter.trailers({"rows": 120.0})) == LoadReport(request_cost={"rows": 120.0})
     reporter.ended(failed=False)
     clock.advance(1.0)
@@ -69,7 +69,7 @@ def test_costs_are_the_call_s_own() -> None:
 
 def test_a_bad_span_is_said() -> None:
     """The error names the field and the value."""
-    with pytest.raises(ValueError, match="load reporter: every_s is 0; expected seconds > 0"):
+    with pytest.raises(ValueError, match=r"^LoadReporter\.every_s is 0; expected seconds > 0"):
         LoadReporter(every_s=0)
 
 
@@ -79,7 +79,7 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
     The standard key does not arrive: when it does one day, the key of our own can go.
     """
     clock = FakeClock()
-    reporter = LoadReporter(lambda: 0.5, clock=clock, cpu=lambda: 0.0)
+    reporter = LoadReporter(application=lambda: 0.5, clock=clock, cpu=lambda: 0.0)
 
     async def unary(request: bytes, context: Any) -> bytes:
         cost("rows", 2)

@@ -45,7 +45,7 @@ async def test_calls_are_shared_by_the_reported_load(shop: Shop) -> None:
     clock = FakeClock()
     used = {"catalog-1": 0.9, "catalog-2": 0.3}
     for name, share in used.items():
-        load = LoadReporter(lambda share=share: share, clock=clock, cpu=lambda: 0.0)  # type: ignore[misc]
+        load = LoadReporter(application=lambda share=share: share, clock=clock, cpu=lambda: 0.0)  # type: ignore[misc]
         await shop.start("catalog", instance_id=name, load=load)
     addresses = ",".join(instance.address for instance in shop.all)
     policy = lb.Orca(blackout_s=0, update_s=0.1)
