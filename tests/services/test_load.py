@@ -33,8 +33,9 @@ async def test_a_server_reports_its_load(shop: Shop) -> None:
     clock.advance(2.0)
     call = CatalogStub(channel).GetProduct(GetProductRequest(sku="moka-3"))
     await call
-    report = decode(dict(await call.trailing_metadata() or ())[REPORT_KEY])
-    assert report == lb.LoadReport(cpu_utilization=0.25, qps=5)
+    reported = dict(await call.trailing_metadata() or ())[REPORT_KEY]
+    assert isinstance(reported, bytes)
+    assert decode(reported) == lb.LoadReport(cpu_utilization=0.25, qps=5)
     told = RuntimeStub(channel).Describe(DescribeRequest())
     await told
     assert REPORT_KEY not in dict(await told.trailing_metadata() or ())
