@@ -112,10 +112,14 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
 
         first = await order()
         assert set(first["served_by"]) == set(INSTANCES)
-        before = await instances()
+
+        async def all_there() -> dict[str, dict[str, Any]]:
+            found = await instances()
+            return found if len(found) == sum(map(len, INSTANCES.values())) else {}
+
+        before = await until_answer(all_there, within_s=60, what="every instance is registered")
         weights = [before[f"catalog-{n}"]["weight"] for n in (1, 2, 3)]
         assert weights == [1, 2, 5]
-        assert len(before) == sum(map(len, INSTANCES.values()))
 
         async def whole_trace() -> bool:
             answer = await client.get(f"{mesh.url}/api/traces/{first['trace_id']}")
