@@ -93,6 +93,7 @@ MADE_ELSEWHERE = frozenset(
         *("lb.aio.Channel", "lb.sync.Channel", "lb.Attempt", "lb.aio.Registration", "lb.testing.clock.Timer"),
         *("lb.Outcome", "lb.Verdict", "lb.Retryable", "lb.Origin", "lb.Snapshot", "lb.EndpointSnapshot"),
         *("lb.testing.backend.Received", "lb.aio.consul.Instance", "lb.aio.consul.ConsulError"),
+        "lb.server.NotOpenError",
     }
 )
 """Classes that users meet and never make."""

@@ -30,7 +30,10 @@ from tools.api import MADE_ELSEWHERE, SECTIONS, WITHOUT_MEMBERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "public_api.txt"
-PACKAGES = ("lb", "lb.aio", "lb.parts", "lb.sync", "lb.testing", "lb.testing.backend", "lb.testing.clock")
+PACKAGES = (
+    *("lb", "lb.aio", "lb.aio.consul", "lb.parts", "lb.server", "lb.server.address", "lb.sync"),
+    *("lb.testing", "lb.testing.backend", "lb.testing.clock"),
+)
 FIXTURES = "lb.testing.fixtures"
 RENEW = "make surface"
 _HEAD = f"""# The public API of lb, written by `{RENEW}`. If a change of it is meant, run that and commit this file,

@@ -33,18 +33,18 @@ SERVICE_MAINTENANCE: Final = "_service_maintenance:"
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One entry of the answer.
-
-    ``judged`` tells a verdict from a beginning: a check just registered is critical too, with
-    no output yet. ``origin`` (node id, creation index) is the same as long as Consul remembers
-    this registration. ``node`` is the node's name.
-    """
+    """One instance of a service, as Consul has it."""
 
     endpoint: Endpoint
+    """Id, address, weight, zone and metadata."""
     status: Status
+    """passing, warning, critical, maintenance, or "no port"."""
     judged: bool
+    """False while a check was only just registered: it is critical then, too, and has no output yet."""
     origin: tuple[str, int]
+    """The node's id and the creation index: the same for as long as Consul remembers this registration."""
     node: str = ""
+    """The node's name."""
     why: str = field(default="", compare=False)
     """What the first critical check said, in one line."""
 
