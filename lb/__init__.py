@@ -111,3 +111,8 @@ __all__ = [
     "detached",
     "sync",
 ]
+
+
+def __dir__() -> list[str]:
+    """What is imported later is here, too."""
+    return sorted({*globals(), *__all__})

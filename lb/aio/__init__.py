@@ -14,3 +14,8 @@ else:
     __getattr__ = later(__name__, dict.fromkeys(("Registration", "registration"), "lb.aio._registration"))
 
 __all__ = ["Channel", "Registration", "channel", "incoming", "registration"]
+
+
+def __dir__() -> list[str]:
+    """What is imported later is here, too."""
+    return sorted({*globals(), *__all__})

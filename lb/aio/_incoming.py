@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def incoming() -> grpc.aio.ServerInterceptor:
-    """An interceptor for ``grpc.aio.server``: calls made through `lb` channels in a handler inherit from its call.
+    """An interceptor for ``grpc.aio.server``: calls that a handler makes inherit deadline and cancellation of its own
+    call.
 
-    No such call outlives the deadline of the incoming one; when that is cancelled, by its client or its
-    deadline, the calls that still run are cancelled, too. Blocks of `lb.detached`, and channels made with
-    ``propagate=False``, have no part in it. The interceptor may stand anywhere among the interceptors; last,
-    next to the handlers, costs the least. Handlers that are no ``async def`` run in other threads
-    and are left alone.
+    This is for calls through channels of `lb`. None of them outlives the deadline of the incoming call. When the
+    incoming call is cancelled, by its client or its deadline, those that still run are cancelled, too. It does not
+    apply to calls in a block of `lb.detached`, to channels with ``propagate=False``, or to handlers that are not
+    ``async def``. The interceptor costs least as the last one, next to the handlers.
     """
     return _Incoming()
 

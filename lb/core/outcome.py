@@ -1,50 +1,46 @@
-"""How an attempt ended: the table that gives each way to end its meaning.
+"""How an attempt ended, and what that means: the table of verdicts.
 
-The ``verdict`` says what it means for the endpoint: `lb.core.judgement` begins with it, and has the rules that go by
-more than one call, or by time. ``retryable`` says what it means for the call: `lb.core.retry` begins with that.
+The *verdict* says what it means for the endpoint; `lb.core.judgement` adds the rules that look at more than one call,
+or at the time. *Retried* says what it means for the call; `lb.core.retry` adds attempts, budget and a user's strategy.
 
-====================================  =======  =============
-how it ended                          verdict  retried
-====================================  =======  =============
-OK                                    SUCCESS  never
-the caller cancelled, or its own      IGNORED  never
-deadline passed (but see the breaker's
-``unanswered_s``), or a hedge was faster;
-core refused what it asked for: metadata
-that is no header, a deadline in 300 years
-a hedge was faster by far             IGNORED  never
-                                      (counts as a failure in a row)
-never found a connection              FAILURE  always
-sent on a connection that was closing IGNORED  always, and
-(GOAWAY), never processed                      for nothing
-the same, says the status, but the    none     as above, once it is;
-connection's loss is not seen yet     yet      as any UNAVAILABLE if not
-its stream was refused                IGNORED  if idempotent,
-(REFUSED_STREAM), says the status              once for nothing
-the attempt's own time-out            FAILURE  if idempotent
-UNAVAILABLE or RESOURCE_EXHAUSTED     IGNORED  always
-with push-back >= 0 (refused before
-any work: overload, draining)
-push-back < 0 or unreadable           IGNORED  never
-UNAVAILABLE (also: the connection     FAILURE  if idempotent
-was lost in mid-call)
-INTERNAL, UNKNOWN, DATA_LOSS,         FAILURE  never
+=========================================  =======  ==========================
+how it ended                               verdict  retried
+=========================================  =======  ==========================
+OK                                         SUCCESS  never
+the caller cancelled, or its own deadline  IGNORED  never
+passed (but see ``Breaker.unanswered_s``)
+core refused the call: metadata that is    IGNORED  never
+not legal, a deadline in 300 years
+a hedge was faster (by far: this counts    IGNORED  never
+into the failures in a row)
+no connection was found                    FAILURE  always
+the connection was closing (GOAWAY), and   IGNORED  always, and without budget
+the server has not looked at the call
+the same, says the status, but the         none     then as the row above;
+connection is not seen to be lost yet      yet      if it is not, as UNAVAILABLE
+the stream was refused (REFUSED_STREAM),   IGNORED  if idempotent,
+says the status                                     once without budget
+the attempt's own timeout passed           FAILURE  if idempotent
+UNAVAILABLE or RESOURCE_EXHAUSTED with     IGNORED  always
+push-back >= 0: refused before any work
+push-back < 0, or unreadable               IGNORED  never
+UNAVAILABLE, also when the connection was  FAILURE  if idempotent
+lost in the middle of the call
+INTERNAL, UNKNOWN, DATA_LOSS, or           FAILURE  never
 DEADLINE_EXCEEDED from the server
-CANCELLED, not by us (a server that   IGNORED  if idempotent
-stops cancels what it never began)
-RESOURCE_EXHAUSTED (quota),           IGNORED  never
-UNIMPLEMENTED
-any other code (the server answered)  SUCCESS  never
-====================================  =======  =============
+CANCELLED from the server: one that stops  IGNORED  if idempotent
+cancels calls that it has not begun
+RESOURCE_EXHAUSTED (quota), UNIMPLEMENTED  IGNORED  never
+any other code: the server has answered    SUCCESS  never
+=========================================  =======  ==========================
 
-Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6). An endpoint that refuses all
-it is sent is left out in the end: see the breaker's ``refused_s``.
+Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6). An endpoint that refuses every call is left
+out in the end (``Breaker.refused_s``).
 
-*Compared with the others.* Beside the verdict, which looks at one answer by itself, answers of a server are
-compared: OK is a good one, and every other code is a bad one, whatever its verdict, but for quota, for refusals by
-push-back, and for what was given back or refused unprocessed. Who answers far worse than the others is left out
-until it answers well once more. How far that is stands in `lb.core.comparison`; the setting is the breaker's
-``good_ratio``.
+**Compared with the others.** The verdict looks at one answer. Beside it, the endpoints' answers are compared: OK is a
+good answer, and every other code is a bad one, whatever its verdict. Quota, push-back, and calls that a server has not
+looked at do not count. An endpoint that answers far worse than the others is left out until it gives a good answer
+(``Breaker.good_ratio``). `lb.core.comparison` has the test that rules out chance.
 """
 
 from __future__ import annotations
@@ -89,21 +85,21 @@ class Origin(enum.Enum):
     """Who produced the status."""
 
     PEER = "peer"
-    """The server answered, or the connection was lost: from here the two look alike."""
+    """The server answered, or the connection was lost: here these look alike."""
     UNSENT = "unsent"
-    """No connection was found; the server has seen nothing."""
+    """No connection was found, so no server has seen the call."""
     UNPROCESSED = "unprocessed"
-    """The connection was closing (GOAWAY), and the server says that it has not looked at the call."""
+    """The connection was closing (GOAWAY), and the server has not looked at the call."""
     CLOSING = "closing"
-    """The status says the same, but a server may pass on such words of a client of its own: it waits for
-    the news that the connection was lost."""
+    """The status says so, but nothing proves it yet: a server may pass on such a status from a client of its own.
+    It is proved when the connection turns out to be lost."""
     REFUSED = "refused"
-    """The server had more streams than it takes (REFUSED_STREAM), says the status. A server may pass on such words
-    of a client of its own, and nothing proves that it has not."""
+    """The status says that the server had more streams than it takes (REFUSED_STREAM). Nothing proves it: a server
+    may pass on such a status from a client of its own."""
     ATTEMPT_TIMEOUT = "attempt timeout"
-    """The attempt's own time-out passed, while the call had time left."""
+    """The attempt's own timeout passed (``Retry.attempt_timeout_s``), while the call had time left."""
     LATE = "late"
-    """Another attempt of the same call answered in less than half of its time."""
+    """Another attempt of the same call answered in less than half of the time that this one had."""
     CALLER = "caller"
     """The caller cancelled, its deadline passed, or what it gave could not be sent."""
 

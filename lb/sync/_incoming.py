@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def incoming() -> grpc.ServerInterceptor:
-    """An interceptor for ``grpc.server``: calls made through `lb` channels in a handler inherit from its call.
+    """An interceptor for ``grpc.server``: calls that a handler makes inherit deadline and cancellation of its own call.
 
-    They inherit as with `lb.aio.incoming`. Threads that a handler starts have no part in it,
-    unless it runs them in ``contextvars.copy_context()``.
+    It does for threads what `lb.aio.incoming` does for asyncio. Calls in threads that a handler starts do not inherit,
+    unless the handler runs them in ``contextvars.copy_context()``.
     """
     return _Incoming()
 

@@ -6,6 +6,8 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,14 @@ def test_a_change_is_shown_and_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     target = re.search(rf"^{RENEW.removeprefix('make ')}:.*\n\t.* (\S+)$", (ROOT / "Makefile").read_text(), re.M)
     assert target is not None
     assert target[1] == "tools/public_api.py"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_that_are_imported_later_are_completed(package: str) -> None:
+    """``dir`` has every export, so completion and ``help`` have them, before anybody asked for them."""
+    code = f"import importlib; m = importlib.import_module({package!r}); print(*(set(m.__all__) - set(dir(m))))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 HIDDEN = {"lb.aio.channel", "lb.sync.channel"}
