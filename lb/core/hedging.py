@@ -17,6 +17,8 @@ from grpc import StatusCode
 
 from lb.core import checks
 from lb.core.checks import shown
+from lb.core.outcome import Origin, Outcome, Retryable
+from lb.core.quantile import Quantile
 
 MOST_ATTEMPTS = 5
 """No call has more attempts in flight (gRFC A6)."""
@@ -60,3 +62,26 @@ class Hedging:
             if not isinstance(code, StatusCode) or code is StatusCode.OK:
                 wrong = ValueError if isinstance(code, StatusCode) else TypeError
                 raise wrong(f"Hedging.non_fatal has {shown(code)}; expected grpc.StatusCode other than OK")
+
+
+def next_delay_s(hedging: Hedging | None, latency: Quantile | None) -> float | None:
+    """Seconds from an attempt to the next one beside it; None: no hedges (now)."""
+    if hedging is None:
+        return None
+    if hedging.delay_s is not None:
+        return hedging.delay_s
+    if latency is None or latency.value_s is None:
+        return None
+    return max(latency.value_s, hedging.least_delay_s)
+
+
+def goes_on(hedging: Hedging | None, outcome: Outcome, *, idempotent: bool) -> bool:
+    """Whether a hedged call goes on with its other attempts when one ends so (gRFC A6)."""
+    if outcome.origin is Origin.CALLER:
+        return False
+    return (
+        outcome.retryable is Retryable.ALWAYS
+        or outcome.code is StatusCode.UNAVAILABLE  # even if push-back says "do not retry": that ends further hedges
+        or (outcome.retryable is Retryable.IF_IDEMPOTENT and idempotent)
+        or (hedging is not None and outcome.code in hedging.non_fatal)
+    )

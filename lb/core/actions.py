@@ -1,0 +1,54 @@
+"""What `lb.core.call` asks of the driver of a call: an `Attempt` to be sent, or one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from lb.core.attempt import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait ``delay_s`` seconds, then ``resume``."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Wait until the balancer changed, then ``resume``. ``message`` says for what.
+
+    ``line_s``: wait in the channel's line for a place below the concurrency limit, at most for so
+    many seconds; then ``refused``.
+    """
+
+    message: str
+    line_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The call ends with a status of our own."""
+
+    code: StatusCode
+    details: str
+
+
+class Done:
+    """The call ends with the status of its last attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Another attempt of this call still runs: what it brings decides.
+
+    Meanwhile ask for the next hedge after ``delay_s`` seconds; None: for no more.
+    """
+
+    delay_s: float | None
+
+
+DONE = Done()
+Action = Attempt | Pause | Queued | Failed | Done | Others
