@@ -4,7 +4,7 @@ grpcio's asyncio channel has two layers. The upper one, in Python (``grpc.aio._c
 ``_call``), holds what users see: multicallables, call objects, interceptors, the rules for
 mixing ``read`` with iteration. The lower one (``cygrpc.AioChannel`` and ``cygrpc._AioCall``)
 moves bytes. We keep the upper layer as it is and take the place of the lower one: a
-`LogicalChannel` for the ``AioChannel``, a `LogicalCall` for the ``_AioCall``. So code written
+`lb.aio.engine.Engine` for the ``AioChannel``, a `LogicalCall` for the ``_AioCall``. So code written
 for ``grpc.aio.Channel`` meets grpcio's own code, and our attempts run inside the task that
 grpcio has made for the call anyway.
 """
@@ -456,9 +456,9 @@ class _UnaryUnary(_UnaryUnaryBase):
 
 
 class UpperChannel(_Base):
-    """grpcio's own upper layer over what stands for a ``cygrpc.AioChannel`` (a `LogicalChannel`)."""
+    """grpcio's own upper layer over what stands for a ``cygrpc.AioChannel`` (an `Engine`)."""
 
-    def __init__(self, logical: Any, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:
+    def __init__(self, lower: Any, interceptors: Sequence[grpc.aio.ClientInterceptor] | None) -> None:
         # Not super().__init__: it would open a core channel and ask for an event loop.
         for _, name in _INTERCEPTOR_KINDS:
             setattr(self, name, [])
@@ -472,7 +472,7 @@ class UpperChannel(_Base):
                 kinds = " or ".join(kind.__name__ for kind, _ in _INTERCEPTOR_KINDS)
                 raise ValueError(f"Interceptor {interceptor!r} must be {kinds}.")
         self._loop = _CURRENT_LOOP
-        self._channel = logical
+        self._channel = lower
         self._active_calls = _ActiveCalls()
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:

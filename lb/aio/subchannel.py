@@ -8,14 +8,14 @@ import contextvars
 import itertools
 import re
 import time
-import types
-from collections.abc import Coroutine, Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import grpc
 
-from lb.aio import _grpcio
-from lb.core import health, words
+from lb.aio import _grpcio, probes
+from lb.aio.health import watch_health
+from lb.core import words
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.connection import Pace
 from lb.core.settings import SERVICE_CONFIG_OPTION, Settings
@@ -33,15 +33,11 @@ class Report(Protocol):
         """
 
 
-T = TypeVar("T")
-
-
 # DNS must not bring a retryPolicy of its own.
 # Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
 # (GOAWAY races) is told from the status, see `lb.core.words`.
 _DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retries", 0))
 
-_WHY_S = 0.5
 _WHY_EVERY_S = 5.0
 """How old the reason may grow that is shown for an endpoint that cannot be reached."""
 _NUDGE_S = 0.1
@@ -93,6 +89,18 @@ def subchannel_options(
     return (*kept, *((name, value) for name, value in ours if name not in given))
 
 
+def connect(
+    address: str,
+    options: tuple[tuple[str, Any], ...],
+    credentials: grpc.ChannelCredentials | None,
+    compression: grpc.Compression | None,
+) -> grpc.aio.Channel:
+    """A channel of grpcio's own to one address."""
+    if credentials is None:
+        return _grpcio.insecure_channel(address, options, compression)
+    return _grpcio.secure_channel(address, credentials, options, compression)
+
+
 class Subchannel:
     """One endpoint's connection. Made and used inside the channel's event loop.
 
@@ -113,8 +121,13 @@ class Subchannel:
         report: Report,
         pace: Pace,
         health: str | None = None,
+        connect: Callable[..., grpc.aio.Channel] = connect,
     ) -> None:
-        """``health``: the service that is watched on the endpoint's health service; None: none."""
+        """``health``: the service that is watched on the endpoint's health service; None: none.
+
+        ``connect`` makes the channel below, of address, options, credentials and compression: in here, and again if
+        this needs a connection of its own.
+        """
         self._candidate = candidate
         self._options = options
         self._credentials = credentials
@@ -122,6 +135,7 @@ class Subchannel:
         self._report = report
         self._pace = pace
         self._health = health
+        self._connect = connect
         self._closed = False
         self._over = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -144,17 +158,6 @@ class Subchannel:
         self._channel = self._connect(self._candidate.endpoint.address, options, self._credentials, self._compression)
         self._lower = _grpcio.lower(self._channel)
         self._handles: dict[bytes, int] = {}
-
-    def _connect(
-        self,
-        address: str,
-        options: tuple[tuple[str, Any], ...],
-        credentials: grpc.ChannelCredentials | None,
-        compression: grpc.Compression | None,
-    ) -> grpc.aio.Channel:
-        if credentials is None:
-            return _grpcio.insecure_channel(address, options, compression)
-        return _grpcio.secure_channel(address, credentials, options, compression)
 
     def call(
         self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
@@ -184,6 +187,31 @@ class Subchannel:
         self._lower.close()
         return self._task
 
+    def end(self, within_s: float) -> asyncio.Task[None] | None:
+        """As `close`, but its watch ends by itself, as it does once core has no call of it left.
+
+        Were the watch cancelled, core would answer it later, and then its loop may be closed. After ``within_s``
+        seconds it is cancelled all the same.
+        """
+        if self._closed:
+            return None
+        self._closed = True
+        self._over.set()
+        if self._asking is not None:
+            self._asking.cancel()
+        watched = self._watch is not None
+        if not watched:
+            self._lower.close()
+        self._task.add_done_callback(_forget)
+        return self._task.get_loop().create_task(self._ended(within_s, close=watched), name="lb: end of a watch")
+
+    async def _ended(self, within_s: float, *, close: bool) -> None:
+        if close:  # a call of the health watch would keep the connection
+            await self._end_watch()
+            self._lower.close()
+        await asyncio.wait((self._task,), timeout=within_s)
+        self._task.cancel()
+
     def doubt(self) -> None:
         """A status says that this connection is closing, but it seems to stand: look at it. From any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -204,7 +232,7 @@ class Subchannel:
         """
         try:
             losses = self._losses
-            if not (await self._closing() and await self._closing()):
+            if not (await probes.closing(self._lower) and await probes.closing(self._lower)):
                 self._ask_again_at = time.monotonic() + _ASK_EVERY_S
             elif self._stuck(losses):
                 pause_s = self._pace.ended(0.0, answered=False)
@@ -220,28 +248,6 @@ class Subchannel:
     def _stuck(self, losses: int) -> bool:
         """Whether core's watch still takes the connection for the one that it was."""
         return self._losses == losses and self.connected()
-
-    async def _closing(self) -> bool:
-        """Whether core itself gives back what is sent on this connection, as it does after a GOAWAY.
-
-        The call is cancelled in the step that begins it. What comes over the network is slower than that: if it
-        does not end as cancelled, but in the words of a closing connection, these are core's own.
-        """
-        call = self._lower.call(b"/lb.Subchannel/Closing", None, None, False, 0)
-        work = call.unary_unary(b"", ())
-        try:
-            waits_for = work.send(None)
-            call.cancel("not needed")
-            await _rest(work, waits_for)
-        except (StopIteration, asyncio.CancelledError, _grpcio.InternalError):
-            if not call.done():
-                raise
-        status = call._status
-        return (
-            _grpcio.STATUS_CODES[status.code()] is grpc.StatusCode.UNAVAILABLE
-            and not _grpcio.of_server(call)
-            and words.meaning(status.details() or "") is words.Meaning.GIVEN_BACK
-        )
 
     async def _run(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
@@ -312,7 +318,8 @@ class Subchannel:
     async def _while_healthy(self, service: str) -> None:
         """The connection stands: tell what the endpoint's health service says, for as long as it does."""
         self._watch = asyncio.get_running_loop().create_task(
-            self._watch_health(service), name=f"lb: health of {self._candidate.endpoint.id}"
+            watch_health(self._channel, service, self.connected, self._tell),
+            name=f"lb: health of {self._candidate.endpoint.id}",
         )
         try:
             await self._left(_READY)
@@ -325,43 +332,6 @@ class Subchannel:
         if watch is not None:
             watch.cancel()
             await asyncio.wait((watch,))
-
-    async def _watch_health(self, service: str) -> None:
-        """As gRFC A17 says: what has no health service counts as serving, and a watch that ends is begun again."""
-        stub: Any = self._channel.unary_stream(health.WATCH)
-        failures = 0
-        while True:
-            if not self.connected():  # who waits for this task will hear of it; a call would connect, without a pause
-                await asyncio.sleep(health.PAUSE_S)
-                continue
-            call = stub(health.request(service))
-            try:
-                # Not `async for`: its generator and the call would keep each other, and the call its connection.
-                while (response := await call.read()) is not grpc.aio.EOF:
-                    failures = 0
-                    self._tell_health(service, health.status(response))
-                why = "it ended the watch"
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    self._tell(Connectivity.READY)
-                    return
-                why = f"{error.code().name}: {error.details()}"
-            finally:
-                call.cancel()
-            failures += 1
-            if failures == 1:  # the connection may be lost; who waits for this task will hear of it
-                self._tell(Connectivity.CONNECTING)
-            else:
-                self._tell(Connectivity.TRANSIENT_FAILURE, f"its health service cannot be watched: {why}")
-            await asyncio.sleep(min(health.PAUSE_S * 2 ** min(failures - 1, 10), health.LONGEST_PAUSE_S))
-
-    def _tell_health(self, service: str, serving: health.Serving) -> None:
-        if serving is health.Serving.SERVING:
-            self._tell(Connectivity.READY)
-        elif serving is health.Serving.SERVICE_UNKNOWN:
-            self._tell(Connectivity.READY, unserved=True)
-        else:
-            self._tell(Connectivity.TRANSIENT_FAILURE, f"it says {serving.name}{f' of {service!r}' if service else ''}")
 
     async def _left(self, state: grpc.ChannelConnectivity) -> None:
         """Wait until the connection is in another state, or its reason for failing should be asked for again.
@@ -391,16 +361,7 @@ class Subchannel:
         """Why connecting fails. Core tells it to calls only, so one is made that can not be sent."""
         if self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             return ""
-        call = self._lower.call(b"/lb.Subchannel/Why", None, None, False, 0)
-        try:
-            async with asyncio.timeout(_WHY_S):
-                await call.unary_unary(b"", ())
-        except (TimeoutError, _grpcio.InternalError):
-            return ""
-        finally:
-            if not call.done():
-                call.cancel("not needed")
-        details: str = call._status.details() or ""
+        details = await probes.why_failing(self._lower)
         if words.meaning(details) is not words.Meaning.NEVER_CONNECTED:
             return ""
         # "...; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect...": who reads it knows the address.
@@ -415,16 +376,7 @@ class Subchannel:
         )
 
 
-@types.coroutine
-def _rest(work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
-    """Await a coroutine whose first step was taken by hand; that step returned what it waits for."""
-    while True:
-        try:
-            yield waits_for
-        except BaseException as error:
-            work.throw(error)
-            raise
-        try:
-            waits_for = work.send(None)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+def _forget(task: asyncio.Task[None]) -> None:
+    """It may well end by an error: it finds its channel closed."""
+    if not task.cancelled():
+        task.exception()

@@ -18,7 +18,7 @@ import asyncio
 import contextvars
 import functools
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
@@ -29,9 +29,7 @@ from lb.core.headers import check_types, legal
 from lb.shared import scopes, threads
 from lb.sync import _grpcio
 from lb.sync.locked import LockedBalancer, LockedCall
-
-if TYPE_CHECKING:
-    from lb.sync.channel import LogicalChannel
+from lb.sync.owner import Owner
 
 _NO_METADATA: tuple[tuple[str, Any], ...] = ()
 # What core says of them.
@@ -178,7 +176,7 @@ class BlockingCall(Locked):
 
     def __init__(
         self,
-        channel: LogicalChannel,
+        channel: Owner,
         arguments: tuple[Any, ...],
         deadline: float | None,
         credentials: Any,
@@ -190,7 +188,9 @@ class BlockingCall(Locked):
         self._core_credentials = credentials
         self._operations = operations
         wait_for_ready = _grpcio.wait_for_ready(operations[0])
-        super().__init__(channel.inner, arguments[1], deadline, _grpcio.raised(credentials), wait_for_ready, registered)
+        super().__init__(
+            channel.engine, arguments[1], deadline, _grpcio.raised(credentials), wait_for_ready, registered
+        )
 
     def _open_first(self, attempt: Attempt, to_wall_clock: float | None) -> None:
         """Nothing yet: `next_event` sends it."""
@@ -384,7 +384,7 @@ class LoopCall:
 
     def __init__(
         self,
-        channel: LogicalChannel,
+        channel: Owner,
         arguments: tuple[Any, ...],
         deadline: float | None,
         credentials: Any,
@@ -479,8 +479,8 @@ class LoopCall:
         self._task(self._run(logical), context)
 
     def _make(self) -> LogicalCall:
-        return self._channel.inner.call_type(
-            self._channel.inner,
+        return self._channel.engine.call_type(
+            self._channel.engine,
             self._method,
             on_wall_clock(self._deadline),
             self._credentials,

@@ -76,6 +76,10 @@ class Metrics:
         label = method.lstrip("/") if method in registered else "other"
         return self.counts.tallies.setdefault(label, Tally(label))
 
+    def resolver_answered(self, now: float) -> None:
+        """The resolver's source was read. From any thread."""
+        self.answered_at = now
+
     def breaker_moved(self, move: Transition) -> None:
         """A breaker opened or closed. From any thread."""
         with self._moves_lock:

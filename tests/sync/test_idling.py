@@ -12,10 +12,10 @@ import grpc
 import pytest
 
 import lb
-from lb.aio.subchannel import Subchannel as AioSubchannel
+from lb.aio.subchannel import Subchannel
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.connection import Pace
-from lb.sync.subchannel import Subchannel
+from lb.sync.subchannel import SharedSubchannel
 from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, IDEMPOTENT, UU, Kind, Server, channel_to, eventually, in_flight
 
@@ -54,8 +54,8 @@ def test_who_asks_for_a_connection_wakes_it(server: Server) -> None:
         assert states[0] is State.IDLE
 
 
-@pytest.mark.parametrize("subchannel", [AioSubchannel, Subchannel], ids=["asyncio", "threads"])
-async def test_a_closed_connection_says_nothing_more(server: Server, subchannel: type[AioSubchannel]) -> None:
+@pytest.mark.parametrize("subchannel", [Subchannel, SharedSubchannel], ids=["asyncio", "threads"])
+async def test_a_closed_connection_says_nothing_more(server: Server, subchannel: Any) -> None:
     """By the time its watch ends the endpoint may have another connection, which must not be thought lost."""
     candidate = Candidate(lb.Endpoint(server.address), lb.Breaker().new_state())
     told: list[Connectivity] = []

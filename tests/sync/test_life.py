@@ -164,7 +164,7 @@ def test_a_forgotten_channel(server: Server, recwarn: pytest.WarningsRecorder, c
     stub = channel.unary_unary(UU.method)
     assert stub(b"x") == b"x"
     assert UU.finish(UU.start(channel)) == UU.echo()
-    inner = weakref.ref(channel._logical.inner)
+    inner = weakref.ref(channel._front.engine)
     with caplog.at_level(logging.DEBUG, "asyncio"):
         del channel
         gc.collect()
@@ -194,7 +194,7 @@ def test_no_call_is_left(server: Server, kind: Kind) -> None:
         eventually(
             lambda: not [o for o in gc.get_objects() if isinstance(o, (BlockingCall, LoopCall))], "calls are collected"
         )
-        assert channel._logical._running == set()
+        assert channel._front._running == set()
 
 
 def test_cancelling_at_random(fleet: Fleet, kind: Kind) -> None:
@@ -216,7 +216,7 @@ def test_cancelling_at_random(fleet: Fleet, kind: Kind) -> None:
         for thread in threads:
             thread.join(HANGS_S)
         eventually(lambda: in_flight(channel) == 0)
-        eventually(lambda: channel._logical._running == set())
+        eventually(lambda: channel._front._running == set())
         assert kind.run(channel) == kind.echo()
 
 
@@ -230,7 +230,7 @@ def test_a_stream_that_can_not_be_read(server: Server, kind: Kind) -> None:
             assert failure(lambda: list(stub(kind.argument()))).code() is grpc.StatusCode.INTERNAL
         # The error is the call itself, with its own traceback: a cycle.
         eventually(lambda: gc.collect() >= 0 and in_flight(channel) == 0)
-        eventually(lambda: channel._logical._running == set())
+        eventually(lambda: channel._front._running == set())
 
 
 @pytest.mark.parametrize("hedging", [None, lb.Hedging(delay_s=0.001)], ids=["plain", "hedged"])

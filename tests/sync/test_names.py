@@ -18,7 +18,7 @@ import lb
 from lb.core.balancer import Balancer
 from lb.core.call import Call
 from lb.sync import _grpcio, calls
-from lb.sync.channel import LogicalChannel
+from lb.sync.front import Front
 from lb.sync.locked import LockedBalancer, LockedCall
 from tests.sync.kit import KINDS, UU, Kind, Server, channel_to
 
@@ -48,7 +48,7 @@ def test_the_lower_channel_has_what_grpcios_has() -> None:
     theirs = {name for name in dir(cygrpc.Channel) if not name.startswith("_")}
     # Asked by grpcio's own fork handlers, with which our channels are not registered; ``target`` by nobody.
     left_out = {"cancel_calls_on_fork", "close_on_fork", "target"}
-    assert theirs - left_out <= set(dir(LogicalChannel))
+    assert theirs - left_out <= set(dir(Front))
 
 
 def test_the_lower_calls_have_what_grpcios_have() -> None:
@@ -82,13 +82,13 @@ def test_operations_can_be_read() -> None:
 def test_a_blocking_call_is_one_batch(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operations of a unary call, in the order in which `BlockingCall` reads them."""
     seen: list[Any] = []
-    real = LogicalChannel.segregated_call
+    real = Front.segregated_call
 
     def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(inspect.signature(real).bind(self, *args, **kwargs).arguments["batches"])
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(LogicalChannel, "segregated_call", spy)
+    monkeypatch.setattr(Front, "segregated_call", spy)
     with channel_to(server) as channel:
         UU.run(channel)
     ((operations, _),) = seen[0]
@@ -105,7 +105,7 @@ def test_a_blocking_call_is_one_batch(server: Server, monkeypatch: pytest.Monkey
 def test_arguments_of_the_lower_calls() -> None:
     """What the upper layer hands to a core channel, by position."""
     for name in ("segregated_call", "integrated_call"):
-        assert list(inspect.signature(getattr(LogicalChannel, name)).parameters) == [
+        assert list(inspect.signature(getattr(Front, name)).parameters) == [
             "self", "flags", "method", "host", "deadline", "metadata", "credentials", "batches", "context",
             "registered_call_handle",
         ]  # fmt: skip

@@ -17,7 +17,7 @@ import pytest
 from tenacity import stop_after_attempt, stop_never, wait_fixed, wait_none
 
 import lb
-from lb.sync.channel import LogicalChannel
+from lb.sync.front import Front
 from lb.testing.backend import METHODS, UNARY_UNARY
 from tests.sync.conftest import Fleet
 from tests.sync.kit import (
@@ -374,7 +374,7 @@ def test_a_channel_that_is_closed_while_the_callers_thread_has_the_call(
     server.always = fail(Code.UNAVAILABLE)
     with channel_to(server, retry=IDEMPOTENT) as channel:
         ready(channel, 1)
-        monkeypatch.setattr(LogicalChannel, "begin", lambda *_: False)
+        monkeypatch.setattr(Front, "begin", lambda *_: False)
         error = failure(lambda: UU.run(channel))
         assert (error.code(), error.details()) == (Code.CANCELLED, "Channel closed!")
         drained(channel)

@@ -83,7 +83,7 @@ def test_spans(server: Server, kind: Kind) -> None:
         ready(channel, 1)
         for blocking in (True, False):
             recording = Recording()
-            inside: Any = type("Channel", (), {"_channel": channel._logical.inner})
+            inside: Any = type("Channel", (), {"_channel": channel._front.engine})
             recording.of(inside)
             server.reset()
             server.script(fail(Code.UNAVAILABLE))

@@ -98,7 +98,7 @@ async def test_hooks_that_raise_harm_no_call(fleet: Fleet, kind: Kind, caplog: p
             async with asyncio.timeout(HANGS_S):
                 assert await asyncio.gather(*map(kind.responses, calls)) == [kind.echo()] * 12
         assert in_flight(channel) == 0
-        assert not channel._channel._line
+        assert not channel._channel.waiting.line
 
 
 async def test_a_hook_that_raises_keeps_no_connection(fleet: Fleet) -> None:

@@ -121,13 +121,15 @@ async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:
         def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
             return grpc.ChannelConnectivity.READY
 
-    class Watched(Subchannel):
-        def _connect(self, *arguments: Any) -> Any:
-            return Core()
+    def connect(*_: Any) -> Any:
+        return Core()
+
+    def tell(candidate: Candidate, state: Connectivity, trouble: str, **_: bool) -> None:
+        told.append(state)
 
     candidate = Candidate(lb.Endpoint("h:1"), lb.Breaker().new_state())
     pace = Pace(lb.Connection(), Random(1))
-    watched = Watched(candidate, (), None, None, lambda candidate, state, *_, **__: told.append(state), pace)
+    watched = Subchannel(candidate, (), None, None, tell, pace, connect=connect)
     await eventually(lambda: len(told) == 3)
     assert told == [Connectivity.READY, Connectivity.IDLE, Connectivity.READY]
     task = watched.close()

@@ -59,7 +59,7 @@ async def limited(fleet: Fleet, size: int = 1, *, limit: int = 1, **settings: An
 async def settled(channel: Channel) -> None:
     """Nothing runs, nobody waits."""
     await eventually(lambda: in_flight(channel) == 0 and waiting(channel) == 0, "all places are free")
-    assert not channel._channel._line
+    assert not channel._channel.waiting.line
 
 
 async def test_a_burst_keeps_the_limit(fleet: Fleet, kind: Kind) -> None:
@@ -178,13 +178,13 @@ async def test_who_leaves_the_line_holds_nobody_up(fleet: Fleet, kind: Kind, whe
     async with channel:
         first, second, third = (kind.start(channel) for _ in range(3))
         answers = asyncio.gather(kind.responses(first), kind.responses(third))
-        line = channel._channel._line
+        line = channel._channel.waiting.line
         if when != "before its first step":
             await eventually(lambda: len(line) == 2)
         if when == "woken":
             gate.open()
             async with asyncio.timeout(HANGS_S):
-                while not line[0][1].done():  # noqa: ASYNC110  # there is no event: the next step is too late
+                while not line.woken:  # noqa: ASYNC110  # there is no event: the next step is too late
                     await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -204,7 +204,7 @@ async def test_a_stream_holds_its_place_until_it_ends(fleet: Fleet) -> None:
         await stream.write(b"1")
         assert await stream.read() == b"1"
         waits = UU.start(channel)
-        await eventually(lambda: len(channel._channel._line) == 1)
+        await eventually(lambda: len(channel._channel.waiting.line) == 1)
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
         assert await UU.responses(waits) == UU.echo()
@@ -233,7 +233,7 @@ async def test_a_weight_that_is_no_longer_0_wakes_the_line(fleet: Fleet) -> None
     async with channel:
         channel.change_weights({two.address: 0})
         first, second = UU.start(channel), UU.start(channel)
-        await eventually(lambda: len(channel._channel._line) == 1)
+        await eventually(lambda: len(channel._channel.waiting.line) == 1)
         channel.change_weights({})
         assert await UU.responses(second) == UU.echo()
         gate.open()

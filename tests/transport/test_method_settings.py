@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from typing import Any
 
 import grpc
@@ -12,6 +11,7 @@ import pytest
 from tenacity import stop_after_attempt
 
 import lb
+from lb.aio import methods
 from lb.testing import Backend
 from lb.testing.backend import METHODS, SERVICE, UNARY_UNARY, Gate, fail, hold
 from tests.support.wait import until
@@ -242,7 +242,7 @@ async def test_a_channel_that_stays_open_is_told_too(
 ) -> None:
     """A minute after its first call: of those services that were called."""
     wrong, later = f"/{SERVICE}/UnaryUnaru", "/lb.testing.Later/*"
-    monkeypatch.setattr(sys.modules["lb.aio.channel"], "UNMATCHED_S", 0.1)
+    monkeypatch.setattr(methods, "UNMATCHED_S", 0.1)
     with caplog.at_level(logging.WARNING, "lb.channel"):
         async with lb.aio.channel(backend.address, retry=lb.Retry(idempotent=[wrong, later])) as channel:
             await UU.run(channel)

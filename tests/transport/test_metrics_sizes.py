@@ -55,7 +55,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     async def in_threads(kind: Kind, measured: Measured, *backends: Backend, **settings: Any) -> list[bytes]:
         def body() -> list[bytes]:
             with lb.sync.channel(target(*backends), breaker=NO_BREAKER, **settings) as channel:
-                channel._logical.inner.metrics.use(measured.provider)
+                channel._front.engine.metrics.use(measured.provider)
                 sync_kit.ready(channel, len(backends))
                 return blocking(kind, channel, REQUESTS)
 

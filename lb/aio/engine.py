@@ -1,0 +1,415 @@
+"""What moves a channel's calls: it stands in the place of grpcio's ``cygrpc.AioChannel``.
+
+::
+
+    Source ──endpoints──► Balancer ──► Connections      who there is, and the connection to each
+                             ▲
+    call ──► Methods ──► LogicalCall ──pick, end──┘     what holds for its method, and its attempts
+               │
+               ├─► Unbegun                              until its task has taken its first step
+               └─► Waiting                              while there is no endpoint, or no place
+
+    Idling                                              no calls: no connections
+
+Each part has a small state of its own, which it alone writes. The engine makes the parts, passes on what one says to
+the others, and belongs to one event loop from its first use on. `lb.sync` runs the same engine in its background
+thread, made of parts that threads may use, too (`Parts`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from asyncio import get_running_loop
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import grpc
+
+from lb.aio import _grpcio, pulse
+from lb.aio.calls import LogicalCall, remember_maker
+from lb.aio.connections import Connections
+from lb.aio.idling import Idling
+from lb.aio.methods import Methods
+from lb.aio.sizes import SizedCall
+from lb.aio.source import Reports, Source, origin_of
+from lb.aio.subchannel import STATES, Subchannel, subchannel_options
+from lb.aio.unbegun import Unbegun
+from lb.aio.waiting import Waiting
+from lb.core import checks
+from lb.core.attempt import Attempt
+from lb.core.balancer import Balancer
+from lb.core.breaker import State
+from lb.core.call import Method
+from lb.core.candidate import Candidate, Connectivity
+from lb.core.endpoint import MOST_WEIGHT, Resolution, Resolver
+from lb.core.outcome import Outcome
+from lb.core.settings import Settings
+from lb.core.snapshot import Snapshot, snapshot
+from lb.core.throttle import ThrottleState
+from lb.core.unpicked import RESOLVER_GRACE_S
+from lb.shared import fork
+from lb.telemetry.metrics import Metrics
+from lb.telemetry.spans import Spans
+
+_log = logging.getLogger("lb.channel")
+
+# How core numbers the states.
+_LEVELS: dict[Connectivity, int] = {ours: theirs.value[0] for theirs, ours in STATES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The classes of an engine's parts, as far as asyncio and threads differ in them."""
+
+    balancer: type[Balancer] = Balancer
+    call: type[LogicalCall] = LogicalCall
+    sized_call: type[LogicalCall] = SizedCall
+    """The kind of call of a channel that measures the sizes of messages."""
+    subchannel: Callable[..., Any] = Subchannel
+
+
+ASYNCIO = Parts()
+
+
+class Engine:
+    """Owns the balancer and all parts of a channel.
+
+    Nothing starts before the first use; that also decides the event loop that it belongs to.
+    """
+
+    def __init__(
+        self,
+        target: str | Resolver,
+        *,
+        settings: Settings,
+        credentials: grpc.ChannelCredentials | None,
+        options: tuple[tuple[str, Any], ...],
+        compression: grpc.Compression | None,
+        intercepted: bool = False,
+        parts: Parts = ASYNCIO,
+        started: Callable[[Engine], object] = fork.remember,
+    ) -> None:
+        """``intercepted``: there are interceptors above it. ``started`` is told of the first use."""
+        origin = origin_of(target, options)
+        options = origin.options
+        if fork.lost():
+            raise _grpcio.UsageError(f"channel {origin.name}: {fork.FORKED}")
+        _grpcio.check_arguments(origin.name, options, credentials, compression)
+        self.target = origin.name
+        self.settings = settings
+        self.propagate = settings.propagate
+        for note in settings.config.notes:  # what was ignored in it
+            _log.info("%s: %s", self.target, note)
+        self._budget = settings.budget.new_state()
+        self.balancer = parts.balancer(
+            self.target,
+            settings.policy,
+            settings.breaker,
+            Random(),
+            ejection=settings.ejection,
+            limit=settings.limit,
+            throttle=self._budget if isinstance(self._budget, ThrottleState) else None,
+        )
+        self.metrics = Metrics(self.target, self.balancer, self._budget.balance, by_endpoint=settings.measure_endpoints)
+        self.tracer = Spans(self.target, self.balancer, self.metrics.look)
+        self.waiting = Waiting()
+        """The calls that wait for a change, or in line for a place."""
+        self._methods = Methods(self.target, settings, self.balancer, self._budget, self.metrics)
+        self.methods: Mapping[bytes, Method] = self._methods.known
+        """What all calls of a method share, of those methods that were called before."""
+        self._unbegun = Unbegun()
+        self.unbegun = self._unbegun.calls
+        """Calls that no task has begun to carry out."""
+        self._source = Source(origin, self.balancer)
+        self._connections = Connections(
+            self.target,
+            settings,
+            self.balancer,
+            parts.subchannel,
+            subchannel_options(options, origin.authority, settings),
+            credentials,
+            compression,
+            self._connection_changed,
+        )
+        self._idling = Idling(settings.connection.idle_s, self.balancer, self._connections, self._source, self.waiting)
+        self.call_type = parts.sized_call if settings.measure_sizes else parts.call
+        self._secure = credentials is not None
+        self._intercepted = intercepted
+        self._started = started
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.pulse = self.balancer.pulse
+        """For how long the loop was held, once there is one."""
+        self._refusal = _grpcio.CHANNEL_CLOSED
+        self._closing = False
+        self._closed = False
+
+    # ---- calls ----
+
+    def call(
+        self,
+        method: bytes,
+        deadline: float | None,
+        credentials: Any,
+        wait_for_ready: bool | None,
+        registered_call_handle: int = 0,
+    ) -> LogicalCall:
+        """A new logical call (grpcio's upper layer makes it)."""
+        if self._closing:
+            raise _grpcio.UsageError(self._refusal)
+        if credentials is not None:
+            _grpcio.check_call_credentials(credentials, secure=self._secure)
+        if self._loop is not get_running_loop():
+            self.start()
+        if self._idling.asleep:
+            self._idling.wake_up()
+        call = self.call_type(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
+        if self._intercepted:
+            remember_maker(call)
+        self._unbegun.add(call)
+        return call
+
+    def method(self, method: bytes) -> Method:
+        """What all calls of a method share; see `methods`."""
+        return self._methods.find(method)
+
+    def get_registered_call_handle(self, method: bytes) -> int:
+        """Not a handle (those belong to one connection), only "it is registered"."""
+        self._methods.register(method)
+        return 1
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """Give an attempt back; closes the connection of a retired endpoint after its last one. From any thread."""
+        candidate = attempt.candidate
+        try:
+            self.balancer.ended(attempt, outcome, now)
+        finally:  # a policy's hook may raise
+            if candidate.breaker.last is not None:
+                self._breaker_moved(candidate, now)
+            if candidate.retired and candidate.closable:
+                self.in_loop(self._connections.close, candidate)
+            if self.balancer.waiting:
+                # A call that was told to wait and is not in line yet finds the place by itself (`Line.place`).
+                self.in_loop(self._next_in_line, None)
+
+    def attempt_answered(self, attempt: Attempt) -> None:
+        """A stream's first response came."""
+        now = time.monotonic()
+        self.balancer.answered(attempt, now)
+        if attempt.candidate.breaker.last is not None:
+            self._breaker_moved(attempt.candidate, now)
+
+    def attempt_silent(self, attempt: Attempt, now: float) -> None:
+        """An attempt had no response for its ``attempt_timeout_s``; the balancer knows."""
+        if attempt.candidate.breaker.last is not None:
+            self._breaker_moved(attempt.candidate, now)
+
+    def _breaker_moved(self, candidate: Candidate, now: float) -> None:
+        """Log the move that an attempt which ended or answered ``now`` has caused, if it has. Not under a lock."""
+        move = candidate.breaker.last
+        if move is None or move.at != now or move.after is State.HALF_OPEN:
+            return
+        self.metrics.breaker_moved(move)
+        where = f"{self.target}: {candidate.endpoint}"
+        if move.after is State.OPEN:
+            _log.info("%s: breaker open for %.1f s: %s; %s", where, move.open_s, move.reason, candidate.last_error)
+        else:
+            _log.info("%s: breaker closed: %s", where, move.reason)
+
+    def keep_pulse(self) -> None:
+        """Watch for what holds the loop, from now on for a while; from any thread."""
+        if self._loop is not None:
+            self.pulse.expect(time.monotonic())
+            self.in_loop(_keep_pulse, None)
+
+    # ---- calls that wait ----
+
+    async def place(self, since: float, line_s: float, deadline: float | None, ticket: int | None) -> int | None:
+        """Wait in line for a place: see `Line.place`."""
+        return await self.waiting.line.place(since, line_s, deadline, ticket)
+
+    def next_in_line(self) -> None:
+        """A place may be free: wake the first call in line."""
+        self.waiting.line.next()
+
+    def _next_in_line(self, _: None) -> None:
+        self.waiting.line.next()
+
+    async def changed(self, deadline: float | None) -> bool:
+        """Wait until endpoints or connections changed; False when the deadline came first."""
+        if self._idling.asleep and not self._closed:  # it fell asleep while the call waited for something else
+            self._idling.wake_up()
+        return await self.waiting.change(deadline)
+
+    # ---- what the resolver and the connections say, in the loop ----
+
+    def _updated(self, resolution: Resolution) -> None:
+        """There is a new set of endpoints."""
+        if self._closed:
+            return
+        changes = self.balancer.update(resolution)
+        if not self._source.fixed:
+            self.metrics.resolver_answered(time.monotonic())
+        if not self._idling.asleep:
+            for candidate in changes.added:
+                self._connections.open(candidate)
+        for candidate in changes.closable:
+            self._connections.close(candidate)
+        self.waiting.wake()
+
+    def _resolver_failed(self, message: str) -> None:
+        """The resolver cannot read its source."""
+        if not self.balancer.resolver_error and self._loop is not None:
+            self._loop.call_later(RESOLVER_GRACE_S, self.waiting.wake)
+        self.balancer.resolver_failed(message, time.monotonic())
+        self.waiting.wake()  # what waits takes the message along
+
+    def _connection_changed(self, look_again: bool) -> None:
+        """A connection was made or lost, or cannot be made."""
+        if look_again:
+            self._source.look_again()
+        self.waiting.wake()
+
+    # ---- the loop ----
+
+    def start(self) -> None:
+        """Begin to resolve and connect, in the running loop; does nothing when it has begun there.
+
+        Raises ``UsageError`` in another loop than the one of the first use.
+        """
+        loop = get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            raise self._elsewhere()
+        if fork.lost():
+            raise _grpcio.UsageError(f"channel {self.target}: {fork.FORKED}")
+        self._loop = loop
+        beat = pulse.current()
+        self.pulse = self.balancer.pulse = beat.pulse
+        beat.keep()
+        self._started(self)
+        self._source.start(Reports(self.in_loop, self._updated, self._resolver_failed, self.metrics.resolver_answered))
+        self.waiting.wake()
+        self._idling.watch()
+        self._methods.watch_unmatched()
+
+    def in_loop(self, function: Callable[[Any], object], argument: Any) -> None:
+        """Call a function in the channel's event loop, if it has one; from any thread."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            here = get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is loop:
+            function(argument)
+        else:
+            with contextlib.suppress(RuntimeError):  # it was closed just now
+                loop.call_soon_threadsafe(function, argument)
+
+    def check_loop(self) -> None:
+        """Raise ``UsageError`` in another loop than the channel's, as long as that exists and the channel is open."""
+        loop = self._loop
+        if loop is not None and loop is not get_running_loop() and not loop.is_closed() and not self._closed:
+            raise self._elsewhere()
+
+    def _elsewhere(self) -> Exception:
+        error: Exception = _grpcio.UsageError(
+            f"channel {self.target}: it belongs to the event loop that used it first; use and close it there, or make"
+            " one channel per loop"
+        )
+        return error
+
+    # ---- life ----
+
+    def fall_asleep(self) -> bool:
+        """Close the connections until the next call; False when a call runs or waits."""
+        return self._loop is None or self._idling.fall_asleep()
+
+    def let_go(self) -> bool:
+        """Before a fork: whether it is closed. What it has open is its own loop's to close."""
+        return self._closed
+
+    def forked(self, why: str) -> None:
+        """This is a forked child: refuse everything, and leave the parent's connections alone."""
+        if not self._closing:
+            self._refusal = f"channel {self.target}: {why}"
+        self._closing = self._closed = True
+
+    def closing(self) -> None:
+        """Take no more calls."""
+        self._closing = True
+
+    def closed(self) -> bool:
+        """Whether `closing` or `close` was called."""
+        return self._closing
+
+    def over(self) -> bool:
+        """Whether `close` was called: there will be no other attempt."""
+        return self._closed
+
+    def close(self) -> None:
+        """Close everything now; `wait_closed` waits for what ends a moment later."""
+        if self._closed:
+            return
+        self._closing = self._closed = True
+        self.metrics.close()
+        self._idling.stop()
+        self._methods.close()
+        for candidate in (*self.balancer.candidates, *self.balancer.leaving):
+            self._connections.close(candidate)
+        self._connections.ending(self._source.close())
+        self.waiting.wake()
+
+    async def wait_closed(self) -> None:
+        """Wait until the tasks of a closed channel have ended."""
+        if self._loop is get_running_loop():  # what ends elsewhere cannot be waited for
+            await self._connections.wait_closed()
+
+    # ---- connectivity and looking inside ----
+
+    def check_connectivity_state(self, try_to_connect: bool) -> int:
+        """The whole set's state, as grpcio numbers it: as it was before this call made it connect."""
+        if self._closed:
+            return _LEVELS[Connectivity.SHUTDOWN]
+        state = Connectivity.IDLE if self._loop is None else self.balancer.state()
+        if try_to_connect:
+            self.start()
+            if self._idling.asleep:
+                self._idling.wake_up()
+        return _LEVELS[state]
+
+    async def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> bool:
+        """Wait until the state is another than ``last_observed``; False at the deadline (wall clock)."""
+        if self._closing:
+            raise _grpcio.UsageError(self._refusal)
+        self.check_loop()
+        until = _grpcio.on_monotonic_clock(deadline)
+        while self.check_connectivity_state(False) == last_observed:
+            if not await self.waiting.change(until):
+                return False
+        return True
+
+    def change_weights(self, weights: Mapping[str, int]) -> None:
+        """See `lb.aio.Channel.change_weights`."""
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights is {checks.shown(weights)}; expected weights by endpoint id")
+        for name, weight in weights.items():
+            checks.whole(f"weights[{checks.shown(name)}]", weight, most=MOST_WEIGHT)
+        self.balancer.change_weights(weights)
+        self.in_loop(lambda _: self.waiting.wake(), None)  # an endpoint that counted for nothing may have room
+
+    def snapshot(self) -> Snapshot:
+        """See `lb.aio.Channel.snapshot`."""
+        now = time.monotonic()
+        return snapshot(self.balancer, self._budget.balance(now), now)
+
+
+def _keep_pulse(_: None) -> None:
+    pulse.current().keep()
