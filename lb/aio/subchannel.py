@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from lb.aio import _grpcio, probes
+from lb.aio import _grpcio, probes, wakeups
 from lb.aio.health import watch_health
 from lb.core import words
 from lb.core.candidate import Candidate, Connectivity
@@ -158,6 +158,7 @@ class Subchannel:
         self._channel = self._connect(self._candidate.endpoint.address, options, self._credentials, self._compression)
         self._lower = _grpcio.lower(self._channel)
         self._handles: dict[bytes, int] = {}
+        wakeups.take_all()
 
     def call(
         self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
