@@ -33,7 +33,7 @@ from weakref import WeakKeyDictionary
 _ON = os.environ.get("LB_ALL_WAKEUPS", "1") != "0"
 _HANDLER = "_handle_events"
 """The method of grpcio's that takes a byte and all events. It is in the loop's selector as a partial of it."""
-_MOST_BYTES = 65536
+_MOST_BYTES = 4096
 _MOST_ERRORS = 1000
 """More events that fail in a row would mean that grpcio has changed: then the loop must go on."""
 
