@@ -16,11 +16,7 @@ instance. An agent that restarted may not (consul#4955): then it is registered a
 status its check had last, so that clients lose nothing. What has to be done is ruled by
 ``core/presence``.
 
-**What was sent is owned.** A registration may arrive although its answer did not: the caller was
-cancelled, the agent is slow, the line broke. So a request that writes runs in a task of its own,
-which nobody cancels; from the moment it is sent the instance is left at that agent, until the
-agent confirms that, or says that it does not know the instance. With several agents each is left
-by itself and at the same time, so that one that is away or hangs delays no other.
+Requests are sent, and taken back, by `lb.aio._place`.
 """
 
 from __future__ import annotations
@@ -28,10 +24,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lb.aio._consul import AgentClient, ConsulError, agents_from, load
+from lb.aio._place import REQUEST_S, WRITE_S, Place
 from lb.core import checks
 from lb.core.consul_health import WEIGHT_META, ZONE_META
 from lb.core.presence import LEAVING, Presence, Step
@@ -39,12 +36,6 @@ from lb.core.target import join_host_port, split_host_port
 
 _log = logging.getLogger("lb.consul")
 
-# For a look, and for how long a caller waits for a write.
-_REQUEST_S = 2.0
-# For how long a write may take at an agent that answers looks.
-_WRITE_S = 8.0
-# Looks after a write whose fate is not known: it may still be on its way.
-_UNSURE_S = (0.1, 0.3, 0.6)
 _BAD_REQUEST = 400
 _MAX_WEIGHT = 65535
 # Consul: "the minimum timeout is 1 minute".
@@ -54,128 +45,14 @@ _WILDCARDS = ("0.0.0.0", "::", "*")
 _STATUSES = ("critical", "warning", "passing")
 
 
-class _Place:
-    """One agent, and what was sent to it."""
-
-    def __init__(self, client: AgentClient, id: str) -> None:
-        self.client = client
-        self.name = client.address.name
-        self.sent = False
-        """Whether a registration was sent that may be there."""
-        self.owned = False
-        """Whether one was confirmed."""
-        self.token = ""
-        """With which it was registered."""
-        self.said: object = None
-        """What the log was last told of its trouble."""
-        self.leaving: asyncio.Task[None] | None = None
-        self._id = id
-        self._unsure = False
-        self._write: asyncio.Task[None] | None = None
-
-    async def look(self) -> dict[str, Any] | None:
-        """What the agent knows of the instance: its service and its checks; None when it does not."""
-        reply = await self.client.get(f"/v1/agent/health/service/id/{self._id}", timeout_s=_REQUEST_S)
-        if reply.status == 404:
-            return None
-        # The status code tells the health: 200 passing, 429 warning, 503 critical.
-        try:
-            body = reply.json()
-            if reply.status in (200, 429, 503) and isinstance(body, dict) and isinstance(body["Service"], dict):
-                return body
-        except (KeyError, ValueError):
-            pass
-        raise self.client.refused(reply)
-
-    async def register(self, body: Mapping[str, Any]) -> None:
-        """Raises `ConsulError`. From here on the agent has to be left."""
-        self.sent = True
-        await self._run(self._register(body, self.client.token()))
-
-    async def maintenance(self, reason: str, *, within_s: float = _REQUEST_S) -> None:
-        """Switches it on with a reason, off with none. Raises `ConsulError`."""
-        params = [("enable", "true"), ("reason", reason)] if reason else [("enable", "false")]
-        await self._run(self._put(f"maintenance/{self._id}", params), within_s)
-
-    async def deregister(self) -> None:
-        """Raises `ConsulError`."""
-        await self._run(self._put(f"deregister/{self._id}"), _WRITE_S)
-
-    async def answered(self, within_s: float) -> None:
-        """Waits until nothing that was sent before is on its way. Raises `ConsulError` when that takes longer."""
-        if self._write is None:
-            return
-        _, pending = await asyncio.wait([self._write], timeout=within_s)
-        if pending:
-            raise ConsulError(self.name, f"no answer within {within_s:g} s")
-
-    async def leave(self, ours: Callable[[dict[str, Any] | None], bool]) -> bool:
-        """Deregisters the instance, if it is there. Whether it was. Raises `ConsulError`."""
-        # First a look: an agent that does not even answer that need not be waited for.
-        known = await self.look()
-        if self._write is not None:
-            await self.answered(_WRITE_S)
-            known = await self.look()
-        found, pauses = False, iter(_UNSURE_S)
-        while True:
-            # A successor may have taken the id: its registration is not ours to remove.
-            if ours(known):
-                await self.deregister()
-                found = True
-            if not self._unsure or (pause_s := next(pauses, None)) is None:
-                break
-            await asyncio.sleep(pause_s)
-            known = await self.look()
-        self.sent = self.owned = self._unsure = False
-        return found
-
-    async def close(self) -> None:
-        """Ends what is on its way."""
-        tasks = [task for task in (self.leaving, self._write) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        await self.client.close()
-
-    async def _run(self, write: Coroutine[Any, Any, None], within_s: float = _REQUEST_S) -> None:
-        """Sends one after the other, each in a task of its own: the caller may be cancelled, what was sent goes on."""
-        try:
-            while self._write is not None:
-                await self.answered(within_s)
-        except BaseException:
-            write.close()
-            raise
-        task = self._write = asyncio.create_task(write, name=f"lb registration {self._id} at {self.name}")
-        task.add_done_callback(self._done)
-        await self.answered(within_s)
-        task.result()
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        # An answer is an answer, whatever its status; without one the agent may have done it or not.
-        self._unsure = isinstance(error, ConsulError) and error.status is None
-        if self._write is task:
-            self._write = None
-
-    async def _register(self, body: Mapping[str, Any], token: str) -> None:
-        await self._put("register", body=body)
-        self.owned, self.token = True, token
-
-    async def _put(self, path: str, params: Sequence[tuple[str, str]] = (), body: object = None) -> None:
-        reply = await self.client.put(f"/v1/agent/service/{path}", params, body, timeout_s=_WRITE_S)
-        if reply.status not in (200, 404):  # 404: it does not know the instance
-            raise self.client.refused(reply)
-
-
 class Registration:
-    """An instance registered in Consul; made by :func:`registration`, used once, as an async context manager."""
+    """An instance registered in Consul; made by `registration`, used once, as an async context manager."""
 
     def __init__(self, presence: Presence, consul: str | None, reassert_s: float) -> None:
         self._presence = presence
         self._reassert_s = reassert_s
         self._agents = agents_from(consul)
-        self._places: list[_Place] = []
+        self._places: list[Place] = []
         self._entered = False
         self._current = 0
         self._registered = False
@@ -203,7 +80,7 @@ class Registration:
         return self._registered
 
     async def wait_registered(self) -> None:
-        """Waits until the instance is registered; bound it with ``asyncio.timeout``.
+        """Wait until the instance is registered; bound it with ``asyncio.timeout``.
 
         Raises ``ValueError`` when Consul refuses the registration as invalid, ``RuntimeError`` when it was left, or
         not entered.
@@ -217,7 +94,7 @@ class Registration:
             await self._news.wait()
 
     async def set_weight(self, weight: int, *, warning: int | None = None) -> None:
-        """Changes the weight in place; while Consul is away it is changed once it is back.
+        """Change the weight in place; while Consul is away it is changed once it is back.
 
         Raises ``ValueError`` when a weight is not a whole number from 0 to 65535.
         """
@@ -229,7 +106,7 @@ class Registration:
                 await self._turn()
 
     async def drain(self) -> None:
-        """Asks for no new calls: service maintenance on, at each agent that may know the instance, at the same time.
+        """Ask for no new calls: service maintenance on, at each agent that may know the instance, at the same time.
 
         What is in flight goes on. Takes up to 2 s when an agent is away, up to 8 s when it answers slowly. Never
         raises.
@@ -238,7 +115,7 @@ class Registration:
         await asyncio.gather(*(self._drain(place) for place in self._places if place.sent))
 
     async def close(self) -> None:
-        """Leaves Consul, at each agent at the same time. Idempotent, never raises.
+        """Leave Consul, at each agent at the same time. Idempotent, never raises.
 
         Takes up to 2 s when an agent is away, up to 8 s when it answers slowly. When the caller is cancelled,
         leaving goes on in the background.
@@ -249,7 +126,7 @@ class Registration:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Registration:
-        """Registers; when Consul is away, goes on trying in the background and returns.
+        """Register; when Consul is away, goes on trying in the background and returns.
 
         Raises ``ValueError`` when Consul refuses the registration as invalid (HTTP 400), ``RuntimeError`` when it was
         entered before.
@@ -258,7 +135,7 @@ class Registration:
             raise RuntimeError(f"registration: {self.id} was entered before; each is used once, make another one")
         self._entered = True
         try:
-            self._places = [_Place(AgentClient(agent), self.id) for agent in self._agents]
+            self._places = [Place(AgentClient(agent), self.id) for agent in self._agents]
             for _ in self._agents:
                 async with self._lock:
                     if self._leaving.is_set():
@@ -306,23 +183,18 @@ class Registration:
             if not self._leaving.is_set():
                 self._failed(place, error)
         else:
-            if place.said is not None:
+            if place.well():
                 _log.info("%s: Consul is back", self.id)
-            place.said = self._refusal = None
+            self._refusal = None
         self._registered = place.owned and not step.gives_way and not self._leaving.is_set()
         self._news.set()
         for other in self._places:
             # Registered elsewhere meanwhile: leave the agent that could not be reached, once it can.
-            if (
-                self._registered
-                and other is not place
-                and other.sent
-                and (other.leaving is None or other.leaving.done())
-            ):
-                other.leaving = asyncio.create_task(self._leave_behind(other), name=f"lb registration {self.id} moves")
+            if self._registered and other is not place and other.sent and not other.leaving:
+                other.begin_to_leave(self._leave_behind(other))
 
-    async def _put_back(self, place: _Place) -> Step:
-        await place.answered(_REQUEST_S)
+    async def _put_back(self, place: Place) -> Step:
+        await place.answered(REQUEST_S)
         token = place.client.token()
         known = await place.look()
         step = self._presence.step(known, owned=place.owned, rotated=place.owned and token != place.token)
@@ -337,7 +209,7 @@ class Registration:
             await place.maintenance(step.maintenance)
         return step
 
-    def _failed(self, place: _Place, error: Exception) -> None:
+    def _failed(self, place: Place, error: Exception) -> None:
         self._current = (self._current + 1) % len(self._places)
         ours = isinstance(error, ConsulError)
         words = str(error) if ours else f"consul {place.name}: {error!r}"
@@ -345,46 +217,44 @@ class Registration:
         if status == _BAD_REQUEST:
             self._refusal = ValueError(f"registration: {self.id} is refused: {words}")
         # The same trouble is told once, though its words may differ each time (a request's id).
-        said = status or words
-        if place.said != said:
+        if place.ill(status or words):
             _log.warning("%s: %s; trying again", self.id, words, exc_info=None if ours else error)
-        place.said = said
 
     def _remark(self, remark: str) -> None:
         if remark and remark != self._remarked:
             _log.warning("%s: %s", self.id, remark)
         self._remarked = remark
 
-    async def _drain(self, place: _Place) -> None:
+    async def _drain(self, place: Place) -> None:
         try:
-            async with asyncio.timeout(_WRITE_S):
+            async with asyncio.timeout(WRITE_S):
                 known = await place.look()
-                await place.answered(_WRITE_S)
+                await place.answered(WRITE_S)
                 if known is None:
                     known = await place.look()
                 if self._presence.ours(known):
-                    await place.maintenance(LEAVING, within_s=_WRITE_S)
+                    await place.maintenance(LEAVING, within_s=WRITE_S)
         except (ConsulError, TimeoutError) as error:
             _log.warning("%s: cannot tell Consul that this instance is leaving: %s", self.id, self._why(place, error))
 
-    async def _leave_behind(self, place: _Place) -> None:
+    async def _leave_behind(self, place: Place) -> None:
         with contextlib.suppress(ConsulError):  # the next turn tries again
             await self._leave(place)
 
-    async def _leave(self, place: _Place) -> None:
+    async def _leave(self, place: Place) -> None:
         if await place.leave(self._presence.ours):
             _log.info("%s: deregistered", self.id)
 
-    async def _leave_last(self, place: _Place) -> None:
+    async def _leave_last(self, place: Place) -> None:
         try:
-            async with asyncio.timeout(_WRITE_S):
+            async with asyncio.timeout(WRITE_S):
                 await self._leave(place)
         except (ConsulError, TimeoutError) as error:
             why = self._why(place, error)
             _log.warning("%s: cannot deregister (Consul removes it once its check fails): %s", self.id, why)
 
-    def _why(self, place: _Place, error: Exception) -> str:
-        return str(error) or f"consul {place.name}: no answer within {_WRITE_S:g} s"
+    def _why(self, place: Place, error: Exception) -> str:
+        return str(error) or f"consul {place.name}: no answer within {WRITE_S:g} s"
 
     async def _close(self) -> None:
         await self._stop_asserting()
@@ -418,7 +288,7 @@ def registration(
     status: str = "critical",
     reassert_s: float = 1.0,
 ) -> Registration:
-    """Registers an instance while the context lasts. Needs a running event loop when entered.
+    """Register an instance while the context lasts. Needs a running event loop when entered.
 
     Consul that is away is no error: it is asked again until it answers, the log ``lb.consul`` says so, and
     `Registration.registered` tells how it stands.

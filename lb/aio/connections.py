@@ -97,7 +97,7 @@ class Connections:
         if not self._served_by_none and self._balancer.nobody_serves():
             self._served_by_none = True
             _log.warning(
-                "%s: no endpoint knows the service %r that health= names; they are used all the same",
+                "%s: no endpoint knows the service %r of health=; all endpoints are used anyway",
                 self._target,
                 self._settings.health,
             )

@@ -117,7 +117,7 @@ class Source:
                 begun.close()
                 raise TypeError("resolve_now() is a coroutine function; expected a plain one that makes a task")
         except Exception:  # noqa: BLE001  # a user's resolver may raise anything
-            _log.exception("%s: the resolver was asked to look again, and raised", self._target)
+            _log.exception("%s: the resolver's resolve_now() raised", self._target)
 
     def look_on(self, passed_s: float) -> None:
         """The pause after a look is over: look again if an endpoint is still not connected."""
@@ -138,7 +138,7 @@ class Source:
         try:
             closing = self._resolver.close()
         except Exception:  # noqa: BLE001  # a user's resolver may raise anything
-            _log.exception("%s: the resolver did not close", self._target)
+            _log.exception("%s: the resolver's close() raised", self._target)
             return None
         if inspect.isawaitable(closing):
             if self._loop is not None and not self._loop.is_closed():

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from lb.aio import pulse
-from lb.testing._registry import Probe
+from lb.testing._entries import Probe
 
 Report = Callable[[str, str], None]
 

@@ -41,8 +41,10 @@ except ModuleNotFoundError as error:
 from lb.core.target import join_host_port
 from lb.server import Life, NotOpenError, live
 from lb.testing._checks import Runner
+from lb.testing._entries import STATUSES, Refused, duration
 from lb.testing._listening import stop_accepting
-from lb.testing._registry import STATUSES, Refused, Registry, duration
+from lb.testing._registry import Registry
+from lb.testing._views import Views
 
 _WAIT_DEFAULT_S = 300.0
 _WAIT_MAX_S = 600.0
@@ -83,6 +85,7 @@ class Agent:
         self._wakers: set[asyncio.Event] = set()
         self._epoch = 0
         self._registry = Registry(node, datacenter, self._wake)
+        self._views = Views(self._registry)
         self._rng = random.Random()
         self._runners: dict[str, Runner] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -220,19 +223,19 @@ class Agent:
         return web.json_response([self.address])
 
     async def _self(self, request: web.Request) -> web.Response:
-        return web.json_response(self._registry.agent_self())
+        return web.json_response(self._views.agent_self())
 
     async def _agent_services(self, request: web.Request) -> web.Response:
-        return web.json_response(self._registry.agent_services())
+        return web.json_response(self._views.agent_services())
 
     async def _agent_checks(self, request: web.Request) -> web.Response:
-        return web.json_response(self._registry.agent_checks())
+        return web.json_response(self._views.agent_checks())
 
     async def _agent_service(self, request: web.Request) -> web.Response:
-        return web.json_response(self._registry.agent_service(request.match_info["id"]))
+        return web.json_response(self._views.agent_service(request.match_info["id"]))
 
     async def _agent_health(self, request: web.Request) -> web.Response:
-        status, body = self._registry.agent_health(request.match_info["id"])
+        status, body = self._views.agent_health(request.match_info["id"])
         return web.json_response(body, status=status)
 
     async def _register(self, request: web.Request) -> web.Response:
@@ -282,12 +285,12 @@ class Agent:
 
     async def _catalog_services(self, request: web.Request) -> web.Response:
         registry = self._registry
-        return await self._blocking(request, lambda: registry.index, registry.catalog_services)
+        return await self._blocking(request, lambda: registry.index, self._views.catalog_services)
 
     async def _catalog_service(self, request: web.Request) -> web.Response:
         registry, name, tags = self._registry, request.match_info["name"], request.query.getall("tag", [])
         return await self._blocking(
-            request, lambda: registry.index_of(name), lambda: registry.catalog_service(name, tags)
+            request, lambda: registry.index_of(name), lambda: self._views.catalog_service(name, tags)
         )
 
     async def _health_service(self, request: web.Request) -> web.Response:
@@ -297,16 +300,16 @@ class Agent:
             raise Refused(400, "Invalid value for ?passing")
         passing = wanted in ("", "true", "t", "1")
         return await self._blocking(
-            request, lambda: registry.index_of(name), lambda: registry.health_service(name, tags, passing=passing)
+            request, lambda: registry.index_of(name), lambda: self._views.health_service(name, tags, passing=passing)
         )
 
     async def _health_checks(self, request: web.Request) -> web.Response:
         registry, name = self._registry, request.match_info["name"]
-        return await self._blocking(request, lambda: registry.index_of(name), lambda: registry.health_checks(name))
+        return await self._blocking(request, lambda: registry.index_of(name), lambda: self._views.health_checks(name))
 
     async def _health_state(self, request: web.Request) -> web.Response:
         registry, state = self._registry, request.match_info["state"]
-        return await self._blocking(request, lambda: registry.index, lambda: registry.health_state(state))
+        return await self._blocking(request, lambda: registry.index, lambda: self._views.health_state(state))
 
     async def _blocking(
         self, request: web.Request, index_of: Callable[[], int], read: Callable[[], Any]
