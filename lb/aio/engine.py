@@ -18,8 +18,6 @@ thread, made of parts that threads may use, too (`Parts`).
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
 from asyncio import get_running_loop
@@ -33,23 +31,22 @@ import grpc
 from lb.aio import _grpcio, pulse
 from lb.aio.calls import LogicalCall, remember_maker
 from lb.aio.connections import Connections
+from lb.aio.home import Home
 from lb.aio.idling import Idling
 from lb.aio.methods import Methods
+from lb.aio.returns import Returns
 from lb.aio.sizes import SizedCall
 from lb.aio.source import Reports, Source, origin_of
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
 from lb.aio.unbegun import Unbegun
 from lb.aio.waiting import Waiting
 from lb.core import checks
-from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
-from lb.core.breaker import State
 from lb.core.call import Method
-from lb.core.candidate import Candidate, Connectivity
+from lb.core.candidate import Connectivity
 from lb.core.endpoint import MOST_WEIGHT, Resolution, Resolver
-from lb.core.outcome import Outcome
 from lb.core.settings import Settings
-from lb.core.snapshot import Snapshot, snapshot
+from lb.core.snapshot import Snapshot
 from lb.core.throttle import ThrottleState
 from lb.core.unpicked import RESOLVER_GRACE_S
 from lb.shared import fork
@@ -97,8 +94,8 @@ class Engine:
         """``intercepted``: there are interceptors above it. ``started`` is told of the first use."""
         origin = origin_of(target, options)
         options = origin.options
-        if fork.lost():
-            raise _grpcio.UsageError(f"channel {origin.name}: {fork.FORKED}")
+        self._home = Home(origin.name)
+        self._home.check_fork()
         _grpcio.check_arguments(origin.name, options, credentials, compression)
         self.target = origin.name
         self.settings = settings
@@ -137,11 +134,19 @@ class Engine:
             self._connection_changed,
         )
         self._idling = Idling(settings.connection.idle_s, self.balancer, self._connections, self._source, self.waiting)
+        returns = Returns(self.target, self.balancer, self.metrics, self._home, self._connections, self.waiting.line)
+        # What a call asks for as often as that: no frame of ours in between.
+        self.attempt_ended = returns.ended
+        self.attempt_answered = returns.answered
+        self.attempt_silent = returns.silent
+        self.place = self.waiting.line.place
+        self.next_in_line = self.waiting.line.next
+        self.in_loop = self._home.in_loop
+        self.method = self._methods.find
         self.call_type = parts.sized_call if settings.measure_sizes else parts.call
         self._secure = credentials is not None
         self._intercepted = intercepted
         self._started = started
-        self._loop: asyncio.AbstractEventLoop | None = None
         self.pulse = self.balancer.pulse
         """For how long the loop was held, once there is one."""
         self._refusal = _grpcio.CHANNEL_CLOSED
@@ -163,7 +168,7 @@ class Engine:
             raise _grpcio.UsageError(self._refusal)
         if credentials is not None:
             _grpcio.check_call_credentials(credentials, secure=self._secure)
-        if self._loop is not get_running_loop():
+        if self._home.loop is not get_running_loop():
             self.start()
         if self._idling.asleep:
             self._idling.wake_up()
@@ -173,71 +178,18 @@ class Engine:
         self._unbegun.add(call)
         return call
 
-    def method(self, method: bytes) -> Method:
-        """What all calls of a method share; see `methods`."""
-        return self._methods.find(method)
-
     def get_registered_call_handle(self, method: bytes) -> int:
         """Not a handle (those belong to one connection), only "it is registered"."""
         self._methods.register(method)
         return 1
 
-    def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """Give an attempt back; closes the connection of a retired endpoint after its last one. From any thread."""
-        candidate = attempt.candidate
-        try:
-            self.balancer.ended(attempt, outcome, now)
-        finally:  # a policy's hook may raise
-            if candidate.breaker.last is not None:
-                self._breaker_moved(candidate, now)
-            if candidate.retired and candidate.closable:
-                self.in_loop(self._connections.close, candidate)
-            if self.balancer.waiting:
-                # A call that was told to wait and is not in line yet finds the place by itself (`Line.place`).
-                self.in_loop(self._next_in_line, None)
-
-    def attempt_answered(self, attempt: Attempt) -> None:
-        """A stream's first response came."""
-        now = time.monotonic()
-        self.balancer.answered(attempt, now)
-        if attempt.candidate.breaker.last is not None:
-            self._breaker_moved(attempt.candidate, now)
-
-    def attempt_silent(self, attempt: Attempt, now: float) -> None:
-        """An attempt had no response for its ``attempt_timeout_s``; the balancer knows."""
-        if attempt.candidate.breaker.last is not None:
-            self._breaker_moved(attempt.candidate, now)
-
-    def _breaker_moved(self, candidate: Candidate, now: float) -> None:
-        """Log the move that an attempt which ended or answered ``now`` has caused, if it has. Not under a lock."""
-        move = candidate.breaker.last
-        if move is None or move.at != now or move.after is State.HALF_OPEN:
-            return
-        self.metrics.breaker_moved(move)
-        where = f"{self.target}: {candidate.endpoint}"
-        if move.after is State.OPEN:
-            _log.info("%s: breaker open for %.1f s: %s; %s", where, move.open_s, move.reason, candidate.last_error)
-        else:
-            _log.info("%s: breaker closed: %s", where, move.reason)
-
     def keep_pulse(self) -> None:
         """Watch for what holds the loop, from now on for a while; from any thread."""
-        if self._loop is not None:
+        if self._home.loop is not None:
             self.pulse.expect(time.monotonic())
             self.in_loop(_keep_pulse, None)
 
     # ---- calls that wait ----
-
-    async def place(self, since: float, line_s: float, deadline: float | None, ticket: int | None) -> int | None:
-        """Wait in line for a place: see `Line.place`."""
-        return await self.waiting.line.place(since, line_s, deadline, ticket)
-
-    def next_in_line(self) -> None:
-        """A place may be free: wake the first call in line."""
-        self.waiting.line.next()
-
-    def _next_in_line(self, _: None) -> None:
-        self.waiting.line.next()
 
     async def changed(self, deadline: float | None) -> bool:
         """Wait until endpoints or connections changed; False when the deadline came first."""
@@ -263,8 +215,8 @@ class Engine:
 
     def _resolver_failed(self, message: str) -> None:
         """The resolver cannot read its source."""
-        if not self.balancer.resolver_error and self._loop is not None:
-            self._loop.call_later(RESOLVER_GRACE_S, self.waiting.wake)
+        if not self.balancer.resolver_error and self._home.loop is not None:
+            self._home.loop.call_later(RESOLVER_GRACE_S, self.waiting.wake)
         self.balancer.resolver_failed(message, time.monotonic())
         self.waiting.wake()  # what waits takes the message along
 
@@ -277,18 +229,9 @@ class Engine:
     # ---- the loop ----
 
     def start(self) -> None:
-        """Begin to resolve and connect, in the running loop; does nothing when it has begun there.
-
-        Raises ``UsageError`` in another loop than the one of the first use.
-        """
-        loop = get_running_loop()
-        if self._loop is loop:
+        """Begin to resolve and connect, in the running loop, unless it has begun there. Raises as `Home.enter`."""
+        if not self._home.enter():
             return
-        if self._loop is not None:
-            raise self._elsewhere()
-        if fork.lost():
-            raise _grpcio.UsageError(f"channel {self.target}: {fork.FORKED}")
-        self._loop = loop
         beat = pulse.current()
         self.pulse = self.balancer.pulse = beat.pulse
         beat.keep()
@@ -298,39 +241,16 @@ class Engine:
         self._idling.watch()
         self._methods.watch_unmatched()
 
-    def in_loop(self, function: Callable[[Any], object], argument: Any) -> None:
-        """Call a function in the channel's event loop, if it has one; from any thread."""
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            return
-        try:
-            here = get_running_loop()
-        except RuntimeError:
-            here = None
-        if here is loop:
-            function(argument)
-        else:
-            with contextlib.suppress(RuntimeError):  # it was closed just now
-                loop.call_soon_threadsafe(function, argument)
-
     def check_loop(self) -> None:
         """Raise ``UsageError`` in another loop than the channel's, as long as that exists and the channel is open."""
-        loop = self._loop
-        if loop is not None and loop is not get_running_loop() and not loop.is_closed() and not self._closed:
-            raise self._elsewhere()
-
-    def _elsewhere(self) -> Exception:
-        error: Exception = _grpcio.UsageError(
-            f"channel {self.target}: it belongs to the event loop that used it first; use and close it there, or make"
-            " one channel per loop"
-        )
-        return error
+        if not self._closed:
+            self._home.check()
 
     # ---- life ----
 
     def fall_asleep(self) -> bool:
         """Close the connections until the next call; False when a call runs or waits."""
-        return self._loop is None or self._idling.fall_asleep()
+        return self._home.loop is None or self._idling.fall_asleep()
 
     def let_go(self) -> bool:
         """Before a fork: whether it is closed. What it has open is its own loop's to close."""
@@ -369,7 +289,7 @@ class Engine:
 
     async def wait_closed(self) -> None:
         """Wait until the tasks of a closed channel have ended."""
-        if self._loop is get_running_loop():  # what ends elsewhere cannot be waited for
+        if self._home.loop is get_running_loop():  # what ends elsewhere cannot be waited for
             await self._connections.wait_closed()
 
     # ---- connectivity and looking inside ----
@@ -378,7 +298,7 @@ class Engine:
         """The whole set's state, as grpcio numbers it: as it was before this call made it connect."""
         if self._closed:
             return _LEVELS[Connectivity.SHUTDOWN]
-        state = Connectivity.IDLE if self._loop is None else self.balancer.state()
+        state = Connectivity.IDLE if self._home.loop is None else self.balancer.state()
         if try_to_connect:
             self.start()
             if self._idling.asleep:
@@ -407,6 +327,8 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """See `lb.aio.Channel.snapshot`."""
+        from lb.core.snapshot import snapshot  # for those who look inside
+
         now = time.monotonic()
         return snapshot(self.balancer, self._budget.balance(now), now)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from difflib import get_close_matches
 
 from lb.aio.idempotency import is_idempotent
 from lb.aio.overdue import Overdue
@@ -116,6 +115,8 @@ class Methods:
         names = names - _told
         if not names:
             return
+        from difflib import get_close_matches  # once in a process, if at all
+
         _told.update(names)
         entries = self._settings.entries
         called = {method.name for method in self.known.values()}
