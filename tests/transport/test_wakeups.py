@@ -52,6 +52,10 @@ class Poller:
         loop.add_reader(self.read_socket, functools.partial(self._handle_events, loop))
         assert wakeups.take_all()
 
+    def unbind(self) -> None:
+        """Read no more in the running loop."""
+        asyncio.get_running_loop().remove_reader(self.read_socket)
+
     def close(self) -> None:
         """Close the sockets."""
         self.read_socket.close()
@@ -71,39 +75,45 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_burst_is_one_turn(poller: Poller) -> None:
+def test_a_burst_is_one_turn(poller: Poller) -> None:
     """Each event is handled, in order, and grpcio's reader runs once for all of them."""
-    poller.bind()
     seen: list[int] = []
-    for number in range(100):
-        poller.post(functools.partial(seen.append, number))
-    await turn()
-    assert seen == list(range(100))
-    assert poller.turns == 1
-    poller.post(functools.partial(seen.append, 100))
-    await turn()
+
+    async def read() -> None:
+        poller.bind()
+        for number in range(100):
+            poller.post(functools.partial(seen.append, number))
+        await turn()
+        assert seen == list(range(100))
+        assert poller.turns == 1
+        poller.post(functools.partial(seen.append, 100))
+        await turn()
+        poller.unbind()
+
+    asyncio.run(read())
     assert seen[-1] == 100
-    asyncio.get_running_loop().remove_reader(poller.read_socket)
 
 
-async def test_an_error_leaves_nothing_behind(poller: Poller) -> None:
+def test_an_error_leaves_nothing_behind(poller: Poller) -> None:
     """As of an event for a loop that is closed: those behind it are handled, and the error is reported."""
-    poller.bind()
-    loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: reported.append(context))
     seen: list[str] = []
 
     def closed() -> None:
         raise RuntimeError("Event loop is closed")
 
-    for event in (closed, closed, functools.partial(seen.append, "behind"), closed):
-        poller.post(event)
-    await turn()
+    async def read() -> None:
+        poller.bind()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        for event in (closed, closed, functools.partial(seen.append, "behind"), closed):
+            poller.post(event)
+        await turn()
+        poller.unbind()
+
+    asyncio.run(read())
     assert seen == ["behind"]
     assert [str(context["exception"]) for context in reported] == ["Event loop is closed"] * 3
     assert "_handle_events" in repr(reported[0]["handle"])  # by which `lb.sync` knows what to be silent about
-    loop.remove_reader(poller.read_socket)
 
 
 def test_ctrl_c_leaves_nothing_behind(poller: Poller) -> None:
@@ -142,7 +152,7 @@ def test_no_event_is_lost_between_loops(poller: Poller, theirs: int) -> None:
             loop.add_reader(poller.read_socket, functools.partial(poller._handle_events, loop))
         ready.wait(HANGS_S)
         await asyncio.to_thread(done.wait)
-        loop.remove_reader(poller.read_socket)
+        poller.unbind()
 
     threads = [threading.Thread(target=asyncio.run, args=(work(number >= theirs),)) for number in range(3)]
     for thread in threads:
