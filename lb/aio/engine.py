@@ -24,7 +24,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -46,12 +46,14 @@ from lb.core.call import Method
 from lb.core.candidate import Connectivity
 from lb.core.endpoint import MOST_WEIGHT, Resolution, Resolver
 from lb.core.settings import Settings
-from lb.core.snapshot import Snapshot
 from lb.core.throttle import ThrottleState
 from lb.core.unpicked import RESOLVER_GRACE_S
 from lb.shared import fork
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
+
+if TYPE_CHECKING:
+    from lb.core.snapshot import Snapshot
 
 _log = logging.getLogger("lb.channel")
 

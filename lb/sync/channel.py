@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import grpc
 
@@ -17,10 +17,12 @@ from lb.core.hedging import Hedging
 from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
 from lb.core.settings import NOT_COPIED, MethodSettings, channel_options, settings
-from lb.core.snapshot import Snapshot
 from lb.shared import fork
 from lb.sync import _grpcio
 from lb.sync.front import Front
+
+if TYPE_CHECKING:
+    from lb.core.snapshot import Snapshot
 
 
 def channel(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -21,13 +21,15 @@ from lb.aio._grpcio import UsageError, on_monotonic_clock, on_wall_clock
 from lb.aio.engine import Engine, Parts
 from lb.core.endpoint import Resolver
 from lb.core.settings import Settings
-from lb.core.snapshot import Snapshot
 from lb.shared import fork, threads
 from lb.sync import _grpcio, loop
 from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall, cooperative
 from lb.sync.locked import LockedBalancer
 from lb.sync.sizes import SizedBlockingCall, SizedLocked
 from lb.sync.subchannel import SharedSubchannel
+
+if TYPE_CHECKING:
+    from lb.core.snapshot import Snapshot
 
 THREADS = Parts(balancer=LockedBalancer, call=Locked, sized_call=SizedLocked, subchannel=SharedSubchannel)
 _LET_GO_S = 2.0
