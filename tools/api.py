@@ -100,7 +100,8 @@ MADE_ELSEWHERE = frozenset(
 
 _HEAD = """# API
 
-What `lb` exports. Written by `make docs` from the docstrings; do not edit it here.
+What `lb` exports, in the order in which you need it. What may change, and how you hear of it:
+[stability.md](stability.md). Written by `make docs` from the docstrings; do not edit it here.
 """
 _WIDTH = 100
 

@@ -120,15 +120,16 @@ def _members(found: type, told: Any, *, fields: bool) -> Iterator[str]:
         if member.is_function:
             yield from _signed(f"def {name}", inspect.getattr_static(found, name))
         else:
-            yield f"{name}: {member.annotation}"
+            yield f"{name}: {member.annotation}" if member.annotation else name
 
 
 def _base(found: type) -> str:
-    """What it is for others: a class of grpc's, by its public name."""
+    """What it is for others: a class of grpc's by its public name, or an error of Python's."""
     for name, kind in (("grpc.aio.Channel", grpc.aio.Channel), ("grpc.Channel", grpc.Channel)):
         if issubclass(found, kind):
             return name
-    return ""
+    errors = [kind.__name__ for kind in found.__mro__ if kind.__module__ == "builtins" and issubclass(kind, Exception)]
+    return errors[0] if errors else ""
 
 
 def _signed(head: str, found: Callable[..., Any]) -> Iterator[str]:

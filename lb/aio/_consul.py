@@ -34,13 +34,15 @@ _CUT = (502, 504)
 
 
 class ConsulError(Exception):
-    """An agent did not give what was asked. ``status`` is its HTTP status, None without an answer."""
+    """An agent of Consul did not give what was asked. The message names the agent and says why."""
 
     def __init__(self, agent: str, reason: str, status: int | None = None, *, lost: bool = False) -> None:
         super().__init__(f"consul {agent}: {reason}")
-        self.agent = agent
-        self.status = status
-        self.lost = lost or status in _CUT
+        self.agent: str = agent
+        """Which agent, as ``host:port``."""
+        self.status: int | None = status
+        """The HTTP status of its answer; None if there was no answer."""
+        self.lost: bool = lost or status in _CUT
         """Whether a question that had been sent was broken off, by the agent's end or by a proxy."""
 
     @property
