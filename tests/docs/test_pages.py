@@ -166,6 +166,14 @@ def test_every_file_has_its_place_on_the_map(room: str) -> None:
     assert files <= named
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_file_that_is_named_exists(page: Path) -> None:
+    """A path in backticks, from the root, from ``lb`` or from ``tests``."""
+    tops = "lb|core|aio|services|tests|tools|bench|deploy|examples|docs|protos"
+    for path in re.findall(rf"`((?:{tops})/[\w./]*)`", prose(page)):
+        assert (ROOT / path).exists() or (ROOT / "lb" / path).exists() or (ROOT / "tests" / path).exists(), path
+
+
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
 
 
