@@ -170,8 +170,8 @@ def test_every_file_has_its_place_on_the_map(room: str) -> None:
 def test_a_file_that_is_named_exists(page: Path) -> None:
     """A path in backticks, from the root, from ``lb`` or from ``tests``."""
     tops = "lb|core|aio|services|tests|tools|bench|deploy|examples|docs|protos"
-    for path in re.findall(rf"`((?:{tops})/[\w./]*)`", prose(page)):
-        assert (ROOT / path).exists() or (ROOT / "lb" / path).exists() or (ROOT / "tests" / path).exists(), path
+    for path in re.findall(rf"`((?:{tops})/[\w/]+(?:\.(?:py|md|sh|json|txt))?)`", prose(page)):
+        assert any((ROOT / top / end).exists() for top in ("", "lb", "tests") for end in (path, f"{path}.py")), path
 
 
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
