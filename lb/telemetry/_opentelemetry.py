@@ -122,6 +122,7 @@ class Sdk:
         self.dropped, self.sampled = sampling.SamplingResult(self.drop), sampling.SamplingResult(self.sample)
         """What the sampler answers for a new trace, if there is a ``bound``."""
         self._tracer = tracer
+        self._made_of = _parts(tracer)
         self._decided = _Decided(tracer.id_generator)
         self._asking_nobody = copy.copy(tracer)
         self._asking_nobody.sampler = self._asking_nobody.id_generator = self._decided
@@ -131,8 +132,11 @@ class Sdk:
         self._unwatched = False
 
     @classmethod
-    def of(cls, tracer: Any) -> Sdk | None:
-        """For the SDK's tracer; None for any other, and for one that is switched off or counts what it drops."""
+    def of(cls, tracer: Any, before: Sdk | None = None) -> Sdk | None:
+        """For the SDK's tracer; None for any other, and for one that is switched off or counts what it drops.
+
+        ``before`` is what was made of it before, and is still right unless the tracer has changed.
+        """
         sdk = sys.modules.get("opentelemetry.sdk.trace")
         if sdk is None or type(tracer) is not getattr(sdk, "Tracer", None):
             return None
@@ -141,6 +145,8 @@ class Sdk:
         is_enabled = getattr(tracer, "_is_enabled", None)
         if is_enabled is not None and not is_enabled():
             return None
+        if before is not None and before._made_of == _parts(tracer):
+            return before
         try:
             return cls(tracer, sdk)
         except (AttributeError, KeyError):  # a newer SDK, built otherwise
@@ -196,6 +202,10 @@ class Sdk:
                 tracer._instrumentation_scope,
             )
         )
+
+
+def _parts(tracer: Any) -> list[Any]:
+    return [tracer, *(getattr(tracer, name, None) for name in OF_TRACER)]
 
 
 def _bound(sampler: Any, sampling: Any) -> int | None:

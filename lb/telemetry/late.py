@@ -31,30 +31,35 @@ class Late(NonRecordingSpan):
         parent: SpanContext | None,
         attributes: dict[str, Any],
     ) -> None:
-        super().__init__(ids)
+        # Not super().__init__: all that it holds are the ids.
         self.sdk = sdk
-        self._name = name
-        self._kind = kind
-        self._parent = parent
-        self._attributes = attributes
-        self._ended = False
-        self._start_ns = time_ns()
+        self.name = name
+        self.kind = kind
+        self.ids = ids
+        self.parent = parent
+        self.attributes = attributes
+        self.ended = False
+        self.start_ns = time_ns()
 
-    def finish(self, attributes: dict[str, Any], status: Status | None) -> None:
-        """End it, with these attributes added."""
-        if self._ended:
+    def get_span_context(self) -> SpanContext:
+        """Its ids."""
+        return self.ids
+
+    def finish(self, error: Status | None = None) -> None:
+        """End it, with what its ``attributes`` are by now."""
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         self.sdk.ended(
-            self._name,
-            self._kind,
-            self.get_span_context(),
-            self._parent,
-            {**self._attributes, **attributes},
-            _UNSET if status is None else status,
-            self._start_ns,
+            self.name,
+            self.kind,
+            self.ids,
+            self.parent,
+            self.attributes,
+            _UNSET if error is None else error,
+            self.start_ns,
             time_ns(),
         )
 
     def __repr__(self) -> str:
-        return f"<Late {self._name!r} {self.get_span_context()}>"
+        return f"<Late {self.name!r} {self.ids}>"

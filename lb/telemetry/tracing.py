@@ -19,6 +19,7 @@ from opentelemetry.trace import StatusCode as SpanStatus
 from lb._version import __version__
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
+from lb.core.breaker import State
 from lb.core.call import Call, Tally
 from lb.core.headers import legal
 from lb.core.outcome import LATE, LOST
@@ -33,6 +34,7 @@ Attributes = dict[str, str | int]
 _log = logging.getLogger("lb.telemetry")
 
 _OK = StatusCode.OK
+_CLOSED = State.CLOSED
 _STATUS = "rpc.grpc.status_code"
 _CONTRIB = "opentelemetry.instrumentation.grpc"
 _LOOK_EVERY_S = 1.0
@@ -57,6 +59,8 @@ class Tracing:
         self._look = look
         self._tracer: trace.Tracer | None = None
         """None: there is no SDK. What came in is passed on."""
+        self._provider: trace.TracerProvider | None = None
+        """The process's own, once there is one. It cannot be replaced."""
         self._sdk: Sdk | None = None
         """The tracer taken apart, if it is the SDK's own."""
         self._plain = False
@@ -86,7 +90,8 @@ class Tracing:
         name = _names(call.settings.name)[0]
         if sdk is None:
             span = tracer.start_span(name, current)
-            self._look_at_parent(current)
+            if current:
+                self._look_at_parent(current)
             return span if span.is_recording() else self._headers(span.get_span_context(), current)
         parent = trace.get_current_span(current).get_span_context() if current else None
         if parent is None or not parent.is_valid:
@@ -103,7 +108,8 @@ class Tracing:
             if self._plain and not current and not result.trace_state:
                 return _traceparent(trace_id, span_id, flags)
             return self._headers(SpanContext(trace_id, span_id, False, _FLAGS[flags], result.trace_state), current)
-        self._look_at_parent(current)
+        if current:
+            self._look_at_parent(current)
         if result.decision is sdk.sample and not result.attributes and sdk.unwatched():
             ids = SpanContext(trace_id, span_id, False, _FLAGS[flags | _SAMPLED], result.trace_state)
             return Late(sdk, name, SpanKind.INTERNAL, ids, parent, {})
@@ -111,8 +117,11 @@ class Tracing:
 
     def _look_around(self) -> None:
         """Whether an SDK was set up meanwhile, and how trace context is passed on."""
-        if type(trace.get_tracer_provider()) is not trace.ProxyTracerProvider:
-            self.use(trace.get_tracer("lb", __version__))  # the SDK's own: no stand-in asks for it at each span
+        provider = trace.get_tracer_provider()
+        if provider is not self._provider and type(provider) is not trace.ProxyTracerProvider:
+            self._provider = provider
+            self._tracer = provider.get_tracer("lb", __version__)
+        self._sdk = Sdk.of(self._tracer, self._sdk)
         self._plain = by_the_standard()
         self._look()
 
@@ -149,8 +158,6 @@ class Tracing:
 
     def _look_at_parent(self, current: Context) -> None:
         """Whether contrib's client instrumentation has made a span of this call already."""
-        if not current:
-            return
         parent = trace.get_current_span(current)
         scope = getattr(parent, "instrumentation_scope", None)
         if scope is None or scope.name != _CONTRIB or getattr(parent, "kind", None) is not SpanKind.CLIENT:
@@ -171,9 +178,8 @@ class Tracing:
 
     def attempt_started(self, span: Span | Headers, call: Call, attempt: Attempt, metadata: Metadata) -> Metadata:
         """Start the attempt's span, if the call has one; returns the metadata with the trace context."""
-        if type(span) is tuple:
+        if isinstance(span, tuple):
             return metadata + span
-        assert isinstance(span, Span)
         _, name, rpc = _names(call.settings.name)
         endpoint = attempt.candidate.endpoint
         attributes: Attributes = {
@@ -181,17 +187,20 @@ class Tracing:
             "lb.endpoint.id": endpoint.id,
             "lb.policy": self._balancer.policy.name,
             "lb.attempt": attempt.number,
-            "lb.breaker.state": attempt.breaker_state.name,
+            "lb.breaker.state": "CLOSED" if attempt.breaker_state is _CLOSED else attempt.breaker_state.name,
             **_where(endpoint.address),
         }
         if attempt.why:
             attributes["lb.retry.reason"] = attempt.why
         current = context.get_current()
         if type(span) is Late:
-            parent = span.get_span_context()
+            parent = span.ids
+            trace_id, flags, state = parent.trace_id, parent.trace_flags, parent.trace_state
             span_id = span.sdk.generate_span_id()
-            ids = SpanContext(parent.trace_id, span_id, False, parent.trace_flags, parent.trace_state)
+            ids = SpanContext(trace_id, span_id, False, flags, state)
             attempt.span = Late(span.sdk, name, SpanKind.CLIENT, ids, parent, attributes)
+            if self._plain and not current and not state:
+                return metadata + _traceparent(trace_id, span_id, flags)
         else:
             assert self._tracer is not None
             under = trace.set_span_in_context(span, current)
@@ -201,8 +210,8 @@ class Tracing:
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """End the attempt's span with its outcome."""
-        span, outcome = attempt.span, attempt.outcome
-        assert isinstance(span, Span)
+        span: Any = attempt.span
+        outcome = attempt.outcome
         assert outcome is not None
         if outcome is LOST or outcome is LATE:  # no error: the call was answered, by another attempt
             _end(span, {"lb.lost": outcome.details})
@@ -232,7 +241,8 @@ def _end(span: Span, attributes: Attributes, error: str | None = None) -> None:
     """End a span with these attributes; with an error, if it was one."""
     status = None if error is None else Status(SpanStatus.ERROR, error)
     if type(span) is Late:
-        span.finish(attributes, status)
+        span.attributes.update(attributes)
+        span.finish(status)
     elif span.is_recording():
         span.set_attributes(attributes)
         if status is not None:

@@ -288,8 +288,9 @@ def test_it_ends_once() -> None:
             ended.append(span)
 
     span = begun(provider_of(Counting()))
-    span.finish({"a": 1}, None)
-    span.finish({"a": 2}, None)
+    span.attributes["a"] = 1
+    span.finish()
+    span.finish()
     assert [dict(one.attributes) for one in ended] == [{"a": 1}]
 
 
