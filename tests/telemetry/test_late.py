@@ -164,6 +164,19 @@ def test_a_processor_that_comes_later_is_noticed() -> None:
     assert not tracer.unwatched()
 
 
+def test_a_tracer_is_looked_at_again_when_it_has_changed() -> None:
+    """Once a second it is asked whether: what was made of it stays otherwise."""
+    tracer = provider_of().get_tracer("lb")
+    taken = Sdk.of(tracer)
+    assert Sdk.of(tracer, taken) is taken
+    tracer.sampler = sampling.ALWAYS_OFF
+    again = Sdk.of(tracer, taken)
+    assert again is not None
+    assert again is not taken
+    assert again.bound is None
+    assert Sdk.of(provider_of().get_tracer("lb"), again) is not again
+
+
 def test_a_tracer_of_somebody_else_is_asked() -> None:
     """Also one that is made of the SDK's, is switched off, or counts what it makes."""
 
