@@ -104,6 +104,7 @@ What `lb` exports, in the order in which you need it. What may change, and how y
 [stability.md](stability.md). Written by `make docs` from the docstrings; do not edit it here.
 """
 _WIDTH = 100
+_MANY = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,6 +171,7 @@ class Writer:
     def __init__(self, source: Any, anchors: Mapping[str, str]) -> None:
         self._source = source
         self._anchors = anchors
+        self._told: dict[str, dict[str, str]] = {}
         last = [name.rpartition(".")[2] for name in anchors]
         short = {name.rpartition(".")[2]: anchor for name, anchor in anchors.items()}
         # ``channel`` is of two packages: a link only where it is clear which one is meant.
@@ -218,10 +220,14 @@ class Writer:
             if kind == "text":
                 yield from self.markdown(section.value)
             elif kind == "parameters":
-                for parameter in section.value:
-                    if parameter.description == "see there.":  # the entry before this one has told of the other
-                        continue
+                # The two `channel` have most arguments in common: these are on the page once.
+                before = self._told.setdefault(told.name, {}) if len(section.value) > _MANY else {}
+                new = [p for p in section.value if before.get(p.name) != p.description]
+                before.update({p.name: p.description for p in new})
+                for parameter in new:
                     yield from self._item(f"`{parameter.name}`", parameter.description)
+                if len(new) < len(section.value):
+                    yield f"- all other arguments: as of {self._words(f'`lb.aio.{told.name}`')}"
             elif kind == "raises":
                 for error in section.value:
                     yield from self._item(f"raises `{error.annotation}`", error.description)

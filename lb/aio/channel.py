@@ -48,50 +48,49 @@ def channel(
 ) -> Channel:
     """A channel to a service, for all four kinds of call. It connects at its first use.
 
-    Its calls raise what they raise on grpcio's channel; docs/troubleshooting.md tells which words are lb's
-    own, and what they mean.
+    Its calls raise the errors of grpcio's own channel. docs/troubleshooting.md explains their messages.
 
     Args:
-        target: ``consul:///catalog?dc=&tag=&near=`` (of the agent that ``CONSUL_HTTP_ADDR`` names, or
-            ``consul://agent:8500/catalog``; ``tag`` may be repeated, and an instance must have all),
-            ``static:///host:port,host:port?weights=1,3``, or what grpcio takes: ``host:port``, the same as
-            ``dns:///host:port`` (each address of the name is an endpoint; looked up every 30 s, or
-            ``?interval=`` seconds, and when a connection is lost), ``ipv4:``, ``ipv6:``, ``unix:``; or a
-            resolver: an object with ``start(listener)`` and ``close()`` (see `lb.Resolver`).
-        policy: how to choose, an object or a name (``round_robin``, ``weighted_round_robin``,
-            ``least_request``, ``p2c``, ...; see docs/policies.md). Default: ``weighted_round_robin``.
-        retry: when failed attempts are tried again. False: never. Default: ``lb.Retry()``.
-        breaker: when an endpoint is left out for a while. False: never. Default: ``lb.Breaker()``.
-        hedging: a second attempt while the first has not answered, for unary calls of methods that
-            are idempotent. False: none, also where a service config has them. Default: none.
+        target: what to call. ``consul:///catalog`` (or ``consul://agent:8500/catalog``, with ``?dc=``, ``?near=``, and
+            ``?tag=``, which may be repeated), ``static:///host:port,host:port?weights=1,3``, or what grpcio takes:
+            ``host:port`` and ``dns:///host:port`` (each address of the name is an endpoint; it is looked up every 30 s,
+            or every ``?interval=`` seconds, and when a connection is lost), ``ipv4:``, ``ipv6:``, ``unix:``. Or a
+            resolver of your own (`lb.Resolver`).
+        policy: how to choose an endpoint, as an object or a name (``weighted_round_robin``, ``least_request``, ``p2c``,
+            ...; see docs/policies.md). Default: ``weighted_round_robin``.
+        retry: when failed attempts are tried again. False: never. Default: `lb.Retry`.
+        breaker: when an endpoint is left out for a while. False: never. Default: `lb.Breaker`.
+        hedging: whether a call that has no answer yet is sent to another endpoint as well, for methods that may run
+            twice. False: no, not even if the service config says so. Default: no.
         limit: how many calls may run at once on each endpoint. Default, and False: any number.
-        ejection: how much of the pool breakers may take out. Default: ``lb.Ejection()``.
-        connection: reconnecting, keepalive, idling. Default: ``lb.Connection()``.
-        health: watch gRPC's health service of each endpoint under this service name (``""``: the whole
-            server), and send nothing to those that are NOT_SERVING, or do not know the service while others do.
-            Default: no watch.
-        service_config: gRPC's JSON document (text or mapping) in place of the settings above; it is
-            also accepted among the ``options``. See docs/service_config.md.
-        timeout_s: seconds for a call that gives none itself; streams too, from beginning to end. Default: none.
-        methods: what holds for single methods (``/package.Service/Method``, or ``/package.Service/*`` for all of a
-            service; the entry of the method stands alone), by an `lb.MethodSettings` with ``timeout_s``, ``retry``,
-            ``hedging``. The call's own timeout wins over that of ``methods``, and that over ``timeout_s``; all are
-            bounded by the service config's, by an incoming call's deadline and `lb.deadline`. For retries and
-            hedging ``methods`` win over the service config, and that over ``retry`` and ``hedging``.
-        propagate: whether a call made while an incoming call is handled inherits its deadline and
-            cancellation (see `lb.aio.incoming`), and one in a block of `lb.deadline` that one's.
-        measure_sizes: whether the metrics tell the sizes of messages, too (see docs/metrics.md).
-        measure_endpoints: whether the metrics of attempts tell the endpoint of each (see docs/metrics.md).
-        credentials: as of ``grpc.ssl_channel_credentials``; None for plain text. The certificate
-            must be for the target's authority (``consul:///catalog``: ``catalog``), unless the
-            option ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` says otherwise.
-        options: channel options as in ``grpc.aio.insecure_channel``, for the connection to each endpoint.
-        compression: as there; also for the connection to each endpoint.
-        interceptors: as there. They see a call once, however many attempts it takes.
+        ejection: how many endpoints breakers may leave out. Default: `lb.Ejection`.
+        connection: connecting, keepalive, idling. Default: `lb.Connection`.
+        health: a service name. Each endpoint's gRPC health service is watched under this name (``""``: the whole
+            server). Endpoints that are not SERVING get no calls, nor do those that do not know the service while others
+            do. Default: no watch.
+        service_config: gRPC's service config, as JSON text or a mapping. It is also accepted as an option. See
+            docs/service_config.md.
+        timeout_s: seconds, > 0, for calls that give no timeout, also for streams, from beginning to end. Default: no
+            limit.
+        methods: an `lb.MethodSettings` for a method (``/package.Service/Method``), or for all methods of a service
+            (``/package.Service/*``). The more specific entry holds, alone. Of timeouts the call's own holds, or else
+            that of ``methods``, or else ``timeout_s``; none goes beyond the service config's timeout, `lb.deadline`, or
+            the deadline of an incoming call. Of retries and hedging those of ``methods`` hold, or else the service
+            config's, or else ``retry`` and ``hedging``.
+        propagate: whether calls inherit deadline and cancellation from an incoming call (`lb.aio.incoming`), and a
+            deadline from `lb.deadline`.
+        measure_sizes: whether metrics include the sizes of messages (see docs/metrics.md).
+        measure_endpoints: whether metrics of attempts include the endpoint (see docs/metrics.md).
+        credentials: as from ``grpc.ssl_channel_credentials``. Default: plain text. The certificate must be for the
+            target's authority (of ``consul:///catalog``: ``catalog``), unless the option
+            ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` names another one.
+        options: channel options, as pairs of name and value, for the connection to each endpoint.
+        compression: a ``grpc.Compression`` for the connection to each endpoint.
+        interceptors: of grpc.aio. They see a call once, however many attempts it has.
 
     Raises:
-        ValueError: a bad target, policy name, setting, service config or interceptor.
-        TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
+        ValueError: a bad target, setting, service config or interceptor; the message names it.
+        TypeError: an argument of a wrong type, or bad channel options.
     """
     given = channel_options(options)
     interceptors = checks.sequence("interceptors", interceptors, "a sequence of grpc.aio.ClientInterceptor")
@@ -125,26 +124,38 @@ def channel(
 
 
 class Channel(_grpcio.UpperChannel):
-    """What `channel` returns: a ``grpc.aio.Channel``, with a look inside."""
+    """What `channel` returns: a ``grpc.aio.Channel`` that shows its endpoints, and takes another policy or weights."""
 
     _channel: Engine
 
     def snapshot(self) -> Snapshot:
-        """The endpoints as the channel sees them now, and why each is or is not picked.
-
-        ``str()`` of it is a table; ``as_dict()`` is ready for JSON.
-        """
+        """The endpoints as the channel sees them now, and why each one is picked or not."""
         return self._channel.snapshot()
 
     def change_policy(self, policy: Policy | str) -> None:
-        """Choose by another policy from the next call on; running calls are not touched."""
+        """Choose by another policy from the next attempt on. Attempts that run are not touched. Call it in the event
+        loop in which the channel is used.
+
+        Args:
+            policy: an object or a name, as of `channel`.
+
+        Raises:
+            ValueError: the name is not known.
+            TypeError: it is neither a policy nor a name.
+        """
         self._channel.balancer.change_policy(resolve(policy))
 
     def change_weights(self, weights: Mapping[str, int]) -> None:
-        """From the next call on these weights hold, by endpoint id, whatever the resolver says of them.
+        """Use these weights from the next attempt on, instead of the resolver's. Call it in the event loop in which the
+        channel is used.
 
-        The mapping replaces the one before; ``{}`` gives the resolver its word back. Raises
-        ``ValueError`` for a weight that is no whole number >= 0.
+        Args:
+            weights: whole numbers from 0 to 1,000,000,000 by endpoint id. They replace those of the call before;
+                endpoints that are not named have the resolver's. ``{}``: all have.
+
+        Raises:
+            ValueError: a weight is out of its range.
+            TypeError: ``weights`` is not a mapping, or a weight is not a whole number.
         """
         self._channel.change_weights(weights)
 

@@ -47,34 +47,53 @@ def channel(
     compression: grpc.Compression | None = None,
     interceptors: Sequence[Any] | None = None,
 ) -> Channel:
-    """A channel to a service, for all four kinds of call, for threads. It connects at its first use.
+    """A channel to a service for threads, for all four kinds of call. It connects at its first use.
+
+    Its calls raise the errors of grpcio's own channel. docs/troubleshooting.md explains their messages. A background
+    thread of the process, in which an event loop runs, serves all such channels. It starts and closes a resolver of
+    your own. A policy of your own is asked in the thread that calls, under a lock of the channel.
 
     Args:
-        target: as of `lb.aio.channel`, and so are all arguments up to ``measure_endpoints``. A resolver of
-            the user's own is started and closed in the library's background thread, in which an event
-            loop runs; a policy is asked under the channel's lock, in whichever thread calls.
-        policy: see `lb.aio.channel`.
-        retry: see there.
-        breaker: see there.
-        hedging: see there.
-        limit: see there.
-        ejection: see there.
-        connection: see there.
-        health: see there.
-        service_config: see there.
-        timeout_s: see there.
-        methods: see there.
-        propagate: see there.
-        measure_sizes: see there.
-        measure_endpoints: see there.
-        credentials: as of ``grpc.secure_channel``; None for plain text.
-        options: channel options as in ``grpc.insecure_channel``, for the connection to each endpoint.
-        compression: as there; also for the connection to each endpoint.
-        interceptors: as of ``grpc.intercept_channel``. They see a call once, however many attempts it takes.
+        target: what to call. ``consul:///catalog`` (or ``consul://agent:8500/catalog``, with ``?dc=``, ``?near=``, and
+            ``?tag=``, which may be repeated), ``static:///host:port,host:port?weights=1,3``, or what grpcio takes:
+            ``host:port`` and ``dns:///host:port`` (each address of the name is an endpoint; it is looked up every 30 s,
+            or every ``?interval=`` seconds, and when a connection is lost), ``ipv4:``, ``ipv6:``, ``unix:``. Or a
+            resolver of your own (`lb.Resolver`).
+        policy: how to choose an endpoint, as an object or a name (``weighted_round_robin``, ``least_request``, ``p2c``,
+            ...; see docs/policies.md). Default: ``weighted_round_robin``.
+        retry: when failed attempts are tried again. False: never. Default: `lb.Retry`.
+        breaker: when an endpoint is left out for a while. False: never. Default: `lb.Breaker`.
+        hedging: whether a call that has no answer yet is sent to another endpoint as well, for methods that may run
+            twice. False: no, not even if the service config says so. Default: no.
+        limit: how many calls may run at once on each endpoint. Default, and False: any number.
+        ejection: how many endpoints breakers may leave out. Default: `lb.Ejection`.
+        connection: connecting, keepalive, idling. Default: `lb.Connection`.
+        health: a service name. Each endpoint's gRPC health service is watched under this name (``""``: the whole
+            server). Endpoints that are not SERVING get no calls, nor do those that do not know the service while others
+            do. Default: no watch.
+        service_config: gRPC's service config, as JSON text or a mapping. It is also accepted as an option. See
+            docs/service_config.md.
+        timeout_s: seconds, > 0, for calls that give no timeout, also for streams, from beginning to end. Default: no
+            limit.
+        methods: an `lb.MethodSettings` for a method (``/package.Service/Method``), or for all methods of a service
+            (``/package.Service/*``). The more specific entry holds, alone. Of timeouts the call's own holds, or else
+            that of ``methods``, or else ``timeout_s``; none goes beyond the service config's timeout, `lb.deadline`, or
+            the deadline of an incoming call. Of retries and hedging those of ``methods`` hold, or else the service
+            config's, or else ``retry`` and ``hedging``.
+        propagate: whether calls inherit deadline and cancellation from an incoming call (`lb.sync.incoming`), and a
+            deadline from `lb.deadline`.
+        measure_sizes: whether metrics include the sizes of messages (see docs/metrics.md).
+        measure_endpoints: whether metrics of attempts include the endpoint (see docs/metrics.md).
+        credentials: as from ``grpc.ssl_channel_credentials``. Default: plain text. The certificate must be for the
+            target's authority (of ``consul:///catalog``: ``catalog``), unless the option
+            ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` names another one.
+        options: channel options, as pairs of name and value, for the connection to each endpoint.
+        compression: a ``grpc.Compression`` for the connection to each endpoint.
+        interceptors: as for ``grpc.intercept_channel``. They see a call once, however many attempts it has.
 
     Raises:
-        ValueError: a bad target, policy name, setting or service config.
-        TypeError: an object of a wrong kind, or bad channel options (as grpcio raises it).
+        ValueError: a bad target, setting or service config; the message names it.
+        TypeError: an argument of a wrong type, or bad channel options.
         RuntimeError: this process was forked from one in which such a channel was at work (see docs/operating.md).
     """
     if fork.lost():
@@ -108,7 +127,7 @@ def channel(
 
 
 class Channel(grpc.Channel):
-    """What `channel` returns: a ``grpc.Channel``, with a look inside."""
+    """What `channel` returns: a ``grpc.Channel`` that shows its endpoints, and takes another policy or weights."""
 
     def __init__(self, front: Front, options: Sequence[tuple[str, Any]], interceptors: Sequence[Any]) -> None:
         self._front = front
@@ -116,33 +135,33 @@ class Channel(grpc.Channel):
         self._upper = grpc.intercept_channel(upper, *interceptors)
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """See ``grpc.Channel``."""
+        """As of ``grpc.Channel``."""
         return self._upper.unary_unary(*args, **kwargs)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """See ``grpc.Channel``."""
+        """As of ``grpc.Channel``."""
         return self._upper.unary_stream(*args, **kwargs)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """See ``grpc.Channel``."""
+        """As of ``grpc.Channel``."""
         return self._upper.stream_unary(*args, **kwargs)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """See ``grpc.Channel``."""
+        """As of ``grpc.Channel``."""
         return self._upper.stream_stream(*args, **kwargs)
 
     def subscribe(
         self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
     ) -> None:
-        """See ``grpc.Channel``: the whole set's connectivity, by gRPC's aggregation rule."""
+        """As of ``grpc.Channel``. The state is that of the whole channel: READY if one endpoint is."""
         self._upper.subscribe(callback, bool(try_to_connect))
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        """See ``grpc.Channel``."""
+        """As of ``grpc.Channel``."""
         self._upper.unsubscribe(callback)
 
     def close(self) -> None:
-        """End running calls with CANCELLED, and close all connections. Idempotent."""
+        """End running calls with CANCELLED, and close all connections. It may be called again, from any thread."""
         self._upper.close()
 
     def __enter__(self) -> Channel:
@@ -152,21 +171,32 @@ class Channel(grpc.Channel):
         self.close()
 
     def snapshot(self) -> Snapshot:
-        """The endpoints as the channel sees them now, and why each is or is not picked.
-
-        ``str()`` of it is a table; ``as_dict()`` is ready for JSON.
-        """
+        """The endpoints as the channel sees them now, and why each one is picked or not."""
         return self._front.snapshot()
 
     def change_policy(self, policy: Policy | str) -> None:
-        """Choose by another policy from the next call on; running calls are not touched."""
+        """Choose by another policy from the next attempt on. Attempts that run are not touched. Call it from any
+        thread.
+
+        Args:
+            policy: an object or a name, as of `channel`.
+
+        Raises:
+            ValueError: the name is not known.
+            TypeError: it is neither a policy nor a name.
+        """
         self._front.engine.balancer.change_policy(resolve(policy))
 
     def change_weights(self, weights: Mapping[str, int]) -> None:
-        """From the next call on these weights hold, by endpoint id, whatever the resolver says of them.
+        """Use these weights from the next attempt on, instead of the resolver's. Call it from any thread.
 
-        The mapping replaces the one before; ``{}`` gives the resolver its word back. Raises
-        ``ValueError`` for a weight that is no whole number >= 0.
+        Args:
+            weights: whole numbers from 0 to 1,000,000,000 by endpoint id. They replace those of the call before;
+                endpoints that are not named have the resolver's. ``{}``: all have.
+
+        Raises:
+            ValueError: a weight is out of its range.
+            TypeError: ``weights`` is not a mapping, or a weight is not a whole number.
         """
         self._front.engine.change_weights(weights)
 

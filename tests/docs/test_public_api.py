@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import griffe
 import pytest
 
+import lb
 from tools import public_api
 from tools.public_api import PACKAGES, RENEW, ROOT
 
@@ -45,6 +47,18 @@ def test_names_that_are_imported_later_are_completed(package: str) -> None:
     code = f"import importlib; m = importlib.import_module({package!r}); print(*(set(m.__all__) - set(dir(m))))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_the_two_channels_are_described_alike() -> None:
+    """Each argument is described where it is given; the words are kept twice, and must not drift apart."""
+    described = []
+    for channel in (lb.aio.channel, lb.sync.channel):
+        sections = griffe.Docstring(inspect.getdoc(channel) or "", parser="google").parse()
+        (given,) = (section.value for section in sections if section.kind.value == "parameters")
+        described.append({parameter.name: parameter.description for parameter in given})
+    different = {name for name in described[0] if described[0][name] != described[1][name]}
+    assert different == {"propagate", "interceptors"}
+    assert list(described[0]) == list(described[1]) == list(inspect.signature(lb.aio.channel).parameters)
 
 
 HIDDEN = {"lb.aio.channel", "lb.sync.channel"}
