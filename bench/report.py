@@ -58,8 +58,8 @@ def tables() -> str:
     picks = _kept("pick")
     for name, whole in picks["whole_picks"][mix].items():
         pick = picks["picks"][mix][name]
-        cells = (name, _small_and_large(pick), _small_and_large(whole), f"{pick['10000']['change_ms']:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        of_pick = (name, _small_and_large(pick), _small_and_large(whole), f"{pick['10000']['change_ms']:.2f}")
+        lines.append("| " + " | ".join(of_pick) + " |")
     met = picks["goals"]
     lines += ["", f"Picks, with all mixes of weights: {met['met']} of {met['of']} goals met; missed: "]
     lines[-1] += "; ".join(met["missed"]) + "." if met["missed"] else "none."

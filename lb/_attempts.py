@@ -10,7 +10,8 @@ from lb.aio.calls import logical_call
 from lb.core import checks
 from lb.core.attempt import Attempt
 from lb.sync._grpcio import InactiveRpcError, lower_call
-from lb.sync.calls import BlockingCall, Handle, LoopCall
+from lb.sync.blocking import BlockingCall
+from lb.sync.calls import Handle, LoopCall
 
 # What a call may give that is not ours, or did not get as far as an attempt.
 _FROM_A_CALL = (grpc.RpcContext, grpc.aio.RpcContext, grpc.Future, BaseException)
@@ -32,10 +33,10 @@ def attempts(call: Any) -> list[Attempt]:
     if isinstance(lower, Handle):
         lower = lower.held
     if isinstance(lower, (BlockingCall, LoopCall)):
-        return [] if lower.call is None else list(lower.call.attempts)
+        return lower.attempts
     logical = logical_call(call)
     if logical is not None:
-        return list(logical.call.attempts)
+        return list(logical.record.attempts)
     if isinstance(call, (grpc.aio.AioRpcError, InactiveRpcError)):
         return list(getattr(call.debug_error_string(), "attempts", ()))
     if not isinstance(call, _FROM_A_CALL):

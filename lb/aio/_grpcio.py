@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import operator
 import time
 import weakref
 from asyncio import get_running_loop
@@ -44,6 +45,8 @@ def demand(names: dict[Any, str]) -> None:
 
 
 try:
+    from grpc import _common as grpcio_common
+    from grpc import _observability
     from grpc._cython import cygrpc
     from grpc.aio import _call as grpcio_call
     from grpc.aio import _channel as grpcio_channel
@@ -54,7 +57,9 @@ try:
         " StatusCode InitialMetadataFlags execute_batch build_census_context set_instrumentation_context_on_call_aio"
         " SendInitialMetadataOperation SendMessageOperation SendCloseFromClientOperation"
         " ReceiveInitialMetadataOperation ReceiveStatusOnClientOperation",
-        grpcio_call: "UnaryUnaryCall",
+        grpcio_call: "UnaryUnaryCall _create_rpc_error _LOCAL_CANCELLATION_DETAILS",
+        grpcio_common: "serialize deserialize",
+        _observability: "_OBSERVABILITY_PLUGIN",
         grpcio_channel: "UnaryUnaryMultiCallable _augment_channel_arguments",
         grpcio_channel.Channel: "unary_unary unary_stream stream_unary stream_stream"
         " _close close get_state wait_for_state_change channel_ready",
@@ -89,6 +94,7 @@ insecure_channel = grpc.aio.insecure_channel
 secure_channel = grpc.aio.secure_channel
 
 CHANNEL_CLOSED = "Channel is closed."
+LOCALLY_CANCELLED: str = grpcio_call._LOCAL_CANCELLATION_DETAILS
 CREDENTIALS_ON_INSECURE = "Call credentials are only valid on secure channels"
 
 STATUS_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -102,6 +108,12 @@ def on_monotonic_clock(deadline: float | None) -> float | None:
 def on_wall_clock(deadline: float | None) -> float | None:
     """A deadline for core, which turns it at once into an instant of its own monotonic clock."""
     return None if deadline is None else deadline - time.monotonic() + time.time()
+
+
+status_now: Callable[[Any], Any] = operator.attrgetter("_status")
+"""The status of a lower call, or None as long as it has none."""
+headers_now: Callable[[Any], tuple[Any, ...] | None] = operator.attrgetter("_initial_metadata")
+"""Its response headers, or None as long as it has none."""
 
 
 def of_server(call: Any) -> bool:
@@ -403,31 +415,50 @@ else:
     _UnaryUnaryCallBase = grpcio_call.UnaryUnaryCall
 
 
-class _UnaryUnaryCall(_UnaryUnaryCallBase):
-    """grpcio's own, made in one step instead of four: 1 % of a call."""
+class UnaryUnaryCall(_UnaryUnaryCallBase):
+    """grpcio's own call object over a call that makes its lower call only when more is asked than the response.
 
-    def __init__(
-        self, made_by: _UnaryUnary, request: Any, deadline: float | None, credentials: Any, wait_for_ready: bool | None
-    ) -> None:
-        self._loop = made_by._loop
-        self._cython_call = made_by._channel.call(
-            made_by._method, deadline, credentials, wait_for_ready, made_by._registered_call_handle
-        )
-        self._metadata = ()
-        self._request_serializer = made_by._request_serializer
-        self._response_deserializer = made_by._response_deserializer
-        self._request = request
-        self._context = cygrpc.build_census_context()
-        self._invocation_task = self._call_response = get_running_loop().create_task(self._invoke())
+    A subclass says how: ``general`` is that lower call, and it waits, cancels and knows its end by itself.
+    """
 
-    def __del__(self) -> None:
-        call = getattr(self, "_cython_call", None)
-        if call is not None and call._status is None:
-            super().__del__()
+    def general(self) -> Any:
+        """What stands for grpcio's lower call."""
+        raise NotImplementedError
+
+    # grpcio's cancels a call that nobody holds. While ours runs, core's event holds it, as grpcio's task holds its
+    # own; afterwards there is nothing to cancel. A function in C costs no frame.
+    __del__ = staticmethod(bool)  # type: ignore[assignment]
+
+    @property
+    def _cython_call(self) -> Any:
+        return self.general()
+
+    @property
+    def _invocation_task(self) -> Any:
+        return _over(self)
 
 
-class _UnaryUnary(_UnaryUnaryBase):
-    """grpcio's own, but a call without metadata makes no ``Metadata`` object: 3 % of a call."""
+def rpc_error(call: Any) -> Exception:
+    """The error of a call that did not end OK."""
+    error: Exception = grpcio_call._create_rpc_error(call._initial_metadata, call._status)
+    return error
+
+
+class UnaryUnary(_UnaryUnaryBase):
+    """grpcio's own multicallable, most of whose calls the channel carries out without a task (`lb.aio.unary`)."""
+
+    method: bytes
+    registered: bool
+
+    def serialize(self, request: Any) -> Any:
+        """The request's bytes; None when the serializer raised, which grpcio logs."""
+        serializer = self._request_serializer
+        return request if serializer is None else grpcio_common.serialize(request, serializer)
+
+    def deserialize(self, response: Any) -> Any:
+        """The response's object; None when the deserializer raised."""
+        deserializer = self._response_deserializer
+        return response if deserializer is None else grpcio_common.deserialize(response, deserializer)
 
     def __call__(
         self,
@@ -439,20 +470,32 @@ class _UnaryUnary(_UnaryUnaryBase):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Any:
-        if metadata is not None or compression is not None or self._interceptors:
-            return super().__call__(
-                request,
-                timeout=timeout,
-                metadata=metadata,
-                credentials=credentials,
-                wait_for_ready=wait_for_ready,
-                compression=compression,
-            )
-        call = _UnaryUnaryCall(
-            self, request, None if timeout is None else time.time() + timeout, credentials, wait_for_ready
+        # An observability plugin has to see each call as grpcio makes it; so have interceptors.
+        if not self._interceptors and _observability._OBSERVABILITY_PLUGIN is None:
+            headers: tuple[Any, ...] = ()
+            if metadata is not None or compression is not None:  # else no ``Metadata`` object: 3 % of a call
+                headers = tuple(self._init_metadata(metadata, compression))
+            call = self._channel.unary_call(self, request, timeout, headers, credentials, wait_for_ready)
+            if call is not None:
+                return call
+        return super().__call__(
+            request,
+            timeout=timeout,
+            metadata=metadata,
+            credentials=credentials,
+            wait_for_ready=wait_for_ready,
+            compression=compression,
         )
-        self._python_channel._active_calls.add(call)
-        return call
+
+
+# grpcio looks for its observability plugin, at 12,000 instructions, once more for each call whose method's name it is
+# told. Core knows the name of a registered method already, and services of this name grpcio leaves alone.
+_LEFT_ALONE: bytes | None = next(iter(getattr(_observability, "_SERVICES_TO_EXCLUDE", ())), None)
+
+
+def name_of_registered(method: bytes) -> bytes:
+    """What to tell grpcio instead of a registered method's name."""
+    return method if _LEFT_ALONE is None or _observability._OBSERVABILITY_PLUGIN is not None else _LEFT_ALONE
 
 
 class UpperChannel(_Base):
@@ -477,7 +520,9 @@ class UpperChannel(_Base):
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         made: Any = super().unary_unary(*arguments, **named)
-        made.__class__ = _UnaryUnary
+        made.__class__ = UnaryUnary  # grpcio names its class where it makes one, and takes no other
+        made.method = made._method
+        made.registered = made._registered_call_handle != 0
         return made
 
     def _register_call(self, call: Any) -> None:
@@ -494,7 +539,7 @@ class UpperChannel(_Base):
             if grace and grace < 0:
                 raise ValueError(f"grace must be non-negative, got {grace}.")
             channel.closing()
-            calls = list(self._active_calls)
+            calls = [*channel.departures.running, *self._active_calls]
             if grace and calls:
                 await asyncio.wait([asyncio.ensure_future(_over(call)) for call in calls], timeout=grace)
             for call in calls:
@@ -502,7 +547,7 @@ class UpperChannel(_Base):
             self._active_calls.clear()
         finally:  # also when closing was cancelled while it waited for calls
             if channel.closed():  # not when the grace was refused
-                for call in list(self._active_calls):
+                for call in [*channel.departures.running, *self._active_calls]:
                     call.cancel()
                 channel.close()
                 await channel.wait_closed()
@@ -527,9 +572,10 @@ def _as_newest(make: Callable[..., Any]) -> Callable[..., Any]:
         stub = make(self, method, request_serializer, response_deserializer, _registered_method)
         handles = self._channel.get_registered_call_handle
         stub._registered_call_handle = handles(method.encode()) if _registered_method else 0
+        stub.registered = bool(_registered_method)
         if not TELLS_OF_CALLS:
             stub._python_channel = self
-            if type(stub) is not _UnaryUnary:
+            if type(stub) is not UnaryUnary:
                 stub.__class__ = _telling(type(stub))
         return stub
 

@@ -31,18 +31,21 @@ import grpc
 from lb.aio import _grpcio, pulse
 from lb.aio.calls import LogicalCall, remember_maker
 from lb.aio.connections import Connections
+from lb.aio.departures import Departures
+from lb.aio.execution import Execution
 from lb.aio.home import Home
 from lb.aio.idling import Idling
 from lb.aio.methods import Methods
+from lb.aio.records import new_record
 from lb.aio.returns import Returns
-from lb.aio.sizes import SizedCall
 from lb.aio.source import Reports, Source, origin_of
 from lb.aio.subchannel import STATES, Subchannel, subchannel_options
+from lb.aio.unary import UnaryCall
 from lb.aio.unbegun import Unbegun
 from lb.aio.waiting import Waiting
 from lb.core import checks
 from lb.core.balancer import Balancer
-from lb.core.call import Method
+from lb.core.call import Call, Method
 from lb.core.candidate import Connectivity
 from lb.core.endpoint import MOST_WEIGHT, Resolution, Resolver
 from lb.core.settings import Settings
@@ -66,10 +69,10 @@ class Parts:
     """The classes of an engine's parts, as far as asyncio and threads differ in them."""
 
     balancer: type[Balancer] = Balancer
-    call: type[LogicalCall] = LogicalCall
-    sized_call: type[LogicalCall] = SizedCall
-    """The kind of call of a channel that measures the sizes of messages."""
+    record: type[Call] = Call
     subchannel: Callable[..., Any] = Subchannel
+    headers_alone_s: float = 0.02
+    """Core hands over the (empty) headers of a status without headers so many seconds before the status itself."""
 
 
 ASYNCIO = Parts()
@@ -145,7 +148,13 @@ class Engine:
         self.next_in_line = self.waiting.line.next
         self.in_loop = self._home.in_loop
         self.method = self._methods.find
-        self.call_type = parts.sized_call if settings.measure_sizes else parts.call
+        self.report = returns.reported
+        self.record_type = parts.record
+        self.headers_alone_s = parts.headers_alone_s
+        self.measure_sizes = settings.measure_sizes
+        self.departures = Departures()
+        """The calls that go without a task."""
+        self._only_general = intercepted or settings.measure_sizes
         self._secure = credentials is not None
         self._intercepted = intercepted
         self._started = started
@@ -174,10 +183,63 @@ class Engine:
             self.start()
         if self._idling.asleep:
             self._idling.wake_up()
-        call = self.call_type(self, method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
+        call = self.new_call(method, deadline, credentials, wait_for_ready, registered_call_handle != 0)
         if self._intercepted:
             remember_maker(call)
         self._unbegun.add(call)
+        return call
+
+    def new_call(
+        self, method: bytes, deadline: float | None, credentials: Any, wait_for_ready: bool | None, registered: bool
+    ) -> LogicalCall:
+        """A call that has begun: its first attempt is chosen and opened, or what it waits for is known."""
+        now = time.monotonic()
+        record, ahead_s, scope = new_record(self, method, deadline, wait_for_ready, now)
+        span = self.tracer.call_started(record, now)
+        execution = Execution(self, method, record, credentials=credentials, registered=registered, span=span)
+        call = LogicalCall(execution)
+        if scope is not None:
+            scope.add(call)
+        if not call.done():  # the incoming call may be cancelled already
+            execution.begin(now, ahead_s)
+        return call
+
+    def unary_call(
+        self,
+        stub: _grpcio.UnaryUnary,
+        request: Any,
+        timeout: float | None,
+        metadata: tuple[Any, ...],
+        credentials: Any,
+        wait_for_ready: bool | None,
+    ) -> UnaryCall | None:
+        """Start a call with one request and one response. None: it has to go the general way, by `call`.
+
+        So go the first call of a method or after idling, and those that need what only the general way has.
+        """
+        known = self.methods.get(stub.method)
+        if (
+            known is None
+            or known.hedging is not None
+            or self._home.loop is not get_running_loop()
+            or self._idling.asleep
+            or self._closing
+            or self._only_general
+            or self.balancer.needs_metadata
+        ):
+            return None
+        if credentials is not None:
+            _grpcio.check_call_credentials(credentials, secure=self._secure)
+        now = time.monotonic()
+        deadline = None if timeout is None else time.time() + timeout
+        record, ahead_s, scope = new_record(self, stub.method, deadline, wait_for_ready, now)
+        span = self.tracer.call_started(record, now)
+        call = UnaryCall(self, stub, request, metadata, credentials, record, span)
+        self.departures.running.add(call)
+        if scope is not None:
+            scope.add(call)
+        if not call.done():  # the incoming call may be cancelled already
+            call.start(now, ahead_s)
         return call
 
     def get_registered_call_handle(self, method: bytes) -> int:

@@ -14,17 +14,17 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from lb.aio import pulse
-from lb.aio._grpcio import as_with_core_retries
+from lb.aio._grpcio import status_now
+from lb.aio.attempt import LiveAttempt
 from lb.core.attempt import Attempt
-from lb.core.call import DONE, Action, Others
-from lb.core.outcome import LOST, OK, Origin, Outcome, Retryable, Verdict, lost
+from lb.core.call import DONE, Action, Done, Others
+from lb.core.outcome import LOST, Outcome, lost
 from lb.core.pulse import BEAT_S
 
 if TYPE_CHECKING:
-    from lb.aio.calls import LogicalCall
+    from lb.aio.execution import Execution
+    from lb.aio.protocols import LowerCall
 
 _ASK_AGAIN_S = 0.01
 _FASTER = "another attempt was faster"
@@ -33,41 +33,36 @@ _FASTER = "another attempt was faster"
 class Race:
     """The attempts of one call with one request and one response. Lives as long as the call runs."""
 
-    __slots__ = (
-        "_call",
-        "_context",
-        "_decision",
-        "_delay_s",
-        "_hedges",
-        "_metadata",
-        "_next",
-        "_request",
-        "_task",
-        "_tasks",
-        "_timer",
-        "_winner_s",
-    )
+    __slots__ = ("_call", "_context", "_decided", "_delay_s", "_hedges", "_next", "_request", "_task", "_tasks",
+                 "_timer", "_winner_s")  # fmt: skip
 
-    def __init__(self, call: LogicalCall, request: bytes, metadata: tuple[Any, ...], context: tuple[Any, ...]) -> None:
-        self._call: LogicalCall | None = call
+    def __init__(self, call: Execution, request: bytes, context: tuple[Any, ...]) -> None:
+        self._call: Execution | None = call
         self._request = request
-        self._metadata = metadata
         self._context = context
-        self._hedges: dict[Attempt, Any] = {}
+        self._hedges: list[LiveAttempt] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._delay_s = 0.0
         self._next: asyncio.Future[Action | None] | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._decision: tuple[Any, Any, bytes | None] | None = None
-        """The status, lower call and response by which a hedge has decided the call."""
+        self._decided: tuple[LiveAttempt, bytes | None] | None = None
+        """The hedge that has decided the call, and its response."""
         self._winner_s: float | None = None
-        call.call.hedged = True
+
+    @property
+    def waits(self) -> bool:
+        """Whether another hedge is to begin at some time."""
+        return self._timer is not None
 
     @property
     def running(self) -> int:
         """How many hedges run, beside the attempt of the call's own task."""
         return len(self._hedges)
+
+    def rivals(self, lower: LowerCall) -> int:
+        """How many hedges run beside this attempt that were not given up."""
+        return sum(other.lower is not lower and not other.timed_out for other in self._hedges)
 
     async def run(self, action: Action | None) -> bytes | None:
         """The whole call; None when it did not end OK."""
@@ -78,48 +73,35 @@ class Race:
         cancelling = task.cancelling()
         try:
             while action is not None:
-                if type(action) is Attempt:
-                    real = call._open_real(action)
-                    if (overdue := call.call.settings.overdue) is not None:
-                        overdue.add(action, call, real, action.started_at)
+                if isinstance(action, Attempt):
+                    live = call.opened(action)
+                    live.watch(action.started_at)
                     self._arm()
-                    response: bytes | None = await real.unary_unary(
-                        self._request, call._headers(action, self._metadata), *self._context
-                    )
-                    if call._status is None and real._status.code() == 0:
-                        self._won(action, time.monotonic())
-                    action = call._answered(real)
+                    response: bytes | None = await live.lower.unary_unary(self._request, live.headers(), *self._context)
+                    if not call.done() and status_now(live.lower).code() == 0:
+                        self._won(live, time.monotonic())
+                    action = call.answered(live)
                     if action is None:
                         return response if call.is_ok() else None
-                    if type(action) is Others:
+                    if isinstance(action, Others):
                         self._more(action)
-                elif type(action) is Others:
+                elif isinstance(action, Others):
                     self._next = asyncio.get_running_loop().create_future()
                     action = await self._next
                     self._next = None
-                    if type(action) is Attempt:
-                        call._attempt = None  # taken over: opened above
                 else:
                     self._disarm()
-                    action = await call._pass_time(action)
+                    action = await call.wait(action)
         except BaseException as error:
-            decision = self._decision
-            if decision is None or task.uncancel() > cancelling:  # the caller is cancelled: that wins over any attempt
-                call._abandon(error)
+            decided = self._decided
+            if decided is None or task.uncancel() > cancelling:  # the caller is cancelled: that wins over any attempt
+                call.abandon(error)
                 self._disarm()
                 raise
-            status, real, response = decision
-            (call._settle if status.code() == 0 else call._fail)(status, real._initial_metadata)
+            live, response = decided
+            call.end_as(live)
             return response if call.is_ok() else None
         return None
-
-    def rivals(self, real: Any) -> int:
-        """How many attempts run beside this one that were not given up."""
-        call = self._call
-        if call is None:
-            return 0
-        reals = [*self._hedges.values(), *((call._real,) if call._attempt is not None else ())]
-        return sum(other is not real and other not in call._timed_out for other in reals)
 
     def stop(self) -> None:
         """The call is decided: nothing else is wanted."""
@@ -127,12 +109,11 @@ class Race:
         if call is None:
             return
         self._disarm()
-        hedges, self._hedges = self._hedges, {}
+        hedges, self._hedges = self._hedges, []
         now = time.monotonic()
-        for attempt, real in hedges.items():
-            call.hand_back(attempt, self._lost(attempt, now), now)
-            if not real.done():
-                real.cancel(_FASTER)
+        for live in hedges:
+            live.give_back(self._lost(live, now), now)
+            live.cancel(_FASTER)
         self._wake(None)
 
     def _arm(self, least_s: float = 0.0) -> None:
@@ -140,7 +121,7 @@ class Race:
         self._disarm()
         if call is None:
             return
-        delay = call.call.hedge_delay_s()
+        delay = call.record.hedge_delay_s()
         if delay is not None:
             self._delay_s = delay = max(delay, least_s)
             self._timer = asyncio.get_running_loop().call_later(delay, self._due)
@@ -167,7 +148,7 @@ class Race:
             return
         if since is None:
             since = timer.when() - delay_s
-        left_s = call._channel.pulse.left_s(since, delay_s, time.monotonic())
+        left_s = call.channel.pulse.left_s(since, delay_s, time.monotonic())
         if left_s > 0.0:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._due, since)
         else:
@@ -179,66 +160,58 @@ class Race:
         if call is None:
             return
         self._timer = None
-        attempt = call._ask(call.call.hedge, time.monotonic())
-        if type(attempt) is not Attempt:
+        attempt = call.ask(call.record.hedge, time.monotonic())
+        if not isinstance(attempt, Attempt):
             if attempt is None:  # the budget may have more by then, or an endpoint room
                 self._arm(_ASK_AGAIN_S)
             return
+        live = LiveAttempt(call, attempt)
         try:
-            self._hedges[attempt] = real = call.lower_call(attempt)
+            live.open()
         except Exception as error:  # noqa: BLE001  # the connection was closed under us
-            call.hand_back(attempt, _internal(error), time.monotonic())
+            live.broken(repr(error))
             return
-        if (overdue := call.call.settings.overdue) is not None:
-            overdue.add(attempt, call, real, attempt.started_at)
-        task = asyncio.get_running_loop().create_task(self._hedge(call, attempt), name="lb: hedge")
+        self._hedges.append(live)
+        live.watch(attempt.started_at)
+        task = asyncio.get_running_loop().create_task(self._hedge(call, live), name="lb: hedge")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._arm()
 
-    async def _hedge(self, call: LogicalCall, attempt: Attempt) -> None:
-        real = self._hedges.get(attempt)
-        if real is None:
+    async def _hedge(self, call: Execution, live: LiveAttempt) -> None:
+        if live not in self._hedges:
             return
         try:
-            response: bytes | None = await real.unary_unary(
-                self._request, call._headers(attempt, self._metadata), *self._context
-            )
+            response: bytes | None = await live.lower.unary_unary(self._request, live.headers(), *self._context)
         except Exception as error:  # noqa: BLE001  # what grpcio raises says nothing of the endpoint
-            if self._hedges.pop(attempt, None) is not None:
-                call.hand_back(attempt, _internal(error), time.monotonic())
+            if live in self._hedges:
+                self._hedges.remove(live)
+                live.broken(repr(error))
                 if not self._hedges:
                     self._failed(call, DONE)
             return
-        if self._hedges.pop(attempt, None) is None:
-            return  # lost: handed back already
+        if live not in self._hedges:
+            return  # lost: given back already
+        self._hedges.remove(live)
         now = time.monotonic()
-        status = real._status
-        if call._channel.balancer.report is not None:
-            call.report(attempt, status)
+        status = status_now(live.lower)
         if status.code() == 0:
-            call.hand_back(attempt, OK, now)
-            self._won(attempt, now)
-            self._decide(call, status, real, response, now)
+            live.succeeded(status, now)
+            self._won(live, now)
+            self._decide(call, live, response, now)
             return
-        status = as_with_core_retries(call.in_time(real))
-        outcome = call.outcome(attempt, real, status, now)
-        call.hand_back(attempt, outcome, now)
-        running = len(self._hedges) + (call._attempt is not None)
-        action = call._ask(call.call.ended, outcome, now, committed=bool(real._initial_metadata), running=running)
-        call._last = (status, real._initial_metadata)
-        if type(action) is Others:
+        action = call.judged(live, now)
+        if isinstance(action, Others):
             self._more(action)
-        elif action is DONE:
-            self._decide(call, status, real, None, now)
+        elif isinstance(action, Done):
+            self._decide(call, live, None, now)
         else:
             self._failed(call, action)
 
-    def _failed(self, call: LogicalCall, action: Action) -> None:
+    def _failed(self, call: Execution, action: Action) -> None:
         """The last hedge failed. If the call's own task waits for it, that goes on; else its attempt still runs."""
-        if type(action) is Attempt:
-            call._attempt = action  # whoever cancels before the task goes on gives it back
-            call._real = None
+        if isinstance(action, Attempt):
+            call.hold(action)  # whoever cancels before the task goes on gives it back
         self._wake(action)
 
     def _wake(self, action: Action | None) -> None:
@@ -246,32 +219,30 @@ class Race:
             self._disarm()
             self._next.set_result(action)
 
-    def _won(self, attempt: Attempt, now: float) -> None:
+    def _won(self, live: LiveAttempt, now: float) -> None:
         """Take in the winner's latency: that of the losers is not known."""
-        winner_s = now - attempt.started_at
-        self._winner_s = winner_s if winner_s < BEAT_S else _ran_s(attempt, now)
+        winner_s = now - live.attempt.started_at
+        self._winner_s = winner_s if winner_s < BEAT_S else _ran_s(live, now)
         call = self._call
-        latency = None if call is None else call.call.settings.latency
+        latency = None if call is None else call.record.settings.latency
         if latency is not None:
             latency.observe(self._winner_s)
 
-    def _lost(self, attempt: Attempt, now: float) -> Outcome:
-        return LOST if self._winner_s is None else lost(_ran_s(attempt, now), self._winner_s)
+    def _lost(self, live: LiveAttempt, now: float) -> Outcome:
+        return LOST if self._winner_s is None else lost(_ran_s(live, now), self._winner_s)
 
-    def _decide(self, call: LogicalCall, status: Any, real: Any, response: bytes | None, now: float) -> None:
+    def _decide(self, call: Execution, live: LiveAttempt, response: bytes | None, now: float) -> None:
         """A hedge has decided the call: the other attempts end now, and the call's task settles it in its next step."""
-        self._decision = (status, real, response)
-        first = call._attempt
-        call._give_back(LOST if first is None else self._lost(first, now))
+        self._decided = (live, response)
+        first = call.live
+        if first is not None:
+            first.give_back(self._lost(first, now), now)
         assert self._task is not None
         self._task.cancel()
-        call._drop_real(_FASTER)
+        if first is not None:
+            first.cancel(_FASTER)
         self.stop()
 
 
-def _ran_s(attempt: Attempt, now: float) -> float:
-    return pulse.current().pulse.ran_s(attempt.started_at, now)
-
-
-def _internal(error: Exception) -> Outcome:
-    return Outcome(grpc.StatusCode.INTERNAL, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, repr(error))
+def _ran_s(live: LiveAttempt, now: float) -> float:
+    return pulse.current().pulse.ran_s(live.attempt.started_at, now)

@@ -13,9 +13,9 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from lb.aio import _grpcio
+from lb.aio.protocols import LowerCall
 
 REPLAY_LIMIT = 1 << 20
 """Bytes of a request stream that are kept for another attempt (core's per-RPC buffer has this size)."""
@@ -38,11 +38,11 @@ class Outbox:
         "_flushing",
         "_kept",
         "_lock",
+        "_lower",
         "_next",
         "_observer",
         "_on_close",
         "_over",
-        "_real",
         "_taken",
         "_written",
         "replayable",
@@ -60,18 +60,18 @@ class Outbox:
         """How many of the written messages any attempt took."""
         self._closed = False
         self._close_sent = False
-        self._next: Any = None
-        self._real: Any = None
+        self._next: LowerCall | None = None
+        self._lower: LowerCall | None = None
         self._observer: weakref.WeakMethod[Callable[[], None]] | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._attached = asyncio.Event()
         self._over = False
-        self._on_close: Callable[[Any], None] | None = None
+        self._on_close: Callable[[LowerCall], None] | None = None
         self.replayable = True
         """Whether all that was written is still here."""
 
-    def observe(self, metadata_sent: Callable[[], None], on_close: Callable[[Any], None] | None = None) -> None:
+    def observe(self, metadata_sent: Callable[[], None], on_close: Callable[[LowerCall], None] | None = None) -> None:
         """``metadata_sent`` tells grpcio's upper layer that it may write.
 
         ``on_close`` is told each attempt to which all requests were sent.
@@ -80,10 +80,10 @@ class Outbox:
         # A bound method of the upper call, which holds us: weak, so that no cycle stays behind.
         self._observer = weakref.WeakMethod(metadata_sent)
 
-    def attach(self, real: Any) -> None:
+    def attach(self, lower: LowerCall) -> None:
         """Send to this attempt, as soon as its metadata went out."""
-        self._next = real
-        self._real = None
+        self._next = lower
+        self._lower = None
         self._at = 0
         self._close_sent = False
 
@@ -91,7 +91,7 @@ class Outbox:
         """The attempt takes messages now (or has failed: its status tells)."""
         if self._next is None or self._next.done():
             return
-        self._real = self._next
+        self._lower = self._next
         self._attached.set()
         self._tell()
         if self._kept or self._closed:
@@ -99,7 +99,7 @@ class Outbox:
 
     def detach(self) -> None:
         """The attempt is over; writers wait for the next one."""
-        self._real = self._next = None
+        self._lower = self._next = None
         if not self._over:
             self._attached.clear()
 
@@ -128,8 +128,8 @@ class Outbox:
         raises the call's status then.
         """
         message = message or b""  # None: the serializer raised; grpcio logs that and sends an empty message
-        real, lock = self._real, self._lock
-        if real is None or self.replayable or self._kept or lock.locked():
+        lower, lock = self._lower, self._lock
+        if lower is None or self.replayable or self._kept or lock.locked():
             self._kept.append(message)
             self._bytes += len(message)
             self._written += 1
@@ -138,9 +138,9 @@ class Outbox:
         # Nothing is kept any longer, and nobody is before it: most messages of a long stream go this way.
         await lock.acquire()
         try:
-            await real.send_serialized_message(message)
+            await lower.send_serialized_message(message)
         except _grpcio.InternalError as error:
-            await self._ended(real, error)
+            await self._ended(lower, error)
             await self._attached.wait()  # there is no other attempt: the call is about to end
             raise
         finally:
@@ -166,34 +166,35 @@ class Outbox:
 
     async def _flush(self) -> None:
         async with self._lock:
-            real = self._real
+            lower = self._lower
             try:
-                while real is not None and real is self._real and self._at < len(self._kept):
+                while lower is not None and lower is self._lower and self._at < len(self._kept):
                     number = self._dropped + self._at + 1
-                    await real.send_serialized_message(self._kept[self._at])
+                    await lower.send_serialized_message(self._kept[self._at])
                     if number > self._taken:
                         self._taken = number
-                    if real is not self._real:
+                    if lower is not self._lower:
                         return
                     self._at += 1
                     if self._bytes > REPLAY_LIMIT or not self.replayable:
                         self.forget()
-                if self._closed and not self._close_sent and real is not None and real is self._real:
+                if self._closed and not self._close_sent and lower is not None and lower is self._lower:
                     self._close_sent = True
                     if self._on_close is not None:
-                        self._on_close(real)
-                    await real.send_receive_close()
+                        self._on_close(lower)
+                    await lower.send_receive_close()
             except _grpcio.InternalError as error:
-                await self._ended(real, error)
+                assert lower is not None
+                await self._ended(lower, error)
 
-    async def _ended(self, real: Any, error: Exception) -> None:
+    async def _ended(self, lower: LowerCall, error: Exception) -> None:
         """A write has failed: the attempt's status says why, and whether another one follows."""
         try:
             async with asyncio.timeout(_STATUS_S):
-                await real.status()
+                await lower.status()
         except TimeoutError:
             raise error from None
-        if real is self._real:
+        if lower is self._lower:
             self.detach()
 
     async def _flush_again(self) -> None:

@@ -36,14 +36,22 @@ class Returns:
         candidate = attempt.candidate
         try:
             self._balancer.ended(attempt, outcome, now)
-        finally:  # a policy's hook may raise
-            if candidate.breaker.last is not None:
-                self._breaker_moved(candidate, now)
-            if candidate.retired and candidate.closable:
-                self._home.in_loop(self._connections.close, candidate)
-            if self._balancer.waiting:
-                # A call that was told to wait and is not in line yet finds the place by itself (`Line.place`).
-                self._home.in_loop(_wake_first, self._line)
+        except Exception:  # noqa: BLE001  # the hook of a user's policy may raise anything
+            _log.exception("%s: the policy %s failed", self._target, self._balancer.policy.name)
+        if candidate.breaker.last is not None:
+            self._breaker_moved(candidate, now)
+        if candidate.retired and candidate.closable:
+            self._home.in_loop(self._connections.close, candidate)
+        if self._balancer.waiting:
+            # A call that was told to wait and is not in line yet finds the place by itself (`Line.place`).
+            self._home.in_loop(_wake_first, self._line)
+
+    def reported(self, attempt: Attempt, value: bytes) -> None:
+        """A server's load report came along: hand it to the policy, if that reads them."""
+        try:
+            self._balancer.reported(attempt, value, time.monotonic())
+        except Exception:  # noqa: BLE001  # what a server sends may be anything
+            _log.exception("%s: the load report of %s", self._target, attempt.endpoint_id)
 
     def answered(self, attempt: Attempt) -> None:
         """A stream's first response came."""

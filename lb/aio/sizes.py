@@ -1,19 +1,13 @@
-"""Calls whose messages are counted in bytes: what a channel with ``measure_sizes`` makes in place of plain ones.
+"""Messages counted in bytes, on a channel with ``measure_sizes``. Other channels pay nothing for it.
 
-A class of their own, chosen once per channel, so that other channels pay nothing for it. Counted
-are serialized messages on their way to core and back, hence before compression and after it was
+Counted are serialized messages on their way to core and back, hence before compression and after it was
 undone: grpcio tells Python neither the compressed size nor whether a message was compressed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
-
-from lb.aio._grpcio import ResponseStream
-from lb.aio.calls import LogicalCall
-from lb.core.attempt import Attempt
-from lb.core.outcome import Outcome
 
 
 def size(message: object) -> int:
@@ -24,98 +18,77 @@ def size(message: object) -> int:
 class Sizes:
     """Bytes of one attempt's messages."""
 
-    __slots__ = ("reading", "received", "sent", "tell")
+    __slots__ = ("_reading", "_tell", "received", "sent")
 
     def __init__(self, sent: int = 0) -> None:
         self.sent = sent
         self.received = 0
-        self.reading = False
-        """Whether a message is on its way here."""
-        self.tell: Callable[[], None] | None = None
-        """What to do once it is here: the attempt has ended."""
+        self._reading = False
+        self._tell: Callable[[], None] | None = None
+
+    def reads(self) -> None:
+        """A message is on its way here."""
+        self._reading = True
+
+    def has_read(self) -> None:
+        """It is here, or will not come."""
+        self._reading = False
+        if self._tell is not None:
+            self._tell()
+
+    def over(self, tell: Callable[[], None]) -> None:
+        """The attempt has ended: call ``tell`` once its last message is here, which may be a moment later."""
+        if self._reading:
+            self._tell = tell
+        else:
+            tell()
 
 
-class _Counted:
+class Counted:
     """A lower call of grpcio's, with its messages counted."""
 
-    __slots__ = ("_call", "_sizes")
+    __slots__ = ("_lower", "_sizes")
 
-    def __init__(self, call: Any, sizes: Sizes) -> None:
-        self._call = call
+    def __init__(self, lower: Any, sizes: Sizes) -> None:
+        self._lower = lower
         self._sizes = sizes
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._call, name)
+        return getattr(self._lower, name)
+
+    def uncounted(self) -> Any:
+        """The lower call itself, for grpcio's own functions."""
+        return self._lower
 
     async def unary_unary(self, request: bytes, *arguments: Any) -> bytes | None:
+        """See `LowerCall`."""
         self._sizes.sent += size(request)
-        response: bytes | None = self._received(await self._call.unary_unary(request, *arguments))
+        response: bytes | None = self._received(await self._lower.unary_unary(request, *arguments))
         return response
 
     async def stream_unary(self, *arguments: Any) -> bytes | None:
-        response: bytes | None = self._received(await self._call.stream_unary(*arguments))
+        """See `LowerCall`."""
+        response: bytes | None = self._received(await self._lower.stream_unary(*arguments))
         return response
 
+    async def initiate_unary_stream(self, request: bytes, *arguments: Any) -> None:
+        """See `LowerCall`."""
+        self._sizes.sent += size(request)
+        await self._lower.initiate_unary_stream(request, *arguments)
+
     async def send_serialized_message(self, message: bytes) -> None:
+        """See `LowerCall`."""
         self._sizes.sent += size(message)
-        await self._call.send_serialized_message(message)
+        await self._lower.send_serialized_message(message)
 
     async def receive_serialized_message(self) -> Any:
-        sizes = self._sizes
-        sizes.reading = True
+        """See `LowerCall`."""
+        self._sizes.reads()
         try:
-            return self._received(await self._call.receive_serialized_message())
+            return self._received(await self._lower.receive_serialized_message())
         finally:
-            sizes.reading = False
-            if sizes.tell is not None:
-                sizes.tell()
+            self._sizes.has_read()
 
     def _received(self, message: Any) -> Any:
         self._sizes.received += size(message)
         return message
-
-
-class _CountedStream(ResponseStream):
-    __slots__ = ("_sizes",)
-
-    def __init__(self, counted: _Counted, ended: Callable[[ResponseStream], None]) -> None:
-        super().__init__(counted._call, ended)
-        self._sizes = counted._sizes
-        self.receive_serialized_message = counted.receive_serialized_message
-        self.send_serialized_message = counted.send_serialized_message
-
-    def initiate_unary_stream(self, request: bytes, *arguments: Any) -> Coroutine[Any, Any, None]:
-        self._sizes.sent += size(request)
-        return super().initiate_unary_stream(request, *arguments)
-
-
-class SizedCall(LogicalCall):
-    """A `LogicalCall` that measures its attempts' messages. (`lb.sync` puts it over its own kinds.)"""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.sizes: dict[Attempt, Sizes] = {}
-        super().__init__(*arguments)
-
-    def lower_call(self, attempt: Attempt, to_wall_clock: float | None = None) -> Any:
-        """See `LogicalCall`."""
-        sizes = self.sizes[attempt] = Sizes()
-        return _Counted(super().lower_call(attempt, to_wall_clock), sizes)
-
-    def stream_of(self, real: _Counted) -> Any:
-        """See `LogicalCall`."""
-        return _CountedStream(real, self._status_arrived)
-
-    def hand_back(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """See `LogicalCall`."""
-        super().hand_back(attempt, outcome, now)
-        sizes = self.sizes.pop(attempt, None)
-        if not self._channel.metrics.on or sizes is None:
-            return
-
-        def tell() -> None:
-            self._channel.metrics.attempt_sizes(self.call, attempt, sizes.sent, sizes.received)
-
-        if sizes.reading:  # the status may be here a moment before its last message
-            sizes.tell = tell
-        else:
-            tell()

@@ -36,7 +36,12 @@ class Report(Protocol):
 # DNS must not bring a retryPolicy of its own.
 # Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
 # (GOAWAY races) is told from the status, see `lb.core.words`.
-_DEFAULTS = (("grpc.service_config_disable_resolution", 1), ("grpc.enable_retries", 0))
+# Idling is ours, too (`Connection.idle_s`); core's own, after 30 minutes, would cost 2 % of every call.
+_DEFAULTS = (
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),
+)
 
 _WHY_EVERY_S = 5.0
 """How old the reason may grow that is shown for an endpoint that cannot be reached."""
@@ -169,10 +174,12 @@ class Subchannel:
             handle = self._handles.get(method, 0)
             if not handle:
                 handle = self._handles[method] = self._lower.get_registered_call_handle(method)
+            if handle:
+                method = _grpcio.name_of_registered(method)
         return self._lower.call(method, deadline, credentials, wait_for_ready, handle)
 
-    def connected(self) -> bool:
-        """Whether the connection stands at this moment."""
+    def connected(self, *, blocking: bool = False) -> bool:
+        """Whether the connection stands at this moment. (``blocking`` calls may have one of their own in `lb.sync`.)"""
         return not self._closed and self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     def close(self) -> asyncio.Task[None] | None:

@@ -232,6 +232,11 @@ class Balancer:
         candidate.picks += 1
         return attempt
 
+    def reported(self, attempt: Attempt, value: bytes, now: float) -> None:
+        """A server's load report came with an answer. Hands it to the policy, if that reads them; it may raise."""
+        if self.report is not None:
+            self.report(attempt.candidate, value, now)
+
     def answered(self, attempt: Attempt, now: float) -> None:
         """A stream's first response came."""
         attempt.answered_at = now

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import asyncio
+import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
@@ -75,6 +76,10 @@ _EXPLICIT: int = cygrpc.InitialMetadataFlags.wait_for_ready_explicitly_set
 InactiveRpcError: Any = grpcio_channel._InactiveRpcError
 
 Options = Sequence[tuple[str, Any]]
+
+
+flags_of: Callable[[Any], int] = operator.attrgetter("_flags")
+"""The flags of a ``SendInitialMetadataOperation``."""
 
 
 def wait_for_ready(operation: Any) -> bool | None:

@@ -23,15 +23,22 @@ from lb.core.endpoint import Resolver
 from lb.core.settings import Settings
 from lb.shared import fork, threads
 from lb.sync import _grpcio, loop
-from lb.sync.calls import Batch, BlockingCall, Handle, Locked, LoopCall, cooperative
-from lb.sync.locked import LockedBalancer
-from lb.sync.sizes import SizedBlockingCall, SizedLocked
+from lb.sync.blocking import BlockingCall
+from lb.sync.calls import Handle, LoopCall
+from lb.sync.events import Batch
+from lb.sync.locked import LockedBalancer, LockedCall
 from lb.sync.subchannel import SharedSubchannel
 
 if TYPE_CHECKING:
     from lb.core.snapshot import Snapshot
 
-THREADS = Parts(balancer=LockedBalancer, call=Locked, sized_call=SizedLocked, subchannel=SharedSubchannel)
+THREADS = Parts(
+    balancer=LockedBalancer,
+    record=LockedCall,
+    subchannel=SharedSubchannel,
+    # grpcio's layer asks for the headers of every call, so here a busy machine must not commit a call too early.
+    headers_alone_s=0.25,
+)
 _LET_GO_S = 2.0
 
 
@@ -69,7 +76,8 @@ class Front:
             started=_nothing,  # before a fork the front is asked, for both
         )
         self.secure = credentials is not None
-        self._blocking_type = SizedBlockingCall if settings.measure_sizes else BlockingCall
+        self.cooperative = False
+        """Whether blocking calls are carried out in the loop: beside gevent a wait in core holds up every greenlet."""
         self.closed_reason = ""
         self._events: Any = None
         self._lock = threads.rlock()
@@ -96,7 +104,7 @@ class Front:
         registered = bool(registered_call_handle)
         arguments = (flags, method, host, metadata, context)
         if len(batches) == 1:
-            return self._blocking_type(self, arguments, deadline, credentials, batches[0][0], registered)
+            return BlockingCall(self, arguments, deadline, credentials, batches[0][0], registered)
         self.must_wait()
         return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, threads.mailbox()))
 
@@ -178,8 +186,7 @@ class Front:
                 used = self._loop
                 if used is None:
                     self._events = threads.mailbox()
-                    if threads.green():
-                        self._blocking_type = cooperative(self._blocking_type)
+                    self.cooperative = threads.green()
                     used = self._loop = loop.acquire()
                     fork.remember(self)
         return used

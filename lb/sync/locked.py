@@ -93,6 +93,11 @@ class LockedBalancer(Balancer):
         with self.lock:
             return Balancer.pick_another(self, call, now, number, why, tried)
 
+    def reported(self, attempt: Attempt, value: bytes, now: float) -> None:
+        """See there."""
+        with self.lock:
+            Balancer.reported(self, attempt, value, now)
+
     def answered(self, attempt: Attempt, now: float) -> None:
         """See there."""
         with self.lock:

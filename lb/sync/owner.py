@@ -20,6 +20,10 @@ class Owner(Protocol):
         """Whether its connections may carry call credentials."""
 
     @property
+    def cooperative(self) -> bool:
+        """Whether blocking calls are carried out in the loop."""
+
+    @property
     def closed_reason(self) -> str:
         """Why it takes no more calls; empty while it does."""
 

@@ -179,7 +179,8 @@ def test_a_forgotten_channel(server: Server, recwarn: pytest.WarningsRecorder, c
 
 def test_no_call_is_left(server: Server, kind: Kind) -> None:
     """Calls that ended, in whichever way, are collected and hold no place."""
-    from lb.sync.calls import BlockingCall, LoopCall
+    from lb.sync.blocking import BlockingCall
+    from lb.sync.calls import LoopCall
 
     with channel_to(server) as channel:
         ready(channel, 1)

@@ -17,7 +17,7 @@ from grpc._cython import cygrpc
 import lb
 from lb.core.balancer import Balancer
 from lb.core.call import Call
-from lb.sync import _grpcio, calls
+from lb.sync import _grpcio, blocking, calls, events
 from lb.sync.front import Front
 from lb.sync.locked import LockedBalancer, LockedCall
 from tests.sync.kit import KINDS, UU, Kind, Server, channel_to
@@ -55,16 +55,16 @@ def test_the_lower_calls_have_what_grpcios_have() -> None:
     """The same for calls and events."""
     for theirs, ours in ((cygrpc.SegregatedCall, calls.LoopCall), (cygrpc.IntegratedCall, calls.LoopCall)):
         assert {name for name in dir(theirs) if not name.startswith("_")} <= set(dir(ours))
-    assert {"cancel", "next_event"} <= set(dir(calls.BlockingCall))
+    assert {"cancel", "next_event"} <= set(dir(blocking.BlockingCall))
     event = {name for name in dir(cygrpc.BatchOperationEvent) if not name.startswith("_")}
-    assert event <= set(dir(calls._Event))
+    assert event <= set(dir(events.Event))
     for operation in (
         cygrpc.ReceiveStatusOnClientOperation,
         cygrpc.ReceiveInitialMetadataOperation,
         cygrpc.ReceiveMessageOperation,
         cygrpc.SendMessageOperation,
     ):
-        assert {name for name in dir(operation) if not name.startswith("_")} <= set(dir(calls._Status))
+        assert {name for name in dir(operation) if not name.startswith("_")} <= set(dir(events.Status))
 
 
 def test_operations_can_be_read() -> None:

@@ -201,23 +201,25 @@ async def test_attempts_that_end_while_others_are_looked_at() -> None:
     looks: list[Callable[[], object]] = []
     told: list[Any] = []
 
-    class Call:
-        in_loop = looks.append
-
+    class Channel:
         @staticmethod
-        def attempt_overdue(attempt: Any, real: Any) -> None:
-            told.append(attempt)
+        def in_loop(function: Callable[[Any], object], argument: Any) -> None:
+            looks.append(lambda: function(argument))
 
-    call: Any = Call()
-    attempts: list[Any] = [object() for _ in range(5000)]  # more than Python keeps tuples in store
+    class Attempt:
+        def overdue(self) -> None:
+            told.append(self)
+
+    channel: Any = Channel()
+    attempts: list[Any] = [Attempt() for _ in range(5000)]  # more than Python keeps tuples in store
     for attempt in attempts:
-        watch.add(attempt, call, None, 0.0)
+        watch.add(attempt, 0.0, channel)
     (look,) = looks
     ending = attempts[2500:]
 
     def end(phase: str, info: dict[str, int]) -> None:
         if ending:
-            watch.running.pop(ending.pop(), None)
+            watch.remove(ending.pop())
 
     usual = gc.get_threshold()
     gc.callbacks.append(end)
@@ -228,6 +230,6 @@ async def test_attempts_that_end_while_others_are_looked_at() -> None:
         gc.set_threshold(*usual)
         gc.callbacks.remove(end)
     assert told[:2500] == attempts[:2500]
-    assert not watch.running
-    watch.add(object(), call, None, 0.0)  # type: ignore[arg-type]
+    assert len(watch) == 0
+    watch.add(attempts[0], 0.0, channel)
     assert len(looks) == 2

@@ -187,10 +187,13 @@ async def test_a_failure(world: World, kind: Kind) -> None:
 
 
 async def test_headers_of_a_failure(world: World, kind: Kind) -> None:
-    """They are on the error as well."""
+    """They are on the error as well. (grpcio loses those of streams when the status comes along, up to half.)"""
     world.always(fail(INVALID, initial_metadata=(("x-head", "1"),)))
-    error = await failure(world.start_quietly(kind))
-    headers = error.initial_metadata()
+    for _ in range(50 if kind.streams_responses and not world.side.ours else 1):
+        error = await failure(world.start_quietly(kind))
+        headers = error.initial_metadata()
+        if headers:
+            break
     assert headers is not None
     assert headers["x-head"] == "1"
 

@@ -88,7 +88,7 @@ async def test_the_end_comes_before_the_word_that_a_message_was_taken(kept: bool
             outbox = Outbox()
             if not kept:
                 outbox.forget()
-            attempt = Attempt(outbox.settled)
+            attempt: Any = Attempt(outbox.settled)
             outbox.attach(attempt)
             outbox.metadata_sent()
             await (outbox.half_close() if half_close else outbox.send(b"1"))
@@ -98,7 +98,8 @@ async def test_the_end_comes_before_the_word_that_a_message_was_taken(kept: bool
 async def test_a_message_taken_by_an_attempt_that_fails_is_written(ending: Ending) -> None:
     """The write returns though another attempt has to follow, and that one gets the message, too."""
     outbox = Outbox()
-    first, second = Attempt(outbox.detach), Attempt(lambda: None)
+    first: Any = Attempt(outbox.detach)
+    second: Any = Attempt(lambda: None)
     async with asyncio.timeout(HANGS_S):
         for attempt in (first, second):
             outbox.attach(attempt)

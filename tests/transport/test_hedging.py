@@ -105,7 +105,7 @@ async def test_a_quick_answer_needs_no_hedge(fleet: Fleet) -> None:
             call = UU.start(channel)
             await answer(call)
             assert len(lb.attempts(call)) == 1
-            assert call._cython_call._race._timer is None
+            assert call._cython_call.execution._race.waits is False
     assert (len(one.received), len(two.received)) == (20, 0)
 
 
@@ -117,7 +117,7 @@ async def test_at_most_n_attempts_each_elsewhere(fleet: Fleet) -> None:
             backend.always(hang())
         call = UU.start(channel)
         await eventually(lambda: sum(backend.in_flight for backend in backends) == 3, "three have it")
-        assert call._cython_call._race._timer is None, "a fourth is to come"
+        assert call._cython_call.execution._race.waits is False, "a fourth is to come"
         call.cancel()
         await nothing_left(channel, *backends)
         assert len(lb.attempts(call)) == 3
@@ -270,12 +270,12 @@ async def test_beside_what_runs_the_next_goes_out_at_once(fleet: Fleet, failing:
             backend.script(hold(gate, fail()) if backend is backends[0] else hang())
         call = UU.start(channel)
         await backends[0].until(lambda: backends[0].in_flight == 1)
-        race = call._cython_call._race
+        race = call._cython_call.execution._race
         race._begin()  # as its timer would
         race._disarm()
         await eventually(lambda: sum(backend.in_flight for backend in backends) == 2, "the hedge has arrived")
         if failing:
-            (hedge,) = race._hedges.values()
+            (hedge,) = race._hedges
             hedge.cancel("as if its server had failed")
         else:
             gate.open()
@@ -439,7 +439,7 @@ async def test_what_raises_in_a_policy_ends_hedging_alone(fleet: Fleet, caplog: 
         with caplog.at_level(logging.ERROR, "lb.channel"):
             call = UU.start(channel)
             await eventually(lambda: caplog.records, "the bug is told")
-            assert call._cython_call._race._timer is None, "it would be asked again"
+            assert call._cython_call.execution._race.waits is False, "it would be asked again"
             gate.open()
             assert await answer(call) == b"one"
         await nothing_left(channel, one, two)

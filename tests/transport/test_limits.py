@@ -308,7 +308,7 @@ async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind
         call = context.run(kind.start, channel, wait_for_ready=True)
         reading = asyncio.ensure_future(kind.responses(call))
         logical = call._cython_call
-        await eventually(lambda: logical._passing_time is not None, "it waits")
+        await eventually(lambda: logical.execution.waits, "it waits")
         received = len(one.received)
         scope.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -317,7 +317,7 @@ async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind
         await one.start()
         await settled(channel)
         assert len(one.received) == received
-        assert logical._passing_time is None
+        assert not logical.execution.waits
 
 
 async def test_closing_the_channel_empties_the_line(fleet: Fleet, kind: Kind) -> None:

@@ -143,9 +143,9 @@ async def test_what_found_no_connection_was_not_sent(backend: Backend) -> None:
         await call
         logical = logical_call(call)
         assert logical is not None
-        (attempt,) = logical.call.attempts
+        (attempt,) = logical.record.attempts
         attempt.outcome = classify(grpc.StatusCode.UNAVAILABLE, origin=Origin.UNSENT)
-        channel._channel.metrics.attempt_sizes(logical.call, attempt, 3, 0)
+        channel._channel.metrics.attempt_sizes(logical.record, attempt, 3, 0)
         assert sums(measured, SENT) == {"OK": (1, 3), "UNAVAILABLE": (1, 0)}
 
 

@@ -154,5 +154,5 @@ async def test_a_change_to_a_policy_of_keys_holds_for_calls_that_wait(
         told.say(*endpoints(*three))
         for call in calls:
             await kind.responses(call)
-    read = [call.call.metadata for call in map(logical_call, calls) if call is not None]
+    read = [call.record.metadata for call in map(logical_call, calls) if call is not None]
     assert read == [(("user", "7"),)] * 6

@@ -301,7 +301,7 @@ async def test_all_attempts_share_one_deadline(backend: Backend, kind: Kind) -> 
         call = kind.start(channel, timeout=3)
         error = await failure(call)
         took = time.monotonic() - started
-        assert call._cython_call.call.gave_up == "the deadline is nearer than the next attempt"
+        assert call._cython_call.record.gave_up == "the deadline is nearer than the next attempt"
     assert error.code() is UNAVAILABLE
     assert took < 3
     left = [received.timeout_s or 0 for received in backend.received]
@@ -355,7 +355,7 @@ async def test_retries_stop_when_the_budget_is_used_up(backend: Backend, kind: K
             call = kind.start(channel)
             await failure(call)
             assert len(lb.attempts(call)) == expected
-            assert call._cython_call.call.gave_up == "the retry budget is used up"
+            assert call._cython_call.record.gave_up == "the retry budget is used up"
         assert channel.snapshot().retry_budget == 0
 
 
@@ -427,7 +427,7 @@ async def test_a_stream_longer_than_the_buffer_is_not_sent_again(fleet: Fleet, k
         gate.open()
         error = await failure(call)
         assert error.code() is UNAVAILABLE
-        assert call._cython_call.call.gave_up == "the request stream cannot be resent"
+        assert call._cython_call.record.gave_up == "the request stream cannot be resent"
     assert len(two.received) == 0
 
 

@@ -162,7 +162,7 @@ async def test_a_strategy_that_raises_is_told_in_the_log(
             assert await call.code() is grpc.StatusCode.UNAVAILABLE
         logical = logical_call(call)
         assert logical is not None
-        assert "the strategy is broken" in logical.call.gave_up
+        assert "the strategy is broken" in logical.record.gave_up
         assert "the strategy is broken" in caplog.text
         assert in_flight(channel) == 0
 

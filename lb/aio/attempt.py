@@ -1,0 +1,230 @@
+"""One attempt of a call: how it is opened, what it sends, how its end is judged, and how it is given back.
+
+::
+
+    Attempt (core's permit) ──open──► lower call ──headers, watch──► ended ──outcome──► give_back
+
+Everything that carries out calls stands on it: a call without a task (`lb.aio.unary`), the general call
+(`lb.aio.calls`), its stream of responses, its hedges, and the blocking call of `lb.sync`. An attempt is given back
+once, whatever happens; a second time does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from lb.aio import _grpcio
+from lb.aio._grpcio import AioRpcStatus, status_now
+from lb.aio.protocols import Carrier, LowerCall, Metadata
+from lb.aio.sizes import Counted, Sizes
+from lb.core import words
+from lb.core.attempt import Attempt
+from lb.core.headers import legal
+from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
+
+CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
+# The caller's deadline and core's timer are two clocks: this close together they are the same.
+_DEADLINE_SLACK_S = 0.02
+# Core counts in nanoseconds, 292 years of them: a deadline beyond that has passed, to core.
+_BEYOND_CORE_S = 1e9
+_DEADLINE_EXCEEDED: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+_NOBODY: Any = None
+
+_log = logging.getLogger("lb.channel")
+
+
+class LiveAttempt:
+    """An `Attempt` with its lower call.
+
+    ``blocking``: it is sent on the connection that blocking calls use.
+    """
+
+    __slots__ = ("_carrier", "_sizes", "_timed_out_as", "attempt", "blocking", "lower")
+
+    def __init__(self, carrier: Carrier, attempt: Attempt, *, blocking: bool = False) -> None:
+        self._carrier = carrier
+        self._sizes: Sizes | None = None
+        self.attempt = attempt
+        self.blocking = blocking
+        self.lower: Any = None
+        """The `LowerCall`, once there is one."""
+        self._timed_out_as: Any = None
+        """The status of one that was ended because ``attempt_timeout_s`` had passed."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it was not given back yet."""
+        return self.attempt.ended_at is None
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was ended because ``attempt_timeout_s`` had passed."""
+        return self._timed_out_as is not None
+
+    # ---- its beginning ----
+
+    def open(self, to_wall_clock: float | None = None) -> LowerCall:
+        """Make its lower call, unless it has one. ``to_wall_clock``: how far ahead of the monotonic clock that one is.
+
+        Raises whatever grpcio raises, when the connection was closed a moment ago.
+        """
+        if self.lower is not None:
+            made: LowerCall = self.lower
+            return made
+        carrier = self._carrier
+        deadline = carrier.record.deadline
+        if deadline is not None:  # core makes it at once an instant of its own monotonic clock
+            deadline += time.time() - time.monotonic() if to_wall_clock is None else to_wall_clock
+        # Waiting for a connection is done by the call, over all endpoints: core must not wait for this one.
+        handle = self.attempt.candidate.handle
+        lower: Any = handle.call(carrier.method, deadline, carrier.credentials, False, carrier.registered)
+        if carrier.channel.measure_sizes:
+            self._sizes = Sizes()
+            lower = Counted(lower, self._sizes)
+        self.lower = made = lower
+        return made
+
+    def open_stream(self, ended: Callable[[Any], None]) -> LowerCall:
+        """The same for a stream of responses; ``ended`` is called when its status is here."""
+        lower: Any = self.open()
+        if self._sizes is None:
+            lower = _grpcio.ResponseStream(lower, ended)
+        else:
+            lower = Counted(_grpcio.ResponseStream(lower.uncounted(), ended), self._sizes)
+        self.lower = lower
+        stream: LowerCall = lower
+        return stream
+
+    def headers(self) -> Metadata:
+        """The metadata that it sends. Its span begins here, if the call has one."""
+        carrier, attempt = self._carrier, self.attempt
+        metadata = carrier.metadata
+        if attempt.number > 1 and (previous := carrier.record.previous(attempt)):
+            metadata = (*metadata, ("grpc-previous-rpc-attempts", str(previous)))
+        if carrier.span is not None:
+            metadata = carrier.channel.tracer.attempt_started(carrier.span, carrier.record, attempt, metadata)
+        return metadata
+
+    def watch(self, since: float) -> None:
+        """From ``since`` on its ``attempt_timeout_s`` counts, until its end or its first response."""
+        if (overdue := self._carrier.record.settings.overdue) is not None:
+            overdue.add(self, since, self._carrier.channel)
+
+    def unwatch(self) -> None:
+        """A response came, or it ended."""
+        if (overdue := self._carrier.record.settings.overdue) is not None:
+            overdue.remove(self)
+
+    def sent(self, size: int) -> None:
+        """So many bytes of messages were sent past the lower call, by a blocking call."""
+        self._sizes = Sizes(size)
+
+    def received(self, size: int) -> None:
+        """So many bytes came past the lower call."""
+        assert self._sizes is not None
+        self._sizes.received += size
+
+    # ---- meanwhile ----
+
+    def overdue(self) -> None:
+        """``attempt_timeout_s`` has passed without a response: core says whether to give it up."""
+        carrier = self._carrier
+        if not self.running or carrier.done() or self.lower.done():
+            return
+        channel, record = carrier.channel, carrier.record
+        now = time.monotonic()
+        if record.overdue(self.attempt, now, replayable=carrier.replayable, running=carrier.rivals(self.lower)):
+            details = f"no response within the attempt's timeout of {record.settings.retry.attempt_timeout_s:g} s"
+            self._timed_out_as = AioRpcStatus(_DEADLINE_EXCEEDED, details, (), "")
+            self.lower.cancel("attempt timeout")
+            return
+        if record.error is not None:
+            _log.error("%s: %s", channel.target, record.error, exc_info=record.error)
+            record.error = None
+        channel.attempt_silent(self.attempt, now)
+
+    def cancel(self, details: str) -> None:
+        """End its lower call, if that runs. It is given back apart."""
+        lower = self.lower
+        if lower is not None and not lower.done():
+            lower.cancel(details)
+
+    # ---- its end ----
+
+    def status(self) -> Any:
+        """What it ended with, in the words that users know; in our own if it was given up."""
+        return self._timed_out_as or _grpcio.as_with_core_retries(status_now(self.lower))
+
+    def outcome(self, status: Any, now: float) -> Outcome:
+        """What came of it, when it did not end OK."""
+        code = _grpcio.STATUS_CODES[status.code()]
+        details = status.details() or ""
+        origin = Origin.PEER
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            deadline = self._carrier.record.deadline
+            if self.timed_out:
+                origin = Origin.ATTEMPT_TIMEOUT
+            elif deadline is not None and not _DEADLINE_SLACK_S < deadline - now < _BEYOND_CORE_S:
+                origin = Origin.CALLER
+        elif code is grpc.StatusCode.UNAVAILABLE:
+            if not _grpcio.of_server(self.lower):
+                origin = self._lost(details, now)
+        elif code is grpc.StatusCode.INTERNAL and not legal(self._carrier.metadata):
+            origin = Origin.CALLER  # core refused to send it
+        pushback = None
+        for key, value in status.trailing_metadata() or ():
+            if key == PUSHBACK_KEY:
+                pushback = value if isinstance(value, str) else ""
+        return classify(code, origin=origin, pushback=pushback, details=details)
+
+    def _lost(self, details: str, now: float) -> Origin:
+        """Who is behind an UNAVAILABLE that no server has sent, by core's words and the connection's fate."""
+        attempt = self.attempt
+        candidate = attempt.candidate
+        stands = candidate.handle.connected(blocking=self.blocking)
+        origin = words.origin(details, candidate, started_at=attempt.started_at, ended_at=now, stands=stands)
+        if origin is Origin.CLOSING:
+            candidate.handle.doubt()
+        return origin
+
+    def succeeded(self, status: Any, now: float) -> None:
+        """It ended OK: give it back, and pass on the load report that came along."""
+        channel = self._carrier.channel
+        if channel.balancer.report is not None:
+            for key, value in status.trailing_metadata() or ():
+                if key == REPORT_KEY:
+                    channel.report(self.attempt, value)
+        self.give_back(OK, now)
+
+    def broken(self, details: str) -> None:
+        """Give it back: grpcio could not carry it out, which says nothing of the endpoint."""
+        outcome = Outcome(grpc.StatusCode.INTERNAL, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, details)
+        self.give_back(outcome, time.monotonic())
+
+    def give_back(self, outcome: Outcome, now: float) -> None:
+        """Return it to the balancer, with what came of it; its span ends."""
+        attempt, carrier = self.attempt, self._carrier
+        if attempt.ended_at is not None:
+            return
+        channel = carrier.channel
+        if (overdue := carrier.record.settings.overdue) is not None:
+            overdue.remove(self)
+        channel.attempt_ended(attempt, outcome, now)
+        if attempt.span is not None:
+            channel.tracer.attempt_ended(attempt)
+        metrics = channel.metrics
+        if metrics.on:
+            metrics.attempt_ended(carrier.record, attempt)
+            if (sizes := self._sizes) is not None:
+                record = carrier.record
+                sizes.over(lambda: metrics.attempt_sizes(record, attempt, sizes.sent, sizes.received))
+        self._carrier = _NOBODY  # no cycle stays: core's call ends with the last who holds it
+
+    def __repr__(self) -> str:
+        return f"<LiveAttempt {self.attempt!r}>"

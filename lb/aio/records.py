@@ -1,0 +1,56 @@
+"""The core's record of a call: how it begins, and what telemetry is told of its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import grpc
+
+from lb.aio import _grpcio
+from lb.aio.protocols import Owner
+from lb.core.call import Call, Failed
+from lb.shared import scopes
+
+_log = logging.getLogger("lb.channel")
+
+
+def new_record(
+    channel: Owner, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float
+) -> tuple[Call, float | None, scopes.Scope | None]:
+    """The core's record of a call that begins; how far the wall clock is ahead, if asked; what it was made for.
+
+    ``deadline`` is an instant of the wall clock, as grpcio names it.
+    """
+    if now > channel.pulse.renew_at:
+        channel.keep_pulse()
+    settings = channel.methods.get(method) or channel.method(method)
+    to_wall_clock = None
+    if deadline is not None:
+        to_wall_clock = time.time() - now
+        deadline -= to_wall_clock  # the wall clock may be set
+    elif settings.default_timeout_s is not None:
+        deadline = now + settings.default_timeout_s
+    scope = scopes.current() if channel.propagate else None
+    if scope is not None:
+        deadline = scope.bound(deadline)
+    if settings.timeout_s is not None:
+        latest = now + settings.timeout_s
+        deadline = latest if deadline is None else min(latest, deadline)
+    return channel.record_type(settings, deadline, wait_for_ready, now), to_wall_clock, scope
+
+
+def policy_raised(channel: Owner, error: Exception) -> Failed:
+    """What follows when a user's policy raises."""
+    policy = channel.balancer.policy.name
+    _log.error("%s: the policy %s failed", channel.target, policy, exc_info=error)
+    return Failed(grpc.StatusCode.INTERNAL, f"the policy {policy} failed: {error!r}")
+
+
+def told(channel: Owner, record: Call, span: Any, status: Any) -> None:
+    """Tell telemetry how a call has ended."""
+    if channel.metrics.on:
+        channel.metrics.call_ended(record, _grpcio.STATUS_CODES[status.code()], span)
+    if span is not None and not isinstance(span, tuple):  # a tuple: there is none, only headers
+        channel.tracer.call_ended(span, record, _grpcio.STATUS_CODES[status.code()], status.details())

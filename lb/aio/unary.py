@@ -1,0 +1,247 @@
+"""A call with one request and one response, as most of them go. To learn how a call goes, begin here.
+
+::
+
+    start ──pick, open──► (next turn of the loop) send ──► _arrived ──OK──► settled: who awaits it goes on
+                                                              └──else──► `LogicalCall` goes on, in a task
+
+It needs no task: the future of the attempt's batch calls back. Whatever is not a first attempt that ends OK, and
+whoever asks the call object for more than its response, gets the general call of `lb.aio.calls`, made then and
+there (`general`), which goes on as if it had been there from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextvars import copy_context
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from lb.aio import _grpcio
+from lb.aio._grpcio import headers_now, status_now
+from lb.aio.attempt import LiveAttempt
+from lb.aio.calls import LogicalCall
+from lb.aio.execution import Execution
+from lb.aio.protocols import LowerCall, Metadata
+from lb.aio.records import policy_raised, told
+from lb.core.attempt import Attempt
+from lb.core.call import Action, Call
+from lb.shared import scopes
+
+if TYPE_CHECKING:
+    from lb.aio.engine import Engine
+
+
+class UnaryCall(_grpcio.UnaryUnaryCall):
+    """What a stub returns: grpcio's own call object, which carries out the call itself as far as that is simple."""
+
+    def __init__(
+        self,
+        channel: Engine,
+        stub: _grpcio.UnaryUnary,
+        request: Any,
+        metadata: Metadata,
+        credentials: Any,
+        record: Call,
+        span: Any,
+    ) -> None:
+        self.channel = channel
+        self.method = stub.method
+        self.registered = stub.registered
+        self.metadata = metadata
+        self.credentials = credentials
+        self.record = record
+        self.span = span
+        self.live: LiveAttempt | None = None
+        self._stub = stub
+        self._request = request
+        self.context = copy_context()
+        self._headers = metadata
+        self._steps: Any = None
+        self._general: LogicalCall | None = None
+        self._task: asyncio.Task[bytes | None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._running = True
+        self._error: BaseException | None = None
+        self._response: Any = None
+        self._serialized = True
+
+    # ---- the call ----
+
+    def start(self, now: float, ahead_s: float | None) -> None:
+        """Choose the endpoint and make the attempt's lower call, in the caller's own step.
+
+        It is sent in the loop's next turn, with all others that start in this one: that costs a tenth less.
+        """
+        channel = self.channel
+        try:
+            action: Action = self.record.begin(now)
+        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
+            action = policy_raised(channel, error)
+        if not isinstance(action, Attempt):
+            self._go_on(action)
+            return
+        self.live = live = LiveAttempt(self, action)
+        try:
+            live.open(ahead_s)
+            if self.span is not None:
+                self._headers = live.headers()
+        except BaseException as error:
+            self.general().execution.abandon(error)
+            raise
+        channel.departures.send_soon(self)
+
+    def send(self) -> None:
+        """Send the attempt. Called by the channel, with all others of one turn, in the caller's `context`."""
+        live = self.live
+        if live is None or not self._running:  # cancelled meanwhile
+            return
+        live.watch(live.attempt.started_at)
+        try:
+            self._steps = live.lower.unary_unary(self._stub.serialize(self._request), self._headers)
+            self._steps.send(None).add_done_callback(self._arrived, context=self.context)
+        except BaseException as error:  # noqa: BLE001  # who awaits the call gets it
+            self._failed(error)
+
+    def _arrived(self, _: object) -> None:
+        """The batch is complete."""
+        live, steps, self._steps = self.live, self._steps, None
+        assert live is not None
+        response = None
+        try:
+            try:
+                steps.send(None)
+            except StopIteration as stop:
+                response = stop.value
+            self._answered(live, response)
+        except BaseException as error:  # noqa: BLE001  # as above
+            self._failed(error)
+
+    def _answered(self, live: LiveAttempt, response: bytes | None) -> None:
+        if self._general is None:
+            status = status_now(live.lower)
+            if status.code() == 0:
+                live.succeeded(status, monotonic())
+                if self.span is not None or self.channel.metrics.on:
+                    told(self.channel, self.record, self.span, status)
+                self._settle(response)
+                return
+        general = self.general()
+        action = general.execution.answered(live)
+        if action is None:
+            self._settle(response if general.is_ok() else None)
+        else:
+            self._go_on(action)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """The response, or what the call raises."""
+        try:
+            if self._running and self._task is None:
+                waiter = self._waiter
+                if waiter is None or waiter.done():
+                    waiter = self._waiter = asyncio.get_running_loop().create_future()
+                yield from waiter
+            if self._task is not None:
+                yield from self._task
+        except asyncio.CancelledError:
+            if not self.cancelled():
+                self.cancel()
+            raise
+        if self._error is not None:
+            raise self._error
+        general = self._general
+        if general is None or general.is_ok():
+            if self._serialized:
+                self._serialized = False
+                self._response = self._stub.deserialize(self._response)
+            return self._response
+        if general.is_locally_cancelled():
+            raise asyncio.CancelledError
+        raise _grpcio.rpc_error(general)
+
+    # ---- where it is not as simple ----
+
+    def general(self) -> LogicalCall:
+        """The call as a `LogicalCall`, from now on."""
+        general = self._general
+        if general is None:
+            execution = Execution(
+                self.channel,
+                self.method,
+                self.record,
+                credentials=self.credentials,
+                registered=self.registered,
+                span=self.span,
+                metadata=self.metadata,
+            )
+            self._general = general = LogicalCall(execution)
+            live = self.live
+            execution.go_on(live, None)
+            if live is not None and not self._running:
+                execution.recall(status_now(live.lower), headers_now(live.lower))
+        return general
+
+    def _go_on(self, action: Action) -> None:
+        """What follows takes time: a task."""
+        general = self.general()
+        general.execution.go_on(self.live, action)
+        coroutine = general.unary_unary(self._stub.serialize(self._request), self.metadata)
+        self._task = asyncio.get_running_loop().create_task(coroutine, context=self.context)
+        self._task.add_done_callback(self._task_done)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)  # who awaits the call waits for the task from now on
+
+    def _task_done(self, task: asyncio.Task[bytes | None]) -> None:
+        self._settle(None if task.cancelled() or task.exception() is not None else task.result())
+
+    def _failed(self, error: BaseException) -> None:
+        """Grpcio could not carry out the attempt."""
+        general = self.general()
+        if not general.done():  # else it was cancelled
+            general.execution.abandon(error)
+            self._error = error
+        self._settle(None)
+
+    def _settle(self, response: bytes | None) -> None:
+        self.channel.departures.running.discard(self)
+        if self._running:
+            self._response = response
+            self._running = False
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # ---- what else is asked of it ----
+
+    replayable = True
+
+    def rivals(self, _: LowerCall) -> int:
+        """See `Carrier`: none."""
+        return 0
+
+    def done(self) -> bool:
+        """Whether the call has its final status."""
+        return not self._running if self._general is None else self._general.done()
+
+    def cancelled(self) -> bool:
+        """Whether that status is CANCELLED."""
+        return self._general is not None and self._general.cancelled()
+
+    def cancel(self) -> bool:
+        """End the call now; False when it has ended."""
+        return self._end(_grpcio.LOCALLY_CANCELLED)
+
+    def _end(self, details: str) -> bool:
+        general = self.general()
+        if general.done():
+            return False
+        general.cancel(details)
+        if self._task is not None:
+            self._task.cancel()
+        self._settle(None)
+        return True
+
+    def incoming_cancelled(self) -> None:
+        """The incoming call that this one is made for was cancelled. From any thread."""
+        self.channel.in_loop(self._end, scopes.CANCELLED)
