@@ -69,8 +69,8 @@ class LiveAttempt:
 
     # ---- its beginning ----
 
-    def open(self, to_wall_clock: float | None = None) -> LowerCall:
-        """Make its lower call, unless it has one. ``to_wall_clock``: how far ahead of the monotonic clock that one is.
+    def open(self) -> LowerCall:
+        """Make its lower call, unless it has one.
 
         Raises whatever grpcio raises, when the connection was closed a moment ago.
         """
@@ -78,9 +78,7 @@ class LiveAttempt:
             made: LowerCall = self.lower
             return made
         carrier = self._carrier
-        deadline = carrier.record.deadline
-        if deadline is not None:  # core makes it at once an instant of its own monotonic clock
-            deadline += time.time() - time.monotonic() if to_wall_clock is None else to_wall_clock
+        deadline = _grpcio.on_wall_clock(carrier.record.deadline)
         # Waiting for a connection is done by the call, over all endpoints: core must not wait for this one.
         handle = self.attempt.candidate.handle
         lower: Any = handle.call(carrier.method, deadline, carrier.credentials, False, carrier.registered)

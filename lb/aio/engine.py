@@ -194,14 +194,14 @@ class Engine:
     ) -> LogicalCall:
         """A call that has begun: its first attempt is chosen and opened, or what it waits for is known."""
         now = time.monotonic()
-        record, ahead_s, scope = new_record(self, method, deadline, wait_for_ready, now)
+        record, scope = new_record(self, method, _grpcio.on_monotonic_clock(deadline), wait_for_ready, now)
         span = self.tracer.call_started(record, now)
         execution = Execution(self, method, record, credentials=credentials, registered=registered, span=span)
         call = LogicalCall(execution)
         if scope is not None:
             scope.add(call)
         if not call.done():  # the incoming call may be cancelled already
-            execution.begin(now, ahead_s)
+            execution.begin(now)
         return call
 
     def unary_call(
@@ -231,15 +231,15 @@ class Engine:
         if credentials is not None:
             _grpcio.check_call_credentials(credentials, secure=self._secure)
         now = time.monotonic()
-        deadline = None if timeout is None else time.time() + timeout
-        record, ahead_s, scope = new_record(self, stub.method, deadline, wait_for_ready, now)
+        deadline = None if timeout is None else now + timeout
+        record, scope = new_record(self, stub.method, deadline, wait_for_ready, now)
         span = self.tracer.call_started(record, now)
         call = UnaryCall(self, stub, request, metadata, credentials, record, span)
         self.departures.running.add(call)
         if scope is not None:
             scope.add(call)
         if not call.done():  # the incoming call may be cancelled already
-            call.start(now, ahead_s)
+            call.start(now)
         return call
 
     def get_registered_call_handle(self, method: bytes) -> int:

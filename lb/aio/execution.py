@@ -99,7 +99,7 @@ class Execution:
         self._race = race = Race(self, request, context)
         return race
 
-    def begin(self, now: float, to_wall_clock: float | None = None) -> None:
+    def begin(self, now: float) -> None:
         """Choose the first attempt's endpoint, and make its lower call; its task goes on from there (`take`).
 
         In the caller's own step, as grpcio makes its own. Made in the task that follows, calls that start together
@@ -111,7 +111,7 @@ class Execution:
         self._action = action = self.ask(self.record.begin, now)
         if isinstance(action, Attempt):
             try:
-                self.hold(action).open(to_wall_clock)
+                self.hold(action).open()
             except BaseException as error:
                 self.abandon(error)
                 raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import grpc
@@ -18,19 +17,15 @@ _log = logging.getLogger("lb.channel")
 
 def new_record(
     channel: Owner, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float
-) -> tuple[Call, float | None, scopes.Scope | None]:
-    """The core's record of a call that begins; how far the wall clock is ahead, if asked; what it was made for.
+) -> tuple[Call, scopes.Scope | None]:
+    """The core's record of a call that begins, and the incoming call that it is made for.
 
-    ``deadline`` is an instant of the wall clock, as grpcio names it.
+    ``deadline`` is the caller's own, an instant of the monotonic clock; others may be earlier.
     """
     if now > channel.pulse.renew_at:
         channel.keep_pulse()
     settings = channel.methods.get(method) or channel.method(method)
-    to_wall_clock = None
-    if deadline is not None:
-        to_wall_clock = time.time() - now
-        deadline -= to_wall_clock  # the wall clock may be set
-    elif settings.default_timeout_s is not None:
+    if deadline is None and settings.default_timeout_s is not None:
         deadline = now + settings.default_timeout_s
     scope = scopes.current() if channel.propagate else None
     if scope is not None:
@@ -38,7 +33,7 @@ def new_record(
     if settings.timeout_s is not None:
         latest = now + settings.timeout_s
         deadline = latest if deadline is None else min(latest, deadline)
-    return channel.record_type(settings, deadline, wait_for_ready, now), to_wall_clock, scope
+    return channel.record_type(settings, deadline, wait_for_ready, now), scope
 
 
 def policy_raised(channel: Owner, error: Exception) -> Failed:

@@ -69,7 +69,7 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
 
     # ---- the call ----
 
-    def start(self, now: float, ahead_s: float | None) -> None:
+    def start(self, now: float) -> None:
         """Choose the endpoint and make the attempt's lower call, in the caller's own step.
 
         It is sent in the loop's next turn, with all others that start in this one: that costs a tenth less.
@@ -84,7 +84,7 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
             return
         self.live = live = LiveAttempt(self, action)
         try:
-            live.open(ahead_s)
+            live.open()
             if self.span is not None:
                 self._headers = live.headers()
         except BaseException as error:
@@ -106,6 +106,8 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
 
     def _arrived(self, _: object) -> None:
         """The batch is complete."""
+        if self._waiter is not None and self._waiter.cancelled():
+            self.cancel()  # whoever awaits the call is cancelled, and would say so in its next step
         live, steps, self._steps = self.live, self._steps, None
         assert live is not None
         response = None

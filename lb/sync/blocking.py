@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lb.aio._grpcio import AioRpcStatus, InternalError, status_now
+from lb.aio._grpcio import AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock, status_now
 from lb.aio.attempt import LiveAttempt
 from lb.aio.calls import LogicalCall
 from lb.aio.engine import Engine
@@ -139,7 +139,8 @@ class BlockingCall:
         now = time.monotonic()
         first = self._operations[0]
         wait_for_ready = _grpcio.wait_for_ready(first)
-        record, ahead_s, scope = new_record(channel, self.method, self._deadline, wait_for_ready, now)
+        deadline = on_monotonic_clock(self._deadline)
+        record, scope = new_record(channel, self.method, deadline, wait_for_ready, now)
         self.record = record
         self.span = channel.tracer.call_started(record, now)
         if scope is not None:
@@ -150,7 +151,7 @@ class BlockingCall:
             return self._in_loop(self._general(None), action)
         live = LiveAttempt(self, action, blocking=True)
         try:
-            sent = self._send(live, ahead_s)
+            sent = self._send(live)
         except BaseException as error:
             self._general(live).abandon(error)
             if not isinstance(error, ValueError) or legal(self.metadata):
@@ -175,22 +176,19 @@ class BlockingCall:
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
             return policy_raised(self.channel, error)
 
-    def _send(self, live: LiveAttempt, ahead_s: float | None) -> Sent:
+    def _send(self, live: LiveAttempt) -> Sent:
         """The attempt from beginning to end, in this thread."""
         subchannel = live.attempt.candidate.handle
         operations = self._operations
         if self.span is not None or _grpcio.flags_of(operations[0]):
             operations = (_grpcio.send_metadata(live.headers()), *operations[1:])
-        deadline = self.record.deadline
-        if deadline is not None:
-            deadline += time.time() - time.monotonic() if ahead_s is None else ahead_s
         flags, method, host, metadata, context = self._arguments
         blocking = subchannel.blocking()
         segregated = blocking.segregated_call(
             flags,
             method,
             host,
-            deadline,
+            on_wall_clock(self.record.deadline),
             metadata,
             self._core_credentials,
             ((operations, None),),
