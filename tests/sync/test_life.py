@@ -455,7 +455,7 @@ def kept_blocking_call(channel: Any) -> Any:
 
 def kept_error(channel: Any) -> Any:
     """What a stream has raised."""
-    call = US.start(channel, timeout=0.01)
+    call = US.start(channel, timeout=1.0)
     return failure(lambda: US.finish(call))
 
 

@@ -29,7 +29,7 @@ from tests.support.stepped import step
 from tests.sync import kit as threads
 from tests.transport import kit as aio
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 6.0
 LONG_S = 60.0
 PAUSE_S = 0.3
 GIVEN_UP_S = 30.0

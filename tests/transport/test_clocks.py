@@ -11,7 +11,7 @@ from tests.transport.kit import KINDS
 
 HOUR_S = 3600.0
 MOST_S = 25.0
-"""What a busy machine may need for two seconds; a call that follows the wall clock needs an hour, or none."""
+"""What a busy machine may need for six seconds; a call that follows the wall clock needs an hour, or none."""
 
 
 SIDES = ("aio", "threads", "grpcio")
@@ -30,5 +30,5 @@ async def test_a_clock_that_is_set_moves_no_deadline(ahead_s: float) -> None:
                 code, took_s = ends[f"{name} {kind}"]
                 # On a machine so busy that no time is left for another attempt the failure of the first one is told.
                 late = name == "hanging" and code == "UNAVAILABLE"
-                assert late or (code == "DEADLINE_EXCEEDED" and took_s > 1.8), (side, name, kind, ends)
+                assert late or (code == "DEADLINE_EXCEEDED" and took_s > 5.8), (side, name, kind, ends)
                 assert took_s < MOST_S, (side, name, kind, ends)
