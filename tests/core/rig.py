@@ -37,6 +37,7 @@ REFUSED = classify(StatusCode.UNAVAILABLE, pushback="0", details="draining")
 INTERNAL = classify(StatusCode.INTERNAL, details="bug")
 TIMED_OUT = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT)
 CANCELLED = classify(StatusCode.CANCELLED, origin=Origin.CALLER)
+EXPIRED = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.CALLER)
 
 
 def endpoint(name: str, weight: int = 1) -> Endpoint:
