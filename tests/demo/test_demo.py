@@ -18,7 +18,6 @@ import pytest
 
 from services.demo.__main__ import INSTANCES, main
 from tests.demo.test_supervisor import alive, until
-from tests.docs.test_readme import SNIPPETS as README
 from tests.support.wait import until as until_answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,15 +128,16 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
         await until_answer(whole_trace, within_s=60, what="a trace with spans of all services")
 
         env = {**os.environ, "CONSUL_HTTP_ADDR": mesh.consul, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}"}
-        snippet = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", README[1]),
+        program = (ROOT / "examples" / "asyncio_client.py").read_text("utf-8").replace("espresso", "beans-brazil-250")
+        example = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program),
             env=env,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        output, _ = await asyncio.wait_for(snippet.communicate(), 60)
-        assert snippet.returncode == 0, output.decode()
-        assert b"attempt 1 went to catalog-" in output
+        output, _ = await asyncio.wait_for(example.communicate(), 60)
+        assert example.returncode == 0, output.decode()
+        assert b"1. catalog-" in output
 
         victim = before["catalog-3"]["pid"]
         os.kill(victim, signal.SIGKILL)
