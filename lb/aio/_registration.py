@@ -46,7 +46,11 @@ _STATUSES = ("critical", "warning", "passing")
 
 
 class Registration:
-    """An instance registered in Consul; made by `registration`, used once, as an async context manager."""
+    """An instance registered in Consul, as `registration` returns it. Enter it once.
+
+    Entering raises a ``ValueError`` if Consul refuses the registration as invalid (HTTP 400), and a ``RuntimeError`` if
+    it was entered before.
+    """
 
     def __init__(self, presence: Presence, consul: str | None, reassert_s: float) -> None:
         self._presence = presence
@@ -71,19 +75,20 @@ class Registration:
 
     @property
     def weight(self) -> int:
-        """Its passing weight, as last set here or seen in Consul."""
+        """Its weight while it passes, as last set here or seen in Consul."""
         return self._presence.weight
 
     @property
     def registered(self) -> bool:
-        """Whether the agent had the instance when it was asked last: this one, and not another with its id."""
+        """Whether the agent had this instance when it was last asked."""
         return self._registered
 
     async def wait_registered(self) -> None:
-        """Wait until the instance is registered; bound it with ``asyncio.timeout``.
+        """Wait until the instance is registered. Limit it with ``asyncio.timeout``.
 
-        Raises ``ValueError`` when Consul refuses the registration as invalid, ``RuntimeError`` when it was left, or
-        not entered.
+        Raises:
+            ValueError: Consul refuses the registration as invalid.
+            RuntimeError: the block was left, or not entered.
         """
         while not self._registered:
             if self._refusal is not None:
@@ -94,9 +99,16 @@ class Registration:
             await self._news.wait()
 
     async def set_weight(self, weight: int, *, warning: int | None = None) -> None:
-        """Change the weight in place; while Consul is away it is changed once it is back.
+        """Change the weight. The check keeps its status. If Consul cannot be reached, it is changed once Consul
+        answers.
 
-        Raises ``ValueError`` when a weight is not a whole number from 0 to 65535.
+        Args:
+            weight: from 0 to 65535.
+            warning: the weight while a check is in warning, from 0 to 65535. Default: as it is.
+
+        Raises:
+            ValueError: a weight is out of its range.
+            TypeError: a weight is not a whole number.
         """
         _check_weight("weight", weight)
         _check_weight("warning", self._presence.warning_weight if warning is None else warning)
@@ -106,19 +118,19 @@ class Registration:
                 await self._turn()
 
     async def drain(self) -> None:
-        """Ask for no new calls: service maintenance on, at each agent that may know the instance, at the same time.
+        """Ask for no new calls: put the instance into maintenance, at every agent that may know it.
 
-        What is in flight goes on. Takes up to 2 s when an agent is away, up to 8 s when it answers slowly. Never
+        Running calls go on. It takes up to 2 s if an agent cannot be reached, and up to 8 s if it answers slowly. Never
         raises.
         """
         await self._stop_asserting()
         await asyncio.gather(*(self._drain(place) for place in self._places if place.sent))
 
     async def close(self) -> None:
-        """Leave Consul, at each agent at the same time. Idempotent, never raises.
+        """Remove the instance from Consul, at every agent. It may be called again. Never raises.
 
-        Takes up to 2 s when an agent is away, up to 8 s when it answers slowly. When the caller is cancelled,
-        leaving goes on in the background.
+        It takes up to 2 s if an agent cannot be reached, and up to 8 s if it answers slowly. If the caller is
+        cancelled, it goes on in the background.
         """
         self._leaving.set()
         if self._closing is None:
@@ -288,39 +300,38 @@ def registration(
     status: str = "critical",
     reassert_s: float = 1.0,
 ) -> Registration:
-    """Register an instance while the context lasts. Needs a running event loop when entered.
+    """Register an instance in Consul. Use it as an async context manager: the instance is registered inside the block.
 
-    Consul that is away is no error: it is asked again until it answers, the log ``lb.consul`` says so, and
-    `Registration.registered` tells how it stands.
+    If Consul cannot be reached, entering the block does not fail: the instance is registered as soon as Consul answers.
+    The log ``lb.consul`` says so, and `Registration.registered` tells whether it is registered.
 
     Args:
-        service: the name that clients ask for (``consul:///NAME``).
-        address: ``host:port`` that clients, and the agent's check, can reach.
-        id: the instance's id, unique on its agent; default ``SERVICE-HOST-PORT``.
-        weight: share of the traffic while passing, 0 to 65535; 0 is none while others are there.
-        warning_weight: the same while a check is in warning.
+        service: the name of the service, as clients write it (``consul:///NAME``).
+        address: ``host:port`` at which clients and Consul's agent can reach the instance.
+        id: the instance's id, unique on its agent. Default: ``SERVICE-HOST-PORT``.
+        weight: its share of the calls while its check passes, from 0 to 65535. 0: none while others are there.
+        warning_weight: its share while a check is in warning, from 0 to 65535.
         tags: Consul tags (``consul:///NAME?tag=``).
-        meta: metadata, text to text. ``weight`` is reserved.
-        zone: where it runs; the metadata ``zone``.
-        tagged_addresses: other addresses by their labels, each ``host:port`` or a URL with both. ``grpc`` is
-            ``grpc://ADDRESS`` unless you say otherwise, which is where go-kratos looks.
-        check: what the agent checks: ``grpc`` (``grpc.health.v1.Health``, which the server must serve; its
-            answer for the whole server),
-            ``grpc/NAME`` (the health of NAME), ``tcp``, an ``http://`` or ``https://`` URL, or
-            None (always passing).
-        check_interval_s: seconds between two checks.
-        check_tls: whether the gRPC check speaks TLS.
-        deregister_after_s: seconds in critical after which Consul removes the instance (at
-            least 60), or None for never.
-        consul: the agent, ``host:port`` or a URL; default ``CONSUL_HTTP_ADDR``, else
-            127.0.0.1:8500. Several, separated by commas, are tried in turn.
-        status: the check's status until it has run: ``critical``, ``warning`` or ``passing``.
-        reassert_s: seconds between two looks whether the agent still knows the instance.
+        meta: metadata, strings by name. The name ``weight`` is reserved.
+        zone: where the instance runs. It is the metadata ``zone``.
+        tagged_addresses: other addresses by their labels, each ``host:port`` or a URL with both. Unless you give
+            another one, ``grpc`` is ``grpc://ADDRESS``, which go-kratos uses.
+        check: what Consul's agent checks. ``grpc``: ``grpc.health.v1.Health`` for the whole server, which the server
+            must serve; ``grpc/NAME``: the same for NAME; ``tcp``; an ``http://`` or ``https://`` URL; or None: nothing,
+            the instance always passes.
+        check_interval_s: seconds between two checks, > 0.
+        check_tls: whether the gRPC check uses TLS.
+        deregister_after_s: seconds in critical, >= 60, after which Consul removes the instance. None: never.
+        consul: the agent, as ``host:port`` or a URL; several, separated by commas, are tried in turn. Default:
+            ``CONSUL_HTTP_ADDR``, or 127.0.0.1:8500.
+        status: the check's status before its first run: ``critical``, ``warning`` or ``passing``.
+        reassert_s: seconds between two questions whether the agent still knows the instance, > 0. If it does not, the
+            instance is registered again.
 
     Raises:
-        ValueError: a bad value; the message names the argument, its value and what is accepted.
-        TypeError: an argument of a wrong type.
-        ImportError: when Consul's client is not installed (the extra ``consul``).
+        ValueError: an argument is out of its range; the message names it.
+        TypeError: an argument has a wrong type.
+        ImportError: Consul's client is not installed (the extra ``consul``).
     """
     load("registration")
     for name, text in (("service", service), ("id", "-" if id is None else id)):

@@ -95,7 +95,7 @@ class Agent:
 
     @property
     def address(self) -> str:
-        """``host:port``."""
+        """``host:port``. The port is 0 before the first start, unless one was given."""
         return join_host_port(self._host, self._port)
 
     @property
@@ -105,11 +105,15 @@ class Agent:
 
     @property
     def waiting(self) -> int:
-        """How many blocking queries are being held."""
+        """How many blocking queries wait for a change."""
         return len(self._wakers)
 
     async def start(self) -> None:
-        """Listens. Raises ``OSError`` when the port is taken. What was registered is still there."""
+        """Listen. What was registered is still there.
+
+        Raises:
+            OSError: the port is taken.
+        """
         if self._site is not None:
             return
         site = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
@@ -127,7 +131,7 @@ class Agent:
         self._reaper = asyncio.get_running_loop().create_task(self._reap(), name="embedded consul reaper")
 
     async def stop(self) -> None:
-        """Closes the port and every connection at once, as a crash would. Remembers all."""
+        """Close the port and all connections at once, like a crash. It keeps what is registered."""
         site, self._site = self._site, None
         if site is None:
             return
@@ -149,13 +153,13 @@ class Agent:
             await self._http.close()
 
     async def forget(self) -> None:
-        """Restarts empty on the same port, as ``consul agent -dev`` does: indexes begin anew."""
+        """Restart empty on the same port, as ``consul agent -dev`` does. Indexes begin again."""
         await self.stop()
         self._registry.reset()
         await self.start()
 
     def set_index(self, index: int) -> None:
-        """Moves every index there, also backwards, and answers all blocking queries."""
+        """Set every index to this value, also backwards, and answer all blocking queries."""
         self._epoch += 1
         self._registry.set_index(index)
 
