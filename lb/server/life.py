@@ -41,6 +41,8 @@ class Life:
 async def live(life: Life, *, parent_fd: int | None = None, signals: Sequence[Signals] = SIGNALS) -> None:
     """Live ``life`` from its start to its end. Raises what its methods raise.
 
+    Needs an event loop that handles signals; asyncio's loops on Windows do not.
+
     Args:
         life: what to do.
         parent_fd: the reading end of a pipe whose end-of-file means that the supervisor is gone; None without one.

@@ -121,7 +121,7 @@ class LoadTrailers(Around):
         return self._counts(method)
 
     def around(self, method: str, handler: Handler) -> Behavior:
-        """Counts a call, and reports when it has ended well."""
+        """Count a call, and report if it ended well."""
         behavior = behavior_of(handler)
         reporter = self._reporter
 

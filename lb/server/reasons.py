@@ -78,7 +78,7 @@ def listening(parent_fd: int | None, signals: Sequence[signal.Signals] = SIGNALS
             try:
                 loop.add_reader(parent_fd, parent, parent_fd)
             except (OSError, ValueError):
-                raise NotOpenError(f"{parent_fd}: is no open descriptor") from None
+                raise NotOpenError(f"{parent_fd}: is not an open descriptor") from None
         for number in signals:
             loop.add_signal_handler(number, reasons.add, number.name)
         yield reasons

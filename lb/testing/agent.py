@@ -443,7 +443,7 @@ class _Process(Life):
 
 
 class _NotListeningError(Exception):
-    """The address cannot be had."""
+    """The address is not available."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

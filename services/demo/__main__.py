@@ -70,7 +70,7 @@ def _directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"is no directory, and cannot be made one: {error.strerror}") from None
+        raise ValueError(f"is not a directory, and cannot be created: {error.strerror}") from None
     return path
 
 
@@ -80,7 +80,7 @@ class DemoSettings(Settings):
     port: int = Field(default=8080, ge=0, le=65535)
     """Port of the gateway."""
     duration: float | None = Field(default=None, gt=0)
-    """Ends by itself so many seconds after it is ready."""
+    """For how many seconds it runs after it is ready; then it ends by itself."""
     order_rate: float = Field(default=3.0, ge=0, le=1000)
     """Orders a second of the load generator."""
     data: Annotated[Path, AfterValidator(_directory)] | None = None
@@ -176,7 +176,7 @@ def specs(common: dict[str, str]) -> Iterator[Spec]:
 
 
 async def start_agent(supervisor: Supervisor) -> str:
-    """Starts the embedded Consul; returns its URL. When it is started again it takes the same port.
+    """Start the embedded Consul; return its URL. When it is started again it takes the same port.
 
     Raises ``RuntimeError`` when it does not say within 15 s where it listens.
     """
@@ -205,7 +205,7 @@ async def start_agent(supervisor: Supervisor) -> str:
 
 
 async def place_order(base_url: str, supervisor: Supervisor) -> None:
-    """Returns once an order has gone through. Says from time to time why none has."""
+    """Return once an order has gone through. Say from time to time why none has."""
     loop = asyncio.get_running_loop()
     tell_at = loop.time() + _TELL_S
     async with httpx2.AsyncClient(base_url=base_url, trust_env=False, timeout=5.0) as client:
@@ -291,14 +291,14 @@ class Process(Life):
 
 
 async def run(settings: DemoSettings, port: int, data: Path, started: float) -> int:
-    """Runs the mesh until somebody wants it to end. Returns the exit status."""
+    """Run the mesh until there is a reason to end. Returns the exit status."""
     process = Process(settings, port, data, started)
     await live(process, signals=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     return process.status
 
 
 def main() -> int:
-    """Runs the demo; returns its exit status."""
+    """Run the demo. Returns its exit status."""
     started = time.monotonic()
     state: StateDirectory | None = None
     try:

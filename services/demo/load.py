@@ -66,7 +66,7 @@ class Report:
             self.flush(now)
 
     def flush(self, now: float) -> None:
-        """Says what has failed since the last line, if anything has."""
+        """Say what has failed since the last line, if anything has."""
         if self._failed and now >= self._quiet_until:
             self._say(f"{self._failed} of {self._failed + self._placed} orders failed, the last one: {self._reason}")
         self._placed = self._failed = 0
@@ -87,7 +87,7 @@ class Load:
         """How long the gateway is left alone, in seconds; 0 while it answers."""
 
     async def run(self) -> None:
-        """Starts orders at random moments, ``rate`` a second on average."""
+        """Start orders at random moments, ``rate`` a second on average."""
         loop = asyncio.get_running_loop()
         under_way: set[asyncio.Task[None]] = set()
         try:
@@ -112,7 +112,7 @@ class Load:
             await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _attempt(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does the work; notes how it went, and how long to leave the gateway alone."""
+        """Do the work. Note how it went, and how long to leave the gateway alone."""
         now = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(_TIMEOUT_S):

@@ -22,7 +22,7 @@ _UNFINISHED_S = 60.0
 
 
 def remove_stale(base: Path | None = None) -> int:
-    """Removes what demos left in ``base`` (default: the directory for temporary files); says how many."""
+    """Remove what demos left in ``base`` (default: the directory for temporary files). Returns how many."""
     removed = 0
     for directory in sorted((base or Path(tempfile.gettempdir())).glob(_PREFIX + "*")):
         with contextlib.suppress(OSError):  # somebody else's, or gone meanwhile
@@ -55,6 +55,6 @@ class StateDirectory:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """Removes the directory with all that is in it."""
+        """Remove the directory with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)

@@ -1,4 +1,4 @@
-"""Runs a set of processes and keeps them running, for ``make demo``.
+"""Run a set of processes and keep them running, for ``make demo``.
 
 Each child is a process in a session of its own, so that Ctrl-C in the terminal reaches only the
 supervisor, which then ends them in order. It inherits the reading end of a pipe whose number is
@@ -86,14 +86,14 @@ class LineWriter:
         self._thread.start()
 
     def write(self, line: str) -> None:
-        """Queues one line (without its end)."""
+        """Queue one line (without its end)."""
         try:
             self._queue.put_nowait(line)
         except queue.Full:
             self._dropped += 1
 
     def close(self, timeout_s: float = 0.5) -> None:
-        """Writes what is queued, for at most ``timeout_s`` seconds."""
+        """Write what is queued, for at most ``timeout_s`` seconds."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout_s)
             self._thread.join(timeout_s)
@@ -178,7 +178,7 @@ class Supervisor:
         return self._parent_read
 
     def say(self, line: str) -> None:
-        """Shows a line where the children's lines go, in order with them."""
+        """Show a line where the children's lines go, in order with them."""
         self._say(line)
 
     def pids(self) -> dict[str, int]:
@@ -190,7 +190,7 @@ class Supervisor:
         return self._children[name].starts
 
     async def start(self, spec: Spec) -> None:
-        """Starts a process and keeps it running from here on.
+        """Start a process and keep it running from here on.
 
         Raises ``OSError`` when it cannot be started this first time, ``ValueError`` when the name
         is taken and ``RuntimeError`` after ``stop``.
@@ -213,13 +213,13 @@ class Supervisor:
             raise RuntimeError("supervisor: stopped while this was being started")
 
     def replace(self, spec: Spec) -> None:
-        """Uses ``spec`` from the next start of this name on. Raises ``KeyError`` when there is none."""
+        """Use ``spec`` from the next start of this name on. Raises ``KeyError`` when there is none."""
         self._children[spec.name].spec = spec
 
     async def stop(self, grace_s: float = 30.0) -> None:
-        """Ends every process: SIGTERM in ``stop_order``, SIGKILL for those left after ``grace_s`` seconds.
+        """End every process: SIGTERM in ``stop_order``, SIGKILL for those left after ``grace_s`` seconds.
 
-        When it is cancelled, another ``stop`` ends what is left.
+        If it is cancelled, another ``stop`` ends what is left.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
@@ -242,7 +242,7 @@ class Supervisor:
             self._writer.close()
 
     async def _gone(self, children: list[_Child], within_s: float | None = None) -> None:
-        """Waits until these have ended, for at most ``within_s`` seconds."""
+        """Wait until these have ended, for at most ``within_s`` seconds."""
         if tasks := [child.task for child in children if child.task is not None]:
             done, _ = await asyncio.wait(tasks, timeout=within_s)
             for task in done:
@@ -277,7 +277,7 @@ class Supervisor:
                 child.signal(signal.SIGKILL)  # it came too late to be asked
 
     async def _spawn(self, child: _Child) -> None:
-        """Starts the process, its output going through a pipe of ours.
+        """Start the process, its output going through a pipe of ours.
 
         asyncio's own would hold back the news of an exit for as long as any grandchild keeps it open.
         """
@@ -309,7 +309,7 @@ class Supervisor:
         child.output = asyncio.create_task(self._show(child.spec, read_end), name=f"output-{child.spec.name}")
 
     async def _show(self, spec: Spec, read_end: int) -> None:
-        """Passes the output on line by line; a line without an end is cut at 8 KiB."""
+        """Pass the output on line by line; a line without an end is cut at 8 KiB."""
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(
@@ -336,7 +336,7 @@ class Supervisor:
         self._say(f"{spec.name} | {line}")
 
     async def _end_output(self, child: _Child) -> None:
-        """Shows what the dead process still had in its pipe; a grandchild may hold it open, so not for ever."""
+        """Show what the dead process still had in its pipe; a grandchild may hold it open, so not for ever."""
         if child.output is not None:
             done, _ = await asyncio.wait({child.output}, timeout=0.5)
             if not done:

@@ -148,7 +148,7 @@ class Gateway:
         return await receive_otlp(request, self._store)
 
     async def start(self) -> None:
-        """Looks for the services until each was there once: health must not depend on having been asked before."""
+        """Look for the services until each was there once: health must not depend on having been asked before."""
         while await self._missing():  # noqa: ASYNC110 - it is Consul that is asked
             await asyncio.sleep(MAX_AGE_S)
 
@@ -205,7 +205,7 @@ class _ClientGone(Exception):
 
 
 async def _while_connected(request: Request, timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
-    """Does the work, cancelled when the client hangs up. The body must have been read before.
+    """Do the work, cancelled when the client hangs up. The body must have been read before.
 
     Calls to services end by the deadline themselves; whatever does not is cancelled half a second later: 504.
     """

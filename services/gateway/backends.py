@@ -39,7 +39,7 @@ class Backends:
         self._inventory: InventoryAsyncStub = InventoryStub(inventory)
 
     async def place_order(self, form: OrderForm, idempotency_key: str) -> dict[str, object]:
-        """Buys. ``served_by`` names the instance of each service that had a part in it."""
+        """Buy. ``served_by`` names the instance of each service that had a part in it."""
         request = PlaceOrderRequest(
             items=[OrderItem(sku=item.sku, quantity=item.quantity) for item in form.items],
             idempotency_key=idempotency_key,

@@ -73,7 +73,7 @@ def media_type(request: Request) -> str:
 
 
 def require_json(request: Request) -> None:
-    """Raises ``Problem`` 415 unless the body says that it is JSON.
+    """Raise ``Problem`` 415 unless the body says that it is JSON.
 
     A form can be sent to this port by any web page that the user has open, JSON cannot. A browser
     says where a form comes from; who does not is a command line, and may leave the type out
@@ -91,7 +91,7 @@ def require_json(request: Request) -> None:
 
 
 def parse_order(body: bytes) -> OrderForm:
-    """Checks an order: ``{"items": [{"sku", "quantity"}], "idempotency_key"?}``.
+    """Check an order: ``{"items": [{"sku", "quantity"}], "idempotency_key"?}``.
 
     Raises ``Problem`` 400 naming every field that is wrong, or 404 when a sku is a text that no
     product can have.

@@ -59,7 +59,7 @@ class Connection(H11Protocol):
     _closing_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Makes room for it, and starts the clock: a client that connects has something to say."""
+        """Make room for it, and start the clock: a client that connects has something to say."""
         super().connection_made(transport)
         # asyncio sets it only where the listener was made with IPPROTO_TCP; without it an answer's body waits
         # for the client's delayed acknowledgement of its head (40 ms).
@@ -74,14 +74,14 @@ class Connection(H11Protocol):
         self._look()
 
     def data_received(self, data: bytes) -> None:
-        """Notes the state that the data leads to."""
+        """Note the state that the data leads to."""
         super().data_received(data)
         self._note()
         if not self._begun:
             self._begun, self._since = True, self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -142,7 +142,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Captures nothing."""
+        """Capture nothing."""
         yield
 
 

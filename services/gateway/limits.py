@@ -35,7 +35,7 @@ class Limits:
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Runs the application within the bounds."""
+        """Run the application within the bounds."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,7 +57,7 @@ class Limits:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Waits until no request is in flight."""
+        """Wait until no request is in flight."""
         await self._idle.wait()
 
 

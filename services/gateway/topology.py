@@ -75,11 +75,11 @@ class Topology:
         return [name for name in self._services if not any(each.usable for each in self._last.get(name, ()))]
 
     def expire(self) -> None:
-        """Whoever asks next gets a new reading, however young the last one is."""
+        """Make the next call read again, even if the last reading is recent."""
         self._read_at = float("-inf")
 
     async def close(self) -> None:
-        """Closes the connections to the instances."""
+        """Close the connections to the instances."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)

@@ -183,7 +183,7 @@ class JaegerTraces:
             raise Problem(502, f"Jaeger's answer cannot be read: {error!r}") from error
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._client.aclose()
 
 

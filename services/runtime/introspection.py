@@ -28,7 +28,7 @@ class Health(health.aio.HealthServicer):
         self._names = {""}
 
     async def set(self, service: str, status: int) -> None:
-        """Sets the status of a service; the empty name is the whole server."""
+        """Set the status of a service; the empty name is the whole server."""
         self._names.add(service)
         await super().set(service, status)
 

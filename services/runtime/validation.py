@@ -39,6 +39,6 @@ class Checks:
             self.fail(field, f"is {value}; {least} to {most} are accepted")
 
     def done(self) -> None:
-        """Raises ``CallError`` INVALID_ARGUMENT when a check failed."""
+        """Raise ``CallError`` INVALID_ARGUMENT if a check failed."""
         if self._violations:
             raise bad_request(self._violations)
