@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2, help="of each row; the smallest counts")
     parser.add_argument("--against", type=Path, help="another checkout, to compare with")
     parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {'; '.join(ROWS)}")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {'; '.join(ROWS)}".replace("%", "%%"))
     arguments = parser.parse_args()
     if arguments.client:
         name, addresses, count = arguments.client
