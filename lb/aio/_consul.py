@@ -2,7 +2,7 @@
 
 py-consul's own calls send neither ``stale`` nor a read time-out that fits the wait, and drop parts of a
 registration, so requests go through its HTTP layer (`_consul_http`). aiohttp's errors and timeouts become
-:class:`ConsulError` here, and only here::
+`ConsulError` here, and only here::
 
     Exception
     └── ConsulError            the agent's address, what was asked, why it failed
@@ -43,7 +43,7 @@ class ConsulError(Exception):
         self.status: int | None = status
         """The HTTP status of its answer; None if there was no answer."""
         self.lost: bool = lost or status in _CUT
-        """Whether a question that had been sent was broken off, by the agent's end or by a proxy."""
+        """Whether a question that was sent got no answer because the agent ended, or a proxy cut it off."""
 
     @property
     def overloaded(self) -> bool:
@@ -132,7 +132,7 @@ def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
 
 
 def load(what: str) -> None:
-    """Imports Consul's client, which takes up to a second: before a loop depends on it.
+    """Import Consul's client. It takes up to a second, so it is done where no event loop waits for it.
 
     Raises ``ImportError`` that says what ``what`` needs.
     """
@@ -151,7 +151,7 @@ class AgentClient:
     """
 
     def __init__(self, address: AgentAddress) -> None:
-        # Here and not above: see its first lines.
+        # Imported here because it takes long: see its first lines.
         from lb.aio._consul_http import Http
 
         self.address = address
@@ -171,7 +171,7 @@ class AgentClient:
                 raise ConsulError(address.name, f"cannot load CONSUL_CACERT or CONSUL_CLIENT_CERT: {error}") from error
 
     def token(self) -> str:
-        """The token as it is now. Raises :class:`ConsulError` when its file cannot be read."""
+        """The token as it is now. Raises `ConsulError` when its file cannot be read."""
         if not self.address.token_file:
             return self.address.token
         try:
@@ -180,13 +180,13 @@ class AgentClient:
             raise ConsulError(self.address.name, f"CONSUL_HTTP_TOKEN_FILE cannot be read: {error}") from error
 
     async def get(self, path: str, params: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Reply:
-        """The answer to a GET, whatever its status. Raises :class:`ConsulError` when there is none."""
+        """The answer to a GET, whatever its status. Raises `ConsulError` when there is none."""
         return await self._send(self._http.get, path, params, timeout_s)
 
     async def put(
         self, path: str, params: Sequence[tuple[str, str]] = (), body: object = None, *, timeout_s: float
     ) -> Reply:
-        """The answer to a PUT, whatever its status. Raises :class:`ConsulError` when there is none."""
+        """The answer to a PUT, whatever its status. Raises `ConsulError` when there is none."""
         data = "" if body is None else json.dumps(body)
         return await self._send(self._http.put, path, params, timeout_s, data=data)
 
@@ -196,7 +196,7 @@ class AgentClient:
         return ConsulError(self.address.name, f"HTTP {reply.status}: {words}", reply.status)
 
     async def close(self) -> None:
-        """Closes the connections. Idempotent."""
+        """Close the connections. Idempotent."""
         await self._http.close()
 
     async def _send(

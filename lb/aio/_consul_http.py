@@ -1,4 +1,4 @@
-"""py-consul's HTTP layer, with a time-out of silence in place of one for the whole answer.
+"""py-consul's HTTP layer, with a time-out for each silence instead of one for the whole answer.
 
 In a file of its own because it is loaded only where Consul is used: aiohttp is half of the import time of `lb`,
 and py-consul is an extra (``pip install 'lb-mesh[consul]'``).
@@ -31,9 +31,9 @@ class Http(consul.aio.HTTPClient):  # type: ignore[misc]  # untyped, as above
         connections_timeout: float = 0.0,
         **_: Any,
     ) -> Any:
-        """Overrides py-consul's: ``connections_timeout`` bounds each silence, not the whole answer.
+        """As py-consul's, but ``connections_timeout`` bounds each silence, not the whole answer.
 
-        5,000 instances over a slow line take longer than any bound that finds a dead agent soon.
+        An answer of 5,000 instances over a slow line takes longer than any limit that would find a dead agent soon.
         """
         timeout = aiohttp.ClientTimeout(
             total=connections_timeout + _LONGEST_ANSWER_S,

@@ -1,10 +1,10 @@
-"""One Consul agent, and what was sent to it of an instance.
+"""One Consul agent, and what it was told about an instance.
 
-**What was sent is owned.** A registration may arrive although its answer did not: the caller was
-cancelled, the agent is slow, the line broke. So a request that writes runs in a task of its own,
-which nobody cancels; from the moment it is sent the instance is left at that agent, until the
-agent confirms that, or says that it does not know the instance. With several agents each is left
-by itself and at the same time, so that one that is away or hangs delays no other.
+**Every request that was sent must be taken back.** A registration may arrive although its answer did not: the caller
+was cancelled, the agent is slow, the connection broke. So each request that writes runs in a task of its own, which
+is never cancelled. Once a registration was sent, leaving is repeated until the agent confirms it, or says that it
+does not know the instance. With several agents, each is left in parallel, so that one that is away or hangs delays no
+other.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from lb.aio._consul import AgentClient, ConsulError
 
-# For a look, and for how long a caller waits for a write.
+# Seconds for a look, and for how long a caller waits for a write.
 REQUEST_S = 2.0
-# For how long a write may take at an agent that answers looks.
+# Seconds that a write may take at an agent that answers looks.
 WRITE_S = 8.0
-# Looks after a write whose fate is not known: it may still be on its way.
+# Pauses before further looks, after a write without an answer: it may still be on its way.
 _UNSURE_S = (0.1, 0.3, 0.6)
 
 
@@ -30,11 +30,11 @@ class Place:
         self.client = client
         self.name = client.address.name
         self.sent = False
-        """Whether a registration was sent that may be there."""
+        """Whether the agent may have a registration of ours."""
         self.owned = False
-        """Whether one was confirmed."""
+        """Whether the agent has confirmed one."""
         self.token = ""
-        """With which it was registered."""
+        """The token of the registration that was confirmed last."""
         self._id = id
         self._trouble: object = None
         self._leaving: asyncio.Task[None] | None = None
@@ -56,17 +56,17 @@ class Place:
         raise self.client.refused(reply)
 
     async def register(self, body: Mapping[str, Any]) -> None:
-        """Raises `ConsulError`. From here on the agent has to be left."""
+        """Register the instance. From here on the agent has to be left. Raises `ConsulError`."""
         self.sent = True
         await self._run(self._register(body, self.client.token()))
 
     async def maintenance(self, reason: str, *, within_s: float = REQUEST_S) -> None:
-        """Switch it on with a reason, off with none. Raises `ConsulError`."""
+        """Switch maintenance on, if there is a ``reason``; else off. Raises `ConsulError`."""
         params = [("enable", "true"), ("reason", reason)] if reason else [("enable", "false")]
         await self._run(self._put(f"maintenance/{self._id}", params), within_s)
 
     async def deregister(self) -> None:
-        """Raises `ConsulError`."""
+        """Remove the instance. Raises `ConsulError`."""
         await self._run(self._put(f"deregister/{self._id}"), WRITE_S)
 
     async def answered(self, within_s: float) -> None:
@@ -78,12 +78,12 @@ class Place:
             raise ConsulError(self.name, f"no answer within {within_s:g} s")
 
     def ill(self, trouble: object) -> bool:
-        """It could not be used, because of ``trouble``. Whether that is news."""
+        """Note that it failed, because of ``trouble``. Returns whether that is news."""
         before, self._trouble = self._trouble, trouble
         return trouble != before
 
     def well(self) -> bool:
-        """It could be used. Whether that is news."""
+        """Note that it worked. Returns whether that is news."""
         before, self._trouble = self._trouble, None
         return before is not None
 
@@ -97,8 +97,8 @@ class Place:
         self._leaving = asyncio.create_task(work, name=f"lb registration {self._id} moves")
 
     async def leave(self, ours: Callable[[dict[str, Any] | None], bool]) -> bool:
-        """Deregister the instance, if it is there. Whether it was. Raises `ConsulError`."""
-        # First a look: an agent that does not even answer that need not be waited for.
+        """Remove the instance, if the agent has one that is ``ours``. Returns whether it had. Raises `ConsulError`."""
+        # Look first: do not wait for an agent that does not even answer that.
         known = await self.look()
         if self._write is not None:
             await self.answered(WRITE_S)
@@ -117,7 +117,7 @@ class Place:
         return found
 
     async def close(self) -> None:
-        """End what is on its way."""
+        """Cancel what is on its way, and close the connections."""
         tasks = [task for task in (self._leaving, self._write) if task is not None]
         for task in tasks:
             task.cancel()
@@ -126,7 +126,7 @@ class Place:
         await self.client.close()
 
     async def _run(self, write: Coroutine[Any, Any, None], within_s: float = REQUEST_S) -> None:
-        """Send one after the other, each in a task of its own: the caller may be cancelled, what was sent goes on."""
+        """Send one request at a time, each in a task of its own, which goes on if the caller is cancelled."""
         try:
             while self._write is not None:
                 await self.answered(within_s)
@@ -140,7 +140,7 @@ class Place:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        # An answer is an answer, whatever its status; without one the agent may have done it or not.
+        # Without an answer, of whatever status, the agent may have done it or not.
         self._unsure = isinstance(error, ConsulError) and error.status is None
         if self._write is task:
             self._write = None

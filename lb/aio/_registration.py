@@ -1,4 +1,4 @@
-"""An instance's place in Consul, and how it is kept.
+"""An instance's entry in Consul, and how it is kept there.
 
 ::
 
@@ -10,13 +10,10 @@
         await asyncio.sleep(1)  # clients notice
     # gone from Consul
 
-Consul being away is no reason for a server not to serve: registering is tried until it works,
-and said in the log once. Every ``reassert_s`` the agent is asked whether it still knows the
-instance. An agent that restarted may not (consul#4955): then it is registered again, with the
-status its check had last, so that clients lose nothing. What has to be done is ruled by
-``core/presence``.
-
-Requests are sent, and taken back, by `lb.aio._place`.
+A server serves although Consul is away: registering is tried again until it works, and the log says so once. Every
+``reassert_s`` seconds the agent is asked whether it still knows the instance. An agent that restarted may have
+forgotten it (consul#4955). Then the instance is registered again, with the last status of its check, so that clients
+lose nothing. `lb.core.presence` decides what has to be done; `lb.aio._place` sends requests and takes them back.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ _BAD_REQUEST = 400
 _MAX_WEIGHT = 65535
 # Consul: "the minimum timeout is 1 minute".
 _DEREGISTER_LEAST_S = 60.0
-# What a server may listen on, but nobody can be sent to.
+# A server may listen on these, but no client can connect to them.
 _WILDCARDS = ("0.0.0.0", "::", "*")
 _STATUSES = ("critical", "warning", "passing")
 
@@ -138,7 +135,7 @@ class Registration:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Registration:
-        """Register; when Consul is away, goes on trying in the background and returns.
+        """Register. When Consul is away, this returns, and registering is tried again in the background.
 
         Raises ``ValueError`` when Consul refuses the registration as invalid (HTTP 400), ``RuntimeError`` when it was
         entered before.
@@ -179,14 +176,14 @@ class Registration:
         self._leaving.set()
         self._registered = False
         self._news.set()
-        # A turn is cut short: what it sent goes on, and is left below.
+        # This may interrupt a turn. The requests that it sent go on; whoever stops asserting leaves the agents next.
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
 
     async def _turn(self) -> None:
-        """One look at the agent; puts back what is missing. Never raises."""
+        """Look at the agent, and put back what is missing. Never raises."""
         place = self._places[self._current]
         step = Step(gives_way=True)
         try:

@@ -1,4 +1,4 @@
-"""What moves a channel's calls: it stands in the place of grpcio's ``cygrpc.AioChannel``.
+"""What carries out a channel's calls, in place of grpcio's ``cygrpc.AioChannel``.
 
 ::
 
@@ -11,9 +11,9 @@
 
     Idling                                              no calls: no connections
 
-Each part has a small state of its own, which it alone writes. The engine makes the parts, passes on what one says to
-the others, and belongs to one event loop from its first use on. `lb.sync` runs the same engine in its background
-thread, made of parts that threads may use, too (`Parts`).
+Each part has a small state of its own, and nothing else writes to it. The engine makes the parts, passes on to one
+what another reports, and belongs to one event loop from its first use on. `lb.sync` runs the same engine in its
+background thread, made of parts that threads may use as well (`Parts`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from lb.core.pulse import BEAT_S, Pulse
 
 _COVER_S = 15.0
-"""So long the loop beats for what has begun last."""
+"""How long the loop beats after something began."""
 _JUDGED_S = 10.0
 """Attempts are judged by the time they took; whatever lasts longer than this is long without what was held of it."""
 _LOOK_BEFORE_S = 1.0

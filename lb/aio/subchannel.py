@@ -22,20 +22,21 @@ from lb.core.settings import SERVICE_CONFIG_OPTION, Settings
 
 
 class Report(Protocol):
-    """Takes what becomes of a connection."""
+    """Receives each change of a connection."""
 
     def __call__(
         self, candidate: Candidate, state: Connectivity, trouble: str, *, again: bool = False, unserved: bool = False
     ) -> None:
-        """``trouble`` is why it failed, if it did; ``again``: that was told already, before it stood for a moment.
+        """``trouble`` is why it failed, if it did.
 
-        ``unserved``: it stands, and the endpoint does not know the service whose health is watched.
+        ``again``: the same was reported before, and since then it was connected only for a moment.
+        ``unserved``: it is connected, and the endpoint does not know the service whose health is watched.
         """
 
 
 # DNS must not bring a retryPolicy of its own.
-# Core's own retries would cost 7 % of every call. What they did for calls that no server has seen
-# (GOAWAY races) is told from the status, see `lb.core.words`.
+# Core's own retries would cost 7 % of every call. They also repeat calls that no server has seen (GOAWAY races); we
+# recognise such calls by their status, see `lb.core.words`.
 # Idling is ours, too (`Connection.idle_s`); core's own, after 30 minutes, would cost 2 % of every call.
 _DEFAULTS = (
     ("grpc.service_config_disable_resolution", 1),
@@ -44,20 +45,20 @@ _DEFAULTS = (
 )
 
 _WHY_EVERY_S = 5.0
-"""How old the reason may grow that is shown for an endpoint that cannot be reached."""
+"""How old the reason shown for an unreachable endpoint may be."""
 _NUDGE_S = 0.1
 _ASK_EVERY_S = 1.0
 _SETTLE_S = 0.05
-# Who says which name a certificate must have, the first of them that is set.
+# Options that set the name that a certificate must have, in this order.
 _TLS_NAMES = {
     "grpc.ssl_target_name_override": "as grpc.ssl_target_name_override says",
     "grpc.default_authority": "the target's name, or what grpc.default_authority says",
 }
 _INHERITED_S = 1.0
-"""A failure that comes sooner may be that of another channel of the process, which waits to connect again."""
+"""A failure that comes sooner may come from another channel of the process that waits to connect again."""
 _ENDS_SOON = "its connections end as soon as they are made"
 _ALONE_OPTION = "lb.subchannel"
-"""Core knows no option of that name. Channels whose options differ share no connection."""
+"""Core has no such option. It is set because channels whose options differ share no connection."""
 _ALONE = itertools.count(1)
 
 _IDLE = grpc.ChannelConnectivity.IDLE
@@ -77,9 +78,9 @@ STATES = {
 def subchannel_options(
     options: Sequence[tuple[str, Any]], authority: str, settings: Settings
 ) -> tuple[tuple[str, Any], ...]:
-    """The user's channel options, with ours where the user said nothing.
+    """The user's channel options, and ours where the user set nothing.
 
-    A service config among them is ours to follow: core gets the part that only it can do.
+    We follow a service config among them ourselves. Core gets only the part that we cannot do.
     """
     kept = [
         (name, value) for name, value in options if name != SERVICE_CONFIG_OPTION or not isinstance(value, (str, bytes))
@@ -109,12 +110,9 @@ def connect(
 class Subchannel:
     """One endpoint's connection. Made and used inside the channel's event loop.
 
-    The one place where a connection is made: credentials of an endpoint's own belong here, too.
-    An endpoint whose connection fails is not picked, and says why.
-
-    Channels of a process with the same address and options share core's connection, as grpcio's do, and its wait
-    after a failure, too. A new channel must not fail for what another one met before: when the first
-    answer is a failure, it asks once more, with a connection of its own.
+    Channels of a process with the same address and options share core's connection, as grpcio's do, and its pause
+    after a failure. A new channel must not fail because of what another one met before. So if the first answer is a
+    failure, this asks once more, with a connection of its own.
     """
 
     def __init__(
@@ -130,8 +128,8 @@ class Subchannel:
     ) -> None:
         """``health``: the service that is watched on the endpoint's health service; None: none.
 
-        ``connect`` makes the channel below, of address, options, credentials and compression: in here, and again if
-        this needs a connection of its own.
+        ``connect`` makes grpcio's channel, given address, options, credentials and compression. It is called here,
+        and again if a connection of its own is needed.
         """
         self._candidate = candidate
         self._options = options
@@ -221,7 +219,7 @@ class Subchannel:
         self._task.cancel()
 
     def doubt(self) -> None:
-        """A status says that this connection is closing, but it seems to stand: look at it. From any thread."""
+        """A status says that this connection is closing, but it seems to be connected: check it. From any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._task.get_loop().call_soon_threadsafe(self._begin_asking)
 
@@ -233,10 +231,10 @@ class Subchannel:
         self._asking = self._begin(self._ask(), "ask")
 
     async def _ask(self) -> None:
-        """Whether a connection that seems to stand is closing, as only core can say in answer to a call of our own.
+        """Find out whether the connection is closing. Only core's answer to a call of our own tells that.
 
-        A GOAWAY in the segment of the server's SETTINGS is one that core never tells its watchers of (seen with
-        1.85): to them the connection stands for as long as the server leaves it open, and each call fails.
+        Core never tells its watchers of a GOAWAY that comes in one segment with the server's SETTINGS (seen with
+        1.85): to them it stays connected until the server closes it, and meanwhile each call fails.
         """
         try:
             losses = self._losses
@@ -254,13 +252,13 @@ class Subchannel:
             self._asking = None
 
     def _stuck(self, losses: int) -> bool:
-        """Whether core's watch still takes the connection for the one that it was."""
+        """Whether core's watch has not noticed the end of the connection."""
         return self._losses == losses and self.connected()
 
     async def _run(self) -> None:
         state = self._channel.get_state(try_to_connect=True)
-        # Failing before it was told to connect: core can not make such a channel, the address is no address.
-        # It never answers who watches one, and then grpcio waits for that at the end of the process.
+        # It fails before it was told to connect: the address is not valid, and core cannot make such a channel.
+        # Core never answers a watch on one, and grpcio would wait for that answer at the end of the process.
         impossible = state is _FAILING
         alone = impossible
         made_at = ready_at = time.monotonic()
@@ -280,7 +278,7 @@ class Subchannel:
                         self._connect_alone()
                         state = self._channel.get_state(try_to_connect=True)
                         continue
-                # Before the state is told, so that the calls that waited for it fail with the reason.
+                # First the reason, then the state: calls that wait for the state fail with the reason.
                 trouble = await self._why()
                 if self._channel.get_state() is _READY:
                     state = _READY
@@ -295,11 +293,11 @@ class Subchannel:
             lost = state is _READY
             self._losses += lost
             pause_s = 0.0
-            if self._channel.get_state() is _IDLE:  # there was a connection, seen or not, and it has ended
+            if self._channel.get_state() is _IDLE:  # there was a connection, whether we saw it or not, and it has ended
                 stood_s = time.monotonic() - ready_at if lost else 0.0
                 pause_s = self._pace.ended(stood_s, answered=load.samples != self._answers)
                 self._answers = load.samples
-            if lost or pause_s:  # told even if another one stands by now: what comes of calls may depend on it
+            if lost or pause_s:  # also if it is connected again by now: what is decided about calls may depend on it
                 self._tell_end(pause_s)
             if pause_s:
                 await self._pause(pause_s)
@@ -307,7 +305,7 @@ class Subchannel:
             state = self._channel.get_state(try_to_connect=True)
 
     def _tell(self, state: Connectivity, trouble: str = "", *, again: bool = False, unserved: bool = False) -> None:
-        """Report it, unless this connection was closed meanwhile: the endpoint may have another by now."""
+        """Report it, unless this was closed meanwhile: the endpoint may have another connection by now."""
         if not self._closed:
             self._report(self._candidate, state, trouble, again=again, unserved=unserved)
 
@@ -324,7 +322,7 @@ class Subchannel:
         self._open((*self._options, (_ALONE_OPTION, next(_ALONE))))
 
     async def _while_healthy(self, service: str) -> None:
-        """The connection stands: tell what the endpoint's health service says, for as long as it does."""
+        """Report what the endpoint's health service says, for as long as it is connected."""
         self._watch = asyncio.get_running_loop().create_task(
             watch_health(self._channel, service, self.connected, self._tell),
             name=f"lb: health of {self._candidate.endpoint.id}",
@@ -335,17 +333,17 @@ class Subchannel:
             await self._end_watch()
 
     async def _end_watch(self) -> None:
-        """End the watch on the health service, and let go of it: its last error would keep the call, and so core's."""
+        """End the watch on the health service, and drop it: its last error would keep the call, and so core's call."""
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
             await asyncio.wait((watch,))
 
     async def _left(self, state: grpc.ChannelConnectivity) -> None:
-        """Wait until the connection is in another state, or its reason for failing should be asked for again.
+        """Wait until the connection is in another state, or it is time to ask again why it fails.
 
-        An idle one may have stood for a moment and be idle again, all before core was asked to watch it:
-        so it is told to connect again and again.
+        An idle one may have been connected for a moment and be idle again before core was asked to watch it. So it
+        is told to connect again and again.
         """
         look_s = _NUDGE_S if state is _IDLE else _WHY_EVERY_S if state is _FAILING else None
         while not await self._leaves(state, look_s):
@@ -354,7 +352,7 @@ class Subchannel:
             self._channel.get_state(try_to_connect=True)
 
     async def _leaves(self, state: grpc.ChannelConnectivity, within_s: float | None) -> bool:
-        """Wait until the connection is in another state; False when it is not within so many seconds."""
+        """Wait until the connection is in another state; False when that takes longer than ``within_s`` seconds."""
         deadline = None if within_s is None else time.time() + within_s
         left: bool = await self._lower.watch_connectivity_state(state.value[0], deadline)
         return left
@@ -366,13 +364,13 @@ class Subchannel:
                 await self._over.wait()
 
     async def _why(self) -> str:
-        """Why connecting fails. Core tells it to calls only, so one is made that can not be sent."""
+        """Why connecting fails. Core tells only calls, so one is made that cannot be sent."""
         if self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             return ""
         details = await probes.why_failing(self._lower)
         if words.meaning(details) is not words.Meaning.NEVER_CONNECTED:
             return ""
-        # "...; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect...": who reads it knows the address.
+        # "...; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect...": the reader knows the address.
         why = _ADDRESS.sub("", details.rpartition("last error: ")[2])
         options = dict(self._options)
         whence = next((name for name in _TLS_NAMES if options.get(name)), "")

@@ -10,7 +10,8 @@ them, nearly always for nothing: a tenth of a unary call, a quarter of a message
 all bytes at once.
 
 It is safe with several loops in several threads because of the order: bytes first, then events. An event is in the
-queue before its byte is written. So whoever took a byte takes its event afterwards, unless another loop did so before.
+queue before its byte is written. So a loop that took a byte finds the event afterwards, unless another loop has taken
+it already.
 
 An event for a loop that is closed makes grpcio's reader raise, with other events behind it in the queue. Their bytes
 are gone, so here the reader goes on until the queue is empty.

@@ -1,4 +1,4 @@
-"""What stands in the place of grpcio's ``cygrpc.Channel``, between threads and the loop.
+"""In place of grpcio's ``cygrpc.Channel``: it takes calls from threads, and passes them to the loop where needed.
 
 ::
 

@@ -2,7 +2,7 @@
 
 One lock per channel. It is held while the core thinks (a pick runs a user's policy under it), never while anything is
 sent or waited for. What changes breakers, budget, limits or statistics goes through these two classes, so they need no
-locks of their own. (Metrics, and whoever looks whether a breaker moved, read single fields of them without it.)
+locks of their own. (Metrics, and the check whether a breaker moved, read single fields without the lock.)
 
 Each public method stands here once more, with the same arguments. A test fails when one is missing.
 """

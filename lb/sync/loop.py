@@ -127,7 +127,7 @@ _current: LoopThread | None = None
 def acquire() -> LoopThread:
     """The process's loop, started if there is none. Each user gives it back by `release`.
 
-    Raises ``RuntimeError`` in a forked child in which grpcio can not work.
+    Raises ``RuntimeError`` in a forked child in which grpcio cannot work.
     """
     global _current
     if fork.lost():

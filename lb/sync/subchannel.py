@@ -7,8 +7,8 @@
     a thread ──► ThreadSide ──► cygrpc.Channel ────┘
 
 Each side has a grpcio channel of its own kind. Both have the same target and arguments, so core gives them one
-connection. With TLS each has one of its own: grpcio makes core's credentials anew for every channel, and core compares
-these by identity.
+connection. With TLS each has one of its own: grpcio makes new core credentials for every channel, and core compares
+them by identity.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pump between Consul and a channel; what to ask and what to believe is ruled by ``core/watch``.
+"""The link between Consul and a channel. `lb.core.watch` decides what to ask and what to believe.
 
 Consul answers "429 too many" to a client with more than 200 connections, so channels of one
 loop that ask the same question of the same agents share one watch, and with it one connection.
@@ -23,7 +23,7 @@ _log = logging.getLogger("lb.consul")
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What makes two watches the same."""
+    """What a watch asks. Resolvers with the same question share one watch."""
 
     agents: tuple[AgentAddress, ...]
     service: str
@@ -69,7 +69,7 @@ class ConsulResolver:
         self._listener: Listener | None = None
 
     def start(self, listener: Listener) -> None:
-        """Begins to watch, in the running loop; or joins a watch that asks the same."""
+        """Begin to watch, in the running loop, or join a watch that asks the same."""
         loop = asyncio.get_running_loop()
         watches = _watches.setdefault(loop, {})
         shared = watches.get(self._question)
@@ -79,7 +79,7 @@ class ConsulResolver:
         shared.join(listener)
 
     async def close(self) -> None:
-        """Leaves the watch; the last one to leave ends it, its task and its connections."""
+        """Leave the watch. When the last one leaves, its task and its connections end."""
         shared, listener = self._shared, self._listener
         self._shared = self._listener = None
         if shared is None or listener is None:
@@ -94,7 +94,7 @@ class ConsulResolver:
 
 
 class _SharedWatch:
-    """One watch, the task that pumps it, and who listens."""
+    """One watch, its task, and its listeners."""
 
     def __init__(self, question: _Question, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -113,7 +113,7 @@ class _SharedWatch:
         self._resolution: Resolution | None = None
         self._error = ""
         self._said: dict[AgentAddress, object] = {}
-        """What the log was last told of each agent that gives trouble."""
+        """What the log last said about each agent that fails."""
         self._task = loop.create_task(self._run(), name=f"lb consul watch {question.service}")
 
     def join(self, listener: Listener) -> None:
@@ -124,7 +124,7 @@ class _SharedWatch:
             self._tell(listener, self._error)
 
     def leave(self, listener: Listener) -> bool:
-        """Whether it was the last one."""
+        """Remove a listener. Returns whether it was the last one."""
         self._listeners = [other for other in self._listeners if other is not listener]
         return not self._listeners
 
@@ -148,7 +148,7 @@ class _SharedWatch:
             agent, asked_at = self._question.agents[watch.agent], clock()
             try:
                 answer = await self._ask(agent, watch.query)
-            except Exception as error:  # noqa: BLE001  # a bug, here or in py-consul: the set must not stand for ever
+            except Exception as error:  # noqa: BLE001  # a bug, here or in py-consul: the set must not stay as it is for ever
                 if isinstance(error, ConsulError) and error.lost and watch.cut(clock() - asked_at):
                     continue
                 delay = watch.failed(self._rng, overloaded=isinstance(error, ConsulError) and error.overloaded)
@@ -188,7 +188,7 @@ class _SharedWatch:
             self._tell(listener, self._error)
 
     def _tell(self, listener: Listener, news: Resolution | str | None) -> None:
-        """One that raises must not end the watch of the others."""
+        """Tell one listener. If it raises, the others still hear."""
         try:
             if isinstance(news, Resolution):
                 listener.update(news)
@@ -200,7 +200,7 @@ class _SharedWatch:
             _log.exception("%s: a listener raised", self._question.service)
 
     def _changed(self, resolution: Resolution | None) -> bool:
-        """Tell everyone of a change, if there is one; whether there was."""
+        """Tell all listeners of a change, if there is one. Returns whether there was."""
         for remark in self._watch.remarks():
             _log.warning("%s: %s", self._question.service, remark)
         if resolution is None:

@@ -1,10 +1,11 @@
 """All addresses behind a name, looked up again and again.
 
-The system's resolver (``getaddrinfo``) tells no time to live, so the name is looked up every ``refresh_s``;
-at once when a connection was lost (`DnsResolver.resolve_now`); after a failure sooner, backing off.
+The system's resolver (``getaddrinfo``) does not tell the time to live. So the name is looked up every ``refresh_s``
+seconds, at once when a connection was lost (`DnsResolver.resolve_now`), and sooner after a failure, with growing
+pauses.
 
-It blocks, and nothing can end it. So each lookup has a thread of its own, which ends with it: a busy default
-executor of the loop delays no lookup, and a name server that hangs holds up nobody's other work.
+A lookup blocks, and nothing can cancel it. So each one has a thread of its own. A busy executor of the loop then
+delays no lookup, and a name server that hangs blocks no other work in that executor.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _log = logging.getLogger("lb.dns")
 FLOOR_S = 1.0
 """The least time between two lookups of a name, however often one is asked for."""
 SLOW_S = 5.0
-"""After so long without an answer that is said; the answer still counts when it comes."""
+"""After this time without an answer the log says so. The answer still counts when it comes."""
 GIVE_UP_S = 60.0
-"""After so long another lookup begins. (glibc's own bound is 5 s x 2 attempts x 3 name servers.)"""
+"""After this time another lookup begins. (glibc's own limit is 5 s x 2 attempts x 3 name servers.)"""
 _RETRY_FIRST_S = 1.0
 _MOST_HANGING = 4
-# What says "there is no such name", and not "the name server could not be asked".
+# Errors that mean "there is no such name", and not "the name server could not be asked".
 _NO_SUCH_NAME = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
@@ -39,7 +40,7 @@ Lookup = Callable[[str, int], Awaitable[list[str]]]
 
 
 class SystemLookup:
-    """Asks the system's resolver, each time in a daemon thread."""
+    """A lookup by the system's resolver, each in a daemon thread."""
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
@@ -47,8 +48,8 @@ class SystemLookup:
     async def __call__(self, host: str, port: int) -> list[str]:
         """The addresses of ``host`` as ``ip:port``, sorted, each once. Raises what ``getaddrinfo`` raises.
 
-        When cancelled, the thread ends unheard, as soon as the system lets it. Raises ``TimeoutError`` while too
-        many hang already.
+        When cancelled, the thread runs on until the system answers, and its answer is dropped. Raises
+        ``TimeoutError`` while too many lookups hang already.
         """
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         if len(self._threads) >= _MOST_HANGING:
@@ -117,15 +118,15 @@ class DnsResolver:
         self._task: asyncio.Task[None] | None = None
 
     def start(self, listener: Listener) -> None:
-        """Begins to look up, in the running loop."""
+        """Begin to look up, in the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(listener), name=f"lb dns {self._host}")
 
     def resolve_now(self) -> None:
-        """Looks up at once, or as soon as the last lookup is ``floor_s`` old."""
+        """Look up at once, or as soon as the last lookup is ``floor_s`` old."""
         self._wanted.set()
 
     async def close(self) -> None:
-        """Stops. A lookup under way ends in its thread, unheard."""
+        """Stop. A lookup that is under way ends in its thread, and its answer is dropped."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -137,7 +138,7 @@ class DnsResolver:
             self._wanted.clear()
             try:
                 delay = await self._look_up(listener)
-            except Exception:  # noqa: BLE001  # a bug: without lookups the set would stand for ever
+            except Exception:  # noqa: BLE001  # a bug: without lookups the set would never change again
                 _log.exception("dns %s: an answer could not be used", self._host)
                 delay = self._refresh_s
             try:
@@ -148,7 +149,7 @@ class DnsResolver:
             await asyncio.sleep(max(0.0, began + self._floor_s - clock()))
 
     async def _look_up(self, listener: Listener) -> float:
-        """Look up once and tell what came of it. The seconds until the next time."""
+        """Look up once and tell the listener. Returns the seconds until the next lookup."""
         lookup = asyncio.ensure_future(self._lookup(self._host, self._port))
         try:
             done, _ = await asyncio.wait([lookup], timeout=self._slow_s)

@@ -8,17 +8,17 @@ from lb.core.endpoint import Endpoint, Listener, Resolution
 
 
 class StaticResolver:
-    """Reports ``endpoints`` once, at start."""
+    """Endpoints that are known already, reported once, at start."""
 
     def __init__(self, endpoints: Iterable[Endpoint], note: str = "static") -> None:
         self._resolution = Resolution(tuple(endpoints), note)
 
     def start(self, listener: Listener) -> None:
-        """Reports at once."""
+        """Report them."""
         listener.update(self._resolution)
 
     def close(self) -> None:
-        """Does nothing: there is nothing to stop."""
+        """Nothing to stop."""
 
     def __repr__(self) -> str:
         return f"StaticResolver({', '.join(e.address for e in self._resolution.endpoints)})"
