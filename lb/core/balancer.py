@@ -7,8 +7,8 @@
     resolver,            └── breakers ◄── Judgement ◄───ended────┘
     connections
 
-`lb.core.members` holds the set, `lb.core.admission` has the one rule that tells who may be picked, the policy's
-picker chooses, and `lb.core.judgement` decides what an attempt's end means for its endpoint. An endpoint at its
+`lb.core.members` holds the set, `lb.core.admission` has the rule for which endpoints may be picked, the policy's
+picker chooses one, and `lb.core.judgement` decides what an attempt's end means for its endpoint. An endpoint at its
 concurrency limit is passed over for one that has room; when none has, the call waits in a short line, or is refused.
 
 The picker is a snapshot over the pool. It is rebuilt at the next pick after something changed, so a burst of changes
@@ -38,7 +38,7 @@ from lb.core.pulse import BEAT_S, Pulse
 from lb.core.throttle import ThrottleState
 from lb.core.unpicked import FULL, Unpicked, none_ready
 
-# Reading a member of an enum costs more than reading a global, and these stand on the hot path.
+# Reading a member of an enum takes longer than reading a global, and every call does it.
 _CLOSED, _SUCCESS = State.CLOSED, Verdict.SUCCESS
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
@@ -133,9 +133,9 @@ class Balancer:
         return self._members.nobody_serves()
 
     def sleep(self, now: float) -> bool:
-        """All connections are about to be closed for want of calls: from now on none is picked.
+        """All connections are about to be closed, since there are no calls: from now on no endpoint is picked.
 
-        False, and nothing is changed, when an attempt runs. One step, so that threads may pick meanwhile.
+        False, and nothing is changed, when an attempt runs. It is one step, so that threads may pick meanwhile.
         """
         slept = self._members.sleep(now)
         self._dirty = self._dirty or slept
@@ -246,9 +246,9 @@ class Balancer:
                 self._dirty = True
 
     def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """An attempt had no response for so long that it counts as ``outcome``, though it goes on.
+        """An attempt has waited too long for a response and counts as ``outcome``, although it goes on.
 
-        That was its one outcome: what it ends with decides nothing at the breaker any more.
+        That is its only outcome for the breaker: its later end decides nothing there.
         """
         if attempt.ended_at is None and self._judgement.silent(attempt, outcome, now):  # else it has ended meanwhile
             self._dirty = True

@@ -59,13 +59,13 @@ class Candidate:
         self.stats: Any = None
         """The policy's own record of this endpoint."""
         self.ready_since: float | None = None
-        """Since when its connection stands; None while it does not."""
+        """Since when it is connected; None while it is not."""
         self.weight = max(1, endpoint.weight)
         self.connectivity = Connectivity.IDLE
         self.in_flight = 0
         """Attempts on it that have not ended, and ``held``: what policies go by."""
         self.held = 0
-        """Places that quick errors keep for as long as a good answer takes, lest they make it look idle."""
+        """Places that quick errors keep for as long as a good answer takes, so that it does not look idle."""
         self.evidence = Evidence()
         """What speaks against it, beside its breaker's counts: the judgement's record."""
         self.picks = 0
@@ -75,9 +75,9 @@ class Candidate:
         """Why there is no connection, while there is none."""
         self.failing_since: float | None = None
         """Since when connecting fails. It stays set through CONNECTING until READY: an endpoint that
-        fails, waits and tries anew counts as failing all the while (gRPC's sticky TRANSIENT_FAILURE)."""
+        fails, waits and tries again counts as failing all the time (gRPC's sticky TRANSIENT_FAILURE)."""
         self.lost_at = -inf
-        """When its connection was lost last."""
+        """When its connection was lost for the last time."""
         self.unserved = False
         """It is connected, and its health service does not know the service that is watched."""
         self.retired = False
@@ -86,9 +86,9 @@ class Candidate:
         """The driver's subchannel."""
 
     def lost_between(self, since: float, until: float, *, stands: bool) -> bool:
-        """Whether its connection was lost in that time. ``stands``: whether it is seen to stand at this moment."""
+        """Whether its connection was lost in that time. ``stands``: the driver sees it connected at this moment."""
         if self.connectivity is Connectivity.READY and not stands:
-            return True  # a moment ago: that is not told yet
+            return True  # a moment ago: the report of that has not come yet
         return since <= self.lost_at <= until
 
     @property

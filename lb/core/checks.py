@@ -69,7 +69,7 @@ def flag(what: str, value: object) -> None:
 
 
 def sequence(what: str, value: object, accepted: str) -> tuple[Any, ...]:
-    """What a sequence holds; nothing for None. Raises ``TypeError``, ``ValueError`` for a mapping or a text."""
+    """The items of a sequence; none for None. Raises ``TypeError``, or ``ValueError`` for a mapping or a string."""
     if value is None:
         return ()
     if isinstance(value, (Mapping, str, bytes)):

@@ -1,32 +1,34 @@
-"""Who answers far worse than the others: one endpoint's answers against those of all others.
+"""Which endpoint answers far worse than the others: the answers of each against those of all others.
 
-A broken key store answers UNAUTHENTICATED, an old build UNIMPLEMENTED, a wrong database NOT_FOUND: no such code
-says by itself who is at fault. But where a policy spreads calls, all endpoints are asked the same, and one that
-answers badly what the others answer well is broken. An answer is *good* when it is OK, and *bad* by `Outcome.bad`.
+A broken key store answers UNAUTHENTICATED, an old build UNIMPLEMENTED, a wrong database NOT_FOUND: such a code
+does not say whether the server or the caller is at fault. But if a policy spreads calls, all endpoints get the same
+questions, and one that answers badly what the others answer well is broken. An answer is *good* if it is OK, and *bad*
+by `Outcome.bad`.
 
 **Far below.** An endpoint is suspected as long as its share of good answers is below ``ratio`` (a half) of the
-others' share, both counted from the same moment: one of its own bad answers. When everybody begins to answer NOT_FOUND
-both shares fall together. A suspicion that does not hold ends, and the next bad answer begins another one.
+others' share, both counted from the same moment: one of its own bad answers. When all endpoints begin to answer
+NOT_FOUND, both shares fall together. A suspicion that does not hold ends, and the next bad answer begins another one.
 
 **Not by chance.** If it did not matter where a call goes, the good answers of this endpoint would be a
-random part of all: *Fisher's exact test*, one-sided, is the chance of so few or fewer. It is made at each of its bad
-answers, so the k-th test of a suspicion must fall below ``LEVEL / (k * (k + 1))``, which is ``LEVEL`` in all,
-however often it is made (a union bound). A suspicion may begin at any call, so wrong verdicts are at most ``LEVEL``
-of an endpoint's calls: one in a million. Calls of a moment are often alike, so a suspicion lasts ``LEAST_S`` at least.
+random part of all good answers: *Fisher's exact test*, one-sided, is the probability of this few or fewer. It is made
+at each bad answer, so the k-th test of a suspicion must fall below ``LEVEL / (k * (k + 1))``, which is ``LEVEL`` in
+all, however many tests are made (a union bound). A suspicion may begin at any call, so wrong verdicts are at most
+``LEVEL`` of an endpoint's calls: one in a million. Calls at the same moment are often alike, so a suspicion lasts at
+least ``LEAST_S``.
 
 **Not by the turn.** A worker that makes two calls for each job, over two endpoints in turn, sends all first calls
-to one and all second ones to the other. Such callers are found out by moving the turn: once chance alone is
+to one and all second ones to the other. To rule such callers out, the turn is moved: once chance alone is
 less likely than ``ODD``, the suspicion begins again, and after each further bad answer the turn goes on from a
 random place (the picker's ``turn``).
 
-How soon: with all others good it takes 5 of its calls as one of ten endpoints, 11 as one of three, 15 as one of two
-(some more where the turn is moved); when the others answer 70 % well, 20 to 70. It is that number of *its own* calls
-also where it has a small weight, and takes longer accordingly.
+How soon: if all others answer well it takes 5 of its calls as one of ten endpoints, 11 as one of three, 15 as one of
+two (some more if the turn is moved). If the others answer 70 % well, it takes 20 to 70. These are *its own* calls, so
+with a small weight it takes longer.
 
-**Again.** Who was out in the last ``AGAIN_S`` is likely to be broken still: a probe that chance has let succeed proves
-little, and the level is ``LEVEL_AGAIN``.
+**Again.** An endpoint that was out in the last ``AGAIN_S`` is likely to be still broken: a probe may have succeeded by
+chance. So the level is ``LEVEL_AGAIN``.
 
-The happy path counts good answers and does no more: all else is done when a bad one comes.
+A good answer is only counted; all else is done when a bad one comes.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Comparison:
     __slots__ = ("bad", "good", "ratio")
 
     def __init__(self, ratio: float) -> None:
-        """``ratio``: which part of the others' share is far below; 0: nobody is suspected."""
+        """``ratio``: below this part of the others' share an endpoint is suspected; 0: none ever is."""
         self.good = 0
         self.bad = 0
         self.ratio = ratio
@@ -62,14 +64,14 @@ class Comparison:
         return self.good + self.bad
 
     def count_bad(self, candidate: Candidate) -> None:
-        """Count a bad answer, and no more."""
+        """Count a bad answer, and do no more."""
         self.bad += 1
         candidate.evidence.bad += 1
 
     def answered_badly(self, candidate: Candidate, now: float, *, in_turn: bool) -> str:
-        """Count a bad answer, admitted by a CLOSED breaker; why the breaker should open, or nothing.
+        """Count a bad answer of a call that a CLOSED breaker admitted; why the breaker should open, empty if not.
 
-        ``in_turn``: the picker can move its turn, so the evidence has to hold when it does.
+        ``in_turn``: the picker can move its turn, so the evidence has to hold while it is moved.
         """
         self.count_bad(candidate)
         if not self.ratio:
@@ -122,7 +124,7 @@ class Comparison:
 
 
 def chance(good: int, bad: int, others_good: int, others_bad: int) -> float:
-    """How likely so few good answers, or fewer, are when it does not matter who answers (Fisher's exact test).
+    """How likely ``good`` or fewer good answers are, if it does not matter who answers (Fisher's exact test).
 
     That is the lower tail of the hypergeometric distribution, by its largest term and the ratios of the next ones.
     """

@@ -1,8 +1,8 @@
-"""Reading a JSON document whose every error names its path.
+"""Reading a JSON document, with errors that name the path of each wrong field.
 
-`read` gives the outermost object as `Fields`, from which values are taken by name and kind. What
-is wrong with one of them is kept in `Problems`, and taking it gives None: a reader goes on to the
-end, and its user learns all at once. Fields that nobody took are noted, and do no harm.
+`read` returns the outermost object as `Fields`, from which values are taken by name and kind. If a value
+is wrong, that is kept in `Problems`, and taking it returns None: so a reader goes on to the
+end, and its user sees all errors at once. Fields that were not taken are noted, and otherwise ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,300}(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
 
 
 class Problems:
-    """What was found wrong, and what was passed over, in one document."""
+    """The errors in one document, and the notes about what was ignored or changed."""
 
     def __init__(self, what: str) -> None:
         """``what`` is the document's name, for messages."""
@@ -33,22 +33,22 @@ class Problems:
         self._objects: list[Fields] = []
 
     def wrong(self, path: str, value: object, expected: str) -> None:
-        """The value at ``path`` is not accepted."""
+        """Add an error: the value at ``path`` is not accepted."""
         self.error(f"{path} is {in_json(value)}; expected {expected}")
 
     def error(self, sentence: str) -> None:
-        """Something else is wrong; the sentence names its path."""
+        """Add an error in other words; the sentence names the path."""
         self._errors.append(sentence)
 
     def note(self, sentence: str) -> None:
-        """Something was passed over or changed."""
+        """Add a note: something was ignored or changed."""
         self._notes.append(sentence)
 
     def finish(self) -> tuple[str, ...]:
-        """The notes of a document in which nothing was wrong.
+        """The notes, if there was no error.
 
         Raises:
-            ValueError: something was; the message has all of it (the first 20).
+            ValueError: there were errors; the message has all of them (the first 20).
         """
         if self._errors:
             told = self._errors[:_MOST_TOLD]
@@ -75,7 +75,7 @@ class Fields:
         return f"{self.path}.{name}" if self.path else name
 
     def left(self) -> Iterable[str]:
-        """The paths of the fields that nobody took."""
+        """The paths of the fields that were not taken."""
         return (self.at(str(name)) for name in self._values if name not in self._taken)
 
     def value(self, name: str) -> Any:
@@ -84,7 +84,7 @@ class Fields:
         return self._values.get(name)
 
     def wrong(self, name: str, expected: str) -> None:
-        """Its value is not accepted, for a reason that the reader knows."""
+        """Add an error: the field's value is not accepted, for a reason that the reader knows."""
         value = self._values.get(name)
         if value is None:
             self._problems.error(f"{self.at(name)} is missing; expected {expected}")
@@ -92,7 +92,7 @@ class Fields:
             self._problems.wrong(self.at(name), value, expected)
 
     def whole(self, name: str, least: int = 0, most: int = UINT32_MAX, *, required: bool = False) -> int | None:
-        """A whole number, which proto3 JSON may write as text, too."""
+        """A whole number, which in proto3 JSON may also be a string."""
         value = self.value(name)
         if isinstance(value, str) and _WHOLE.fullmatch(value):
             value = int(value)
@@ -104,7 +104,7 @@ class Fields:
         return None
 
     def number(self, name: str, *, positive: bool = False, required: bool = False) -> float | None:
-        """A number >= 0, which proto3 JSON may write as text, too; ``positive``: not 0."""
+        """A number >= 0, which in proto3 JSON may also be a string; ``positive``: > 0."""
         value = self.value(name)
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)
@@ -127,7 +127,7 @@ class Fields:
         return None
 
     def text(self, name: str) -> str | None:
-        """A text."""
+        """A string."""
         value = self.value(name)
         if value is None:
             return None
@@ -173,10 +173,10 @@ def fields_of(value: object, path: str, problems: Problems) -> Fields | None:
 
 
 def read(document: str | Mapping[str, Any], problems: Problems) -> Fields:
-    """The document's outermost object, from JSON text or from what it stands for.
+    """The document's outermost object, from JSON text or from a mapping with its content.
 
     Raises:
-        ValueError: the text is no JSON, has a name twice in one object, or no object.
+        ValueError: the text is not JSON, is not an object, or has a name twice in one object.
         TypeError: ``document`` is neither text nor a mapping.
     """
     what = problems.what
@@ -209,7 +209,7 @@ def _refuse(constant: str) -> Any:
 
 
 def in_json(value: object) -> str:
-    """A value as it stands in JSON, and short."""
+    """A value as JSON has it, shortened."""
     if value is None:
         return "null"
     if isinstance(value, Mapping):

@@ -111,7 +111,7 @@ class Judgement:
         return self._give_back(attempt, outcome, outcome.verdict, now, picker)
 
     def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> bool:
-        """A running attempt had no response for so long that it counts as ``outcome``. It is judged by that alone."""
+        """A running attempt has waited too long for a response. It counts as ``outcome``, and by that alone."""
         self._learn_room(attempt, outcome, now, ())
         attempt.candidate.last_error = outcome.reason()
         moved = self._give_back(attempt, outcome, outcome.verdict, now, None)

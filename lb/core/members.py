@@ -1,4 +1,4 @@
-"""The endpoints of one channel: which are in the set, and whose connection stands.
+"""The endpoints of one channel: which are in the set, and which are connected.
 
 ::
 
@@ -24,7 +24,7 @@ _READY = Connectivity.READY
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an update did: who is new, in the order in which to connect, and whose connection can be closed now."""
+    """What an update did: the new endpoints, in the order in which to connect; and those to be closed now."""
 
     added: list[Candidate]
     closable: list[Candidate]
@@ -98,7 +98,7 @@ class Members:
         return Candidate(endpoint, self._breaker.new_state(), limit)
 
     def _retire_missing(self, old: Mapping[tuple[str, str], Candidate]) -> list[Candidate]:
-        """Retire those that are no longer in the set; which of them nobody uses."""
+        """Retire those that are no longer in the set. Returns the ones without a running attempt."""
         closable = []
         for key, candidate in old.items():
             if key not in self.candidates:
@@ -154,7 +154,7 @@ class Members:
             return False
         for candidate in self.candidates.values():
             self.set_connectivity(candidate, Connectivity.IDLE, now)
-            candidate.failing_since = None  # this is found out again after waking up: it may be back since long ago
+            candidate.failing_since = None  # after a sleep it is tried again: it may have recovered long ago
             candidate.trouble = ""
         return True
 

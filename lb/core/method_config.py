@@ -14,10 +14,10 @@ from lb.core.throttle import Throttle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodConfig:
-    """What the document says of one method; None where it says nothing.
+    """What the document says about one method; None if it says nothing.
 
-    ``timeout_s`` is an upper bound beside the caller's own. ``wait_for_ready`` holds where the
-    caller says nothing. The two sizes are bytes of one serialized message.
+    ``timeout_s`` is an upper limit beside the caller's own timeout. ``wait_for_ready`` holds if the
+    caller does not set it. The two sizes are in bytes of one serialized message.
     """
 
     retry: Retry | None = None
@@ -29,7 +29,7 @@ class MethodConfig:
 
     @property
     def idempotent(self) -> bool:
-        """Whether the document declares that the method may run twice: who lets it be hedged does."""
+        """Whether the document declares that the method may run twice: a ``hedgingPolicy`` does."""
         return self.hedging is not None
 
 
@@ -56,7 +56,7 @@ class ServiceConfig:
     def method(self, name: str) -> MethodConfig:
         """What holds for ``/package.Service/Method``: its own entry, else its service's, else the default one.
 
-        Entries do not add up: the most specific one stands alone, as in gRPC.
+        Entries are not merged: only the most specific one counts, as in gRPC.
         """
         methods = self.methods
         for key in (name, name[: name.rfind("/") + 1], ""):

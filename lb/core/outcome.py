@@ -52,8 +52,8 @@ from grpc import StatusCode
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 REPORT_KEY = "lb-endpoint-load-metrics-bin"
-"""The trailer with a server's load: gRFC A51's message under a key of our own, since grpcio keeps
-``endpoint-load-metrics-bin`` from whoever is not its own policy."""
+"""The trailer with a server's load: gRFC A51's message under a key of our own, since grpcio hides
+``endpoint-load-metrics-bin`` from all but its own policies."""
 
 
 _LATE_FACTOR = 2.0
@@ -152,8 +152,8 @@ LATE = Outcome(StatusCode.CANCELLED, Verdict.IGNORED, Retryable.NEVER, Origin.LA
 def lost(ran_s: float, winner_s: float) -> Outcome:
     """The outcome of an attempt of a hedged call that ran for ``ran_s`` when another won after ``winner_s``.
 
-    Losing says little by itself, with a short delay any attempt may lose. Who had twice the winner's
-    time is late: several in a row are what a hung or far slower endpoint shows when calls are hedged.
+    Losing alone says little: with a short delay any attempt may lose. An attempt that had twice the winner's
+    time is late. Several late ones in a row are how a hung or far slower endpoint shows when calls are hedged.
     """
     return LATE if ran_s >= _LATE_FACTOR * winner_s else LOST
 

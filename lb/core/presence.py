@@ -1,9 +1,9 @@
 """What an instance's entry in Consul should be, and what an answer of the agent means for it.
 
-Only what is missing is put back. What somebody else changed (a weight, a tag, metadata, a tagged
-address, maintenance) stands: it is taken over from each look, and registered where Consul forgot
-it. Maintenance of our own, which says that an instance is leaving, is told by its reason from an
-operator's; a predecessor that died while it left does not keep its successor in it.
+Only what is missing is registered again. What others have changed (a weight, a tag, metadata, a tagged
+address, maintenance) is kept: it is read from each answer, and registered again if Consul forgot
+it. Our own maintenance, which says that an instance is leaving, differs from an operator's by its reason. If an
+instance died while it was leaving, its successor does not stay in maintenance.
 
 ``step`` compares what an agent knows with what should be::
 
@@ -14,8 +14,8 @@ operator's; a predecessor that died while it left does not keep its successor in
     knows us, something was set      register without the check, whose interval would begin again
     knows us, the check is gone      register with the check
 
-Weight 0: Consul refuses it for a passing instance, so it is registered as weight 1 with the
-metadata ``weight=0``, which the resolver of ``lb`` reads as 0. Other readers of Consul see 1.
+Weight 0: Consul refuses it for a passing instance, so the instance is registered with weight 1 and the
+metadata ``weight=0``, which the resolver of ``lb`` reads as 0. Other clients of Consul see 1.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _OF_CONSUL = ("lan_ipv4", "wan_ipv4", "lan_ipv6", "wan_ipv6")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What to do at an agent: register (with ``body``), then switch maintenance; None is to leave it."""
+    """What to do at an agent: register (with ``body``), then switch maintenance; None: leave it as it is."""
 
     body: Json | None = None
     maintenance: str | None = None
-    """The reason to switch it on with; "" switches it off."""
+    """Switch it on, with this reason; "" switches it off."""
     words: str = ""
     """For the log, when it is done."""
     remark: str = ""
@@ -121,7 +121,7 @@ class Presence:
             return self._of_another(known, owned=owned)
         reason = self._reason(known)
         if not owned:
-            self._join(known)
+            self._inherit(known)
             body, words = self._body(with_check=True), "registered"
         else:
             has_check = self._take_over(known, reason)
@@ -142,14 +142,14 @@ class Presence:
             return Step(remark=f"the id is now that of {other}; this instance gives way", gives_way=True)
         reason = self._reason(known)
         if str(service.get("Service", "")).lower() == self.service.lower():
-            self._join(known)
+            self._inherit(known)
         elif reason != LEAVING:
             reason = None  # another service's maintenance is not ours, and goes with its entry
         remark = f"the id was that of {other} (still passing); taken over" if _passing(known) else ""
         return Step(self._body(with_check=True), self._switch(reason), f"registered in place of {other}", remark)
 
     def _take_over(self, known: Json, reason: str | None) -> bool:
-        """Takes over what Consul says now. False when the check is missing."""
+        """Take over what Consul has now. False when the check is missing."""
         service = known["Service"]
         meta = dict(service.get("Meta") or {})
         weights = service.get("Weights") or {}
@@ -168,8 +168,8 @@ class Presence:
                 return True
         return False
 
-    def _join(self, known: Json) -> None:
-        """A predecessor's entry: what is set there and not by us stands, so does maintenance that is not its own."""
+    def _inherit(self, known: Json) -> None:
+        """A predecessor's entry: keep what is set there and not by us, and maintenance that is not its own."""
         service = known["Service"]
         meta = {key: value for key, value in (service.get("Meta") or {}).items() if key != WEIGHT_META}
         self._meta = meta | self._meta
@@ -179,7 +179,7 @@ class Presence:
             self._maintenance = reason or self._maintenance
 
     def _addresses(self, service: Json) -> dict[str, Json]:
-        """The tagged addresses but for those that Consul makes of the address."""
+        """The tagged addresses without those that Consul makes from the address."""
         own = {"Address": service.get("Address"), "Port": service.get("Port")}
         tagged = service.get("TaggedAddresses") or {}
         return {label: at for label, at in tagged.items() if label not in _OF_CONSUL or at != own}
@@ -192,7 +192,7 @@ class Presence:
         return None
 
     def _switch(self, reason: str | None) -> str | None:
-        """How maintenance has to be switched where it is on for ``reason``."""
+        """How to switch maintenance that is on for ``reason`` (None: off): a reason, "" for off, None to leave it."""
         if self._maintenance is not None:
             return self._maintenance if reason is None else None
         return "" if reason == LEAVING else None
@@ -235,7 +235,7 @@ class Presence:
             "EnableTagOverride": self._tag_override,
         }
         if self._check is not None and with_check:
-            # Under maintenance nobody is let in between the registration and the switch.
+            # In maintenance: no calls may come between the registration and the switch.
             status = "critical" if self._maintenance is not None else self.status
             body["Check"] = {**self._check, "Status": status}
         return body

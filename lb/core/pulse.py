@@ -1,8 +1,8 @@
-"""For how long the client itself was held: such time counts against no endpoint.
+"""For how long the client itself was held up: such time counts against no endpoint.
 
-Code of the user's own may hold the event loop or the interpreter for seconds, and a machine may stop a process.
-Meanwhile answers arrive, and nobody takes them. Whoever then judges by the clock ("no answer for half a
-second") blames endpoints that were well. So time-outs count the time for which the client ran::
+The user's own code may hold the event loop or the interpreter for seconds, and a machine may stop a process.
+Meanwhile answers arrive and are not read. A time-out that goes by the clock alone ("no answer for half a
+second") would then blame endpoints that are well. So time-outs count the time for which the client ran::
 
     beats      │    │    │    │                        │    │    │
     running    ├──────────────┤         held           ├─────────
@@ -33,7 +33,7 @@ class Pulse:
         # other threads read it.
         self._held: tuple[list[float], list[float], list[float]] = ([], [], [])
         self.renew_at = -inf
-        """Who begins something later than this asks the driver to go on beating."""
+        """What begins after this instant has to ask the driver to go on beating."""
 
     def beat(self, now: float, *, last: bool = False) -> None:
         """The driver runs. ``last``: it stops beating, and what follows is not known."""
@@ -46,7 +46,7 @@ class Pulse:
         self._due = inf if last else now + BEAT_S
 
     def expect(self, now: float) -> None:
-        """A beat is due from now on, if none was: the driver is told to begin, and may be held before it can."""
+        """A beat is due from now on, if none was: the driver was asked to begin, and may be held up before it does."""
         if self._due == inf:
             self._due = now + BEAT_S
 
@@ -59,7 +59,7 @@ class Pulse:
         return held_s
 
     def _held_until(self, instant: float) -> float:
-        """For how many seconds in all, the present stall not counted."""
+        """For how many seconds it was held in all until this instant, without the present stall."""
         begins, ends, sums = self._held
         at = bisect_right(ends, instant)
         if at == len(ends):
@@ -73,8 +73,8 @@ class Pulse:
     def left_s(self, since: float, limit_s: float, now: float) -> float:
         """Seconds until a time-out that began at ``since`` may be judged; 0: now.
 
-        Not before it ran for ``limit_s``. After it was held it runs for a beat at least: what has arrived meanwhile
-        takes some turns to be taken in.
+        That is when the client has run for ``limit_s``. After it was held it has to run for at least one beat, since it
+        takes some turns of the loop to read what has arrived meanwhile.
         """
         left_s = limit_s - (now - since)
         if left_s > 0.0:

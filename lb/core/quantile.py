@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import log
 
 LEAST_SAMPLES = 100
-"""So many calls must have been seen before a quantile is told."""
+"""This many calls must have been seen before there is a quantile."""
 HALVE_AT = 2000
 _LEAST_S = 1e-5
 _GROWTH = 1.25
@@ -44,7 +44,7 @@ class Quantile:
 
     @property
     def samples(self) -> int:
-        """How many durations it remembers, those that fade counted for as much as is left of them."""
+        """How many durations the counts stand for: old ones fade."""
         return self._total
 
     def _settle(self) -> None:

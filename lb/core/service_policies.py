@@ -1,10 +1,10 @@
 """``loadBalancingConfig``: gRPC's names of policies and their fields, in ours.
 
-The list is read from its beginning, and the first known policy is taken; what stands behind it is
-not looked at. That none is known is an error, as in gRPC.
+The first known policy in the list is taken; what follows it is
+not read. If none is known that is an error, as in gRPC.
 
-docs/service_config.md tells which is which: gRPC's names, and ours with their defaults (but
-``weighted_round_robin`` is gRPC's, `Orca`).
+docs/service_config.md lists gRPC's names, and ours, which have their defaults. (``weighted_round_robin`` is gRPC's:
+`Orca`.)
 
 Policies of ours that need settings, or wrap others, are given as objects (``policy=``).
 """

@@ -78,7 +78,7 @@ class ConsulTarget:
 
 @dataclass(frozen=True, slots=True)
 class StaticTarget:
-    """Endpoints that stand in the target: ``static:``, ``ipv4:``, ``ipv6:``, a literal address.
+    """Endpoints that the target itself names: ``static:``, ``ipv4:``, ``ipv6:``, a literal address.
 
     Also a target that grpcio resolves itself: one endpoint, whose address is the target. With an
     empty ``authority`` each endpoint has its own, as grpcio makes it from the address. ``doubt``
@@ -164,7 +164,7 @@ def _scheme(text: str) -> str:
 
 
 def _guesses(text: str) -> Iterable[str]:
-    """What may have been meant by a text that is no target; most of it is none either."""
+    """What may have been meant by a string that is not a target. Most of these are not targets either."""
     bare = text.strip()
     yield bare
     scheme, colon, rest = bare.partition(":")

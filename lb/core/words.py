@@ -99,7 +99,7 @@ _HANDSHAKES = (
 def handshake(why: str, *, secure: bool, name: str, whence: str) -> str:
     """Why connecting failed, with what core's words mean before them where that is known.
 
-    ``name`` is the one that a certificate must have, ``whence`` says who set it.
+    ``name`` is the one that a certificate must have, ``whence`` says where it was set.
     """
     for words, with_tls, without in _HANDSHAKES:
         if words in why and (meant := with_tls if secure else without):
@@ -128,9 +128,9 @@ def names(details: str, address: str) -> bool:
 
 
 def origin(details: str, candidate: Candidate, *, started_at: float, ended_at: float, stands: bool) -> Origin:
-    """Who produced an UNAVAILABLE without metadata, as far as is known now.
+    """The origin of an UNAVAILABLE without metadata, as far as is known now.
 
-    ``stands``: whether the driver sees the connection standing.
+    ``stands``: whether the driver sees the endpoint connected.
     """
     words = find(details)
     if words is None or (words.addressed and not names(details, candidate.endpoint.address)):

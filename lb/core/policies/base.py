@@ -1,10 +1,10 @@
 """What a load-balancing policy is.
 
-A policy is a frozen bag of settings: one object may serve many channels. Its only method
+A policy is an object with settings only: one may serve many channels. Its only method
 makes a *picker*: a snapshot over the candidates that are admitted right now. The balancer
-asks for a new picker when that set (or a weight) changed, and hands over the previous one,
-so that a policy can go on where it was. A picker is used by one channel, never by two
-threads at once, so it needs no lock; once it was handed over as ``previous`` it picks no more.
+asks for a new picker when that set (or a weight) changed, and passes the previous one,
+so that the policy can go on where it was. A picker is used by one channel, never by two
+threads at once, so it needs no lock. After it was passed as ``previous`` it is not asked to pick any more.
 
 A candidate is the same object as long as its endpoint stays in the set, so policies compare
 candidates by identity.
@@ -24,7 +24,7 @@ The smallest policy of a user's own::
             def pick(self, call, now, rng):
                 return self.candidate
 
-What a policy may have beyond that stands in `Hooks`; what it lacks costs nothing.
+What a policy may have beyond that is described in `Hooks`; what it does not have costs nothing.
 """
 
 from __future__ import annotations

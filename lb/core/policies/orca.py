@@ -1,16 +1,16 @@
 """Weights that the servers report: gRPC's ``weighted_round_robin`` (gRFC A58, reports as in A51).
 
-Each call's trailing metadata may say how busy its server is. From that an endpoint's weight is
-``qps / (utilization + eps / qps * error_penalty)``: the calls a second it could answer when fully used. Calls
-are then dealt as by `WeightedRoundRobin`, with weights that are read anew every ``update_s``.
+The trailing metadata of a call may say how busy its server is. From that, the weight of an endpoint is
+``qps / (utilization + eps / qps * error_penalty)``: the calls a second that it could answer when fully used. Calls
+are then distributed as by `WeightedRoundRobin`, with weights that are updated every ``update_s``.
 
-Weights count as a hundredth of their mean at least and as ten times at most, as in gRPC's core: who gets no
-calls makes no reports, and a weight of next to nothing would stand for ever. A report that comes with an error is
-not read: who fails at once has little to do, and would be sent more.
+A weight counts as at least a hundredth and at most ten times the mean, as in gRPC's core: an endpoint without
+calls makes no reports, so a weight near 0 would never change. A report that comes with an error is
+not read: an endpoint that fails at once has little to do, and would get more calls for it.
 
-A report counts once its endpoint has reported for ``blackout_s`` (after it connected, or was silent),
-and for ``expiry_s``. An endpoint without a weight gets the mean of those that have one; while fewer than two
-have one, the registry's weights hold (A58 takes equal ones; they are equal where nobody set any).
+The reports of an endpoint count from ``blackout_s`` after the first one (since it connected, or since a gap),
+and each for ``expiry_s``. An endpoint without a weight gets the mean of the others. While fewer than two
+have one, the registry's weights are used. (A58 uses equal weights, which the registry's are unless they were set.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FULL = 65_535
 """The largest weight; the others are whole parts of it, as in gRPC's scheduler."""
 
 LEAST_PART, MOST_PART = 0.01, 10.0
-"""A weight counts as so many times the mean at least, and at most, as in gRPC's scheduler: nobody starves."""
+"""A weight counts as at least and at most this many times the mean, as in gRPC's scheduler: no endpoint starves."""
 
 
 class Reported:
@@ -83,7 +83,7 @@ class Orca:
         return OrcaPicker(self, candidates, previous if isinstance(previous, OrcaPicker) else None)
 
     def report(self, candidate: Candidate, report: bytes, now: float) -> None:
-        """Take in a report. One that can not be read, or says nothing of the load, changes nothing."""
+        """Take in a report. One that cannot be read, or says nothing about the load, changes nothing."""
         try:
             load = decode(report)
         except ValueError:
@@ -98,7 +98,7 @@ class Orca:
             known.since = now
         ready_since = candidate.ready_since
         if ready_since is not None and ready_since > known.since:
-            known.since = now  # it has connected anew
+            known.since = now  # it has connected again
         known.weight = load.qps / (used + load.eps / load.qps * self.error_penalty)
         known.last_at = now
 

@@ -57,7 +57,7 @@ class PeakEwma:
         return self.latency_s * exp((self.stamp - now) * self.fading)
 
     def observe(self, took_s: float, now: float) -> None:
-        """An answer took so long."""
+        """An answer took ``took_s``."""
         if self.usual_s and (now - self.stamp >= PAUSE_S or not self.measured):
             self.latency_s = took_s
             self.usual_s, self.fading, self.measured = 0.0, 1.0 / self._decay_s, True
@@ -67,7 +67,7 @@ class PeakEwma:
         self.stamp = now
 
     def fail(self, counts_s: float, now: float) -> None:
-        """An attempt failed, which counts as an answer after so long. Left alone, it is forgiven after `FORGIVEN_S`."""
+        """An attempt failed, which counts as an answer after ``counts_s``. It is forgiven after `FORGIVEN_S`."""
         if not self.measured:
             self.latency_s, self.stamp = counts_s, now
             usual_s = counts_s / UNKNOWN

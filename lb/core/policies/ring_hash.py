@@ -1,17 +1,17 @@
 """Ring hash with bounded loads: calls of one key go to one endpoint, until it is full.
 
-Each endpoint has points on a ring of 64 bits, 4 for the smallest weight. A key has 5 probes on it, and
-belongs to the point that one of them meets soonest, going up (*multi-probe consistent hashing*, Appleton
-and O'Reilly 2015). That spreads keys as evenly as some 40 points each would, and 10,000 equal endpoints
+Each endpoint has points on a ring of 64 bits, 4 for the smallest weight. A key has 5 probes on the ring, and
+belongs to the point that lies nearest above one of them (*multi-probe consistent hashing*, Appleton
+and O'Reilly 2015). That spreads keys as evenly as some 40 points for each endpoint would, and 10,000 equal endpoints
 need a ring of 40,000 points, not of 400,000. All of it is computed from ids, addresses and
-keys by BLAKE2b, so every process agrees. When an endpoint comes or goes only its own keys move:
-1 of n. (When the ratio of the smallest weight to the greatest common divisor changes, more do.)
+keys by BLAKE2b, so that all processes agree. When an endpoint comes or goes only its own keys move:
+1 of n. (More do when the ratio of the smallest weight to the greatest common divisor changes.)
 
-**Bounded loads** (Mirrokni, Thorup and Zadimoghaddam 2016): nobody gets a call that would lift it above
-``bound`` times its share, by weight, of the calls in flight. What is too much goes on to the next
-endpoint on the ring, the same for all calls of a key. So a hot key is spread over as many as it needs.
+**Bounded loads** (Mirrokni, Thorup and Zadimoghaddam 2016): no endpoint gets a call that would lift it above
+``bound`` times its share, by weight, of the calls in flight. Such a call goes to the next
+endpoint on the ring, which is the same for all calls of a key. So a hot key uses as many endpoints as it needs.
 
-A change costs O(points of who changed); the first ring is O(n log n), some 0.1 s at 10,000 endpoints.
+A change costs O(points of the endpoints that changed). The first ring is O(n log n), some 0.1 s at 10,000 endpoints.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Total:
 
 
 class Counted:
-    """What of an endpoint's calls in flight is in the total.
+    """How many of an endpoint's calls in flight the total has.
 
-    It is corrected whenever a call on the endpoint is picked or ends, so retries and hedges, which no picker
-    sees, let it lag but never drift.
+    This is corrected whenever a call on the endpoint is picked or ends. Retries and hedges, which no picker
+    sees, make it late, but never wrong for long.
     """
 
     __slots__ = ("in_flight", "total")
@@ -65,7 +65,7 @@ class Counted:
         self.total = total
 
     def update(self, in_flight: int) -> None:
-        """So many are in flight now."""
+        """``in_flight`` calls run on it now."""
         self.total.in_flight += in_flight - self.in_flight
         self.in_flight = in_flight
 
@@ -127,7 +127,7 @@ class RingHash:
 
 
 class RingPicker:
-    """The ring: points in order, and whose each is. The first point stands at the end once more."""
+    """The ring: points in order, and the candidate of each. The first point is at the end once more."""
 
     __slots__ = ("_guide", "_owners", "_points", "_scale", "_settings", "_shift", "_sum", "_total", "_weights")
 

@@ -47,10 +47,10 @@ class RoundRobinPicker:
         self._next = rng.randrange(len(self._candidates))
 
     def place_in(self, candidates: Sequence[Candidate]) -> int:
-        """The index in a new set to go on with: who is next and still there; -1 for anywhere.
+        """The index in a new set to go on with: the next candidate that is still there; -1: begin anywhere.
 
-        So the place only moves forward, and nobody who stays waits longer than a round. One that was alone had
-        no place: what follows begins anywhere.
+        So the place only moves forward, and no candidate that stays waits longer than a round. A single candidate has
+        no place: the next picker begins anywhere.
         """
         if self._next < 0 or len(self._candidates) == 1:
             return -1

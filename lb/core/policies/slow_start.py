@@ -1,12 +1,12 @@
 """Slow start: an endpoint that has just come takes a growing part of its share.
 
-A new process has cold caches and pools, and its whole share at once would meet it at its slowest. For ``window_s`` from
-the moment its connection stands it accepts a pick with a chance that rises evenly from ``minimum`` to 1
+A new process has cold caches and pools, so it should not get its whole share at once. For ``window_s`` from
+the moment it is connected it accepts a pick with a chance that rises evenly from ``minimum`` to 1
 (Armeria's and Envoy's linear ramp). A pick that it does not accept goes to another endpoint, chosen by a second
-picker of the same policy over those who are warm.
+picker of the same policy over the endpoints that are warm.
 
-Nothing happens while no endpoint is warm: a channel that starts uses all of them at once. When nobody is
-warming any more, picks go straight to the policy inside, at no cost.
+While no endpoint is warm there is no second picker: a channel that starts uses all of them at once. When all
+are warm, picks go straight to the policy inside, at no cost.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SlowStartPicker(WrapperPicker):
         return self.warm.pick(call, now, rng)
 
     def _review(self, now: float) -> None:
-        """See who is warm now."""
+        """Find out which endpoints are warm now."""
         since = now - self._window_s
         warm = [c for c in self._candidates if c.ready_since is None or c.ready_since <= since]
         if len(warm) == len(self._candidates):

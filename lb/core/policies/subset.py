@@ -1,16 +1,16 @@
-"""Subset: each client uses only some of the endpoints, all together use them evenly.
+"""Subset: each client uses only some of the endpoints; all clients together use them evenly.
 
-With many clients and many endpoints it is enough that a client knows twenty: fewer connections are busy,
-each carries more, and what is measured of an endpoint is worth more (*Site Reliability Engineering*, ch. 20).
+With many clients and many endpoints it is enough that a client uses twenty of them: fewer connections are busy,
+each carries more calls, and there are more measurements of each endpoint (*Site Reliability Engineering*, ch. 20).
 
-Endpoints stand in a circle, in an order by a hash of their ids that all clients share. A client takes
-``size`` in a row, from its own place on. Places of numbered clients follow the van der Corput sequence (0, 1/2, 1/4,
-3/4, 1/8, ...), which is even after any number of clients, as in Google's *Rocksteadier* subsetting
-(P. Ward et al., "Reinventing backend subsetting at Google", 2022); a client with a name has a random
-place by its hash. When an endpoint comes or goes a subset changes by two at most.
+The endpoints form a circle, in the order of a hash of their ids that all clients share. A client takes
+``size`` in a row, beginning at its own place. The places of numbered clients follow the van der Corput sequence (0,
+1/2, 1/4, 3/4, 1/8, ...), which is even after any number of clients, as in Google's *Rocksteadier* subsetting
+(P. Ward et al., "Reinventing backend subsetting at Google", 2022). A client with a name has the
+place of its hash. When an endpoint comes or goes, a subset changes by two at most.
 
-The subset is taken of the endpoints that are admitted, so a client always has ``size`` that work, as long as
-there are so many. The channel still connects to all.
+The subset is taken from the endpoints that are admitted, so a client always has ``size`` that work, if
+there are as many. The channel still connects to all.
 """
 
 from __future__ import annotations

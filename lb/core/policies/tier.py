@@ -33,7 +33,7 @@ class Tier:
         self.turns: Iterator[Candidate] = iter(())
 
     def change(self, leaving: Container[Candidate], coming: Sequence[tuple[Candidate, int]]) -> None:
-        """Who stays keeps its turn; who comes is in the middle of the round."""
+        """Candidates that stay keep their turn; new ones come in the middle of the round."""
         self._turn(self._place())
         if leaving:
             stay = [member not in leaving for member in self._members]
@@ -44,7 +44,7 @@ class Tier:
         half = len(self._members) // 2
         self._members[half:half] = [candidate for candidate, _ in coming]
         self.weights[half:half] = [weight for _, weight in coming]
-        # Spread by the golden ratio, so that those who come together are not passed over together.
+        # Spread by the golden ratio, so that new ones are not all passed over in the same round.
         self._accounts[half:half] = [int(i * _GOLDEN % 1.0 * cap) for i in range(len(coming))]
         if not self.weights:
             return
@@ -80,7 +80,7 @@ class Tier:
         self._at = 0
 
     def credits(self) -> Iterator[tuple[Candidate, float]]:
-        """How many picks are due to each: around 0, falling along the round. The tier is of no more use."""
+        """How many picks are due to each: around 0, falling along the round. The tier cannot be used after that."""
         self._turn(self._place())
         size, cap = len(self._members), self._cap
         for place, (member, weight, account) in enumerate(

@@ -4,10 +4,10 @@ Up to 64 candidates the sequence is nginx's (`lb.core.policies.smooth`), which c
 Beyond, the candidates are arranged in tiers of like weights (`lb.core.policies.tiered`).
 
 Where a sequence begins is left to chance, so that clients that start together do not all begin with the same
-endpoint. When the set or a weight changes, survivors keep their credit and newcomers begin with an
-average one: the sequence does not restart, nobody waits longer than its share says, nobody gets
-a burst. An endpoint that left and comes back is a newcomer. The place of one that was alone says nothing: what
-follows begins anywhere.
+endpoint. When the set or a weight changes, candidates that stay keep their credit, and new ones begin with an
+average one: the sequence does not restart, no candidate waits longer than its share says, and none gets
+a burst. An endpoint that left and comes back is a new one. The sequence after a set of a single candidate begins
+anywhere.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Zone aware: calls stay in their own zone until it is overloaded; then the excess goes to the others.
 
-The policy inside picks within the zone, and, with a picker of its own, among all others. An endpoint of the
-zone takes calls until ``in_flight`` of this channel are out on it (by weight: on one of average weight). From then
-on a call goes to whichever is less loaded, the one picked at home or the one picked abroad. So the zone
-stays just full, exactly what is too much for it leaves, and when all are full they are loaded alike, each by
-its weight. A zone that loses endpoints is fuller with the rest, and leaves the more to others.
+The policy inside picks within the zone, and a second picker of it picks among all others. An endpoint of the
+zone takes calls until ``in_flight`` of this channel run on it (if it is of average weight). From then
+on a call goes to the less loaded one of two: the one picked in the zone and the one picked outside. So the zone
+stays just full, only the excess leaves it, and when all endpoints are full they are loaded alike, each by
+its weight. A zone that loses endpoints is full sooner, and sends more calls to the others.
 
-Envoy and gRPC spill by the shares of healthy hosts that the control plane knows. A client knows what it has
-out itself, and needs nobody for it.
+Envoy and gRPC decide by the shares of healthy hosts, which a control plane knows. A client knows its own calls in
+flight, and needs no control plane for that.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ZonePicker(WrapperPicker):
         self.prefers: Sequence[Candidate] = getattr(near, "prefers", home)
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
-        """At home while there is room. One pick of the policy inside, two when home is full."""
+        """In its own zone while there is room. One pick of the policy inside, two when the zone is full."""
         near, far = self.near, self.far
         if near is None:
             assert far is not None
