@@ -111,12 +111,12 @@ class LiveAttempt:
 
     def watch(self, since: float) -> None:
         """From ``since`` on its ``attempt_timeout_s`` counts, until its end or its first response."""
-        if (overdue := self._carrier.record.settings.overdue) is not None:
+        if (overdue := self._carrier.record.shared.overdue) is not None:
             overdue.add(self, since, self._carrier.channel)
 
     def unwatch(self) -> None:
         """A response came, or it ended."""
-        if (overdue := self._carrier.record.settings.overdue) is not None:
+        if (overdue := self._carrier.record.shared.overdue) is not None:
             overdue.remove(self)
 
     def sent(self, size: int) -> None:
@@ -138,7 +138,7 @@ class LiveAttempt:
         channel, record = carrier.channel, carrier.record
         now = time.monotonic()
         if record.overdue(self.attempt, now, replayable=carrier.replayable, running=carrier.rivals(self.lower)):
-            details = f"no response within the attempt's timeout of {record.settings.retry.attempt_timeout_s:g} s"
+            details = f"no response within the attempt's timeout of {record.rules.retry.attempt_timeout_s:g} s"
             self._timed_out_as = AioRpcStatus(_DEADLINE_EXCEEDED, details, (), "")
             self.lower.cancel("attempt timeout")
             return
@@ -211,7 +211,7 @@ class LiveAttempt:
         if attempt.ended_at is not None:
             return
         channel = carrier.channel
-        if (overdue := carrier.record.settings.overdue) is not None:
+        if (overdue := carrier.record.shared.overdue) is not None:
             overdue.remove(self)
         channel.attempt_ended(attempt, outcome, now)
         if attempt.span is not None:

@@ -154,7 +154,7 @@ class LogicalCall:
         action = self._take(metadata)
         if action is None and not self._locally_cancelled and not legal(metadata):
             raise _grpcio.ExecuteBatchError(ILLEGAL.details())  # as core does in this kind of call alone
-        if self.record.settings.hedging is not None:
+        if self.record.rules.hedging is not None:
             return await execution.race(request, context).run(action)
         while action is not None:
             if isinstance(action, Attempt):

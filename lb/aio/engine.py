@@ -45,7 +45,7 @@ from lb.aio.unbegun import Unbegun
 from lb.aio.waiting import Waiting
 from lb.core import checks
 from lb.core.balancer import Balancer
-from lb.core.call import Call, Method
+from lb.core.call import Call, Shared
 from lb.core.candidate import Connectivity
 from lb.core.endpoint import MOST_WEIGHT, Resolution, Resolver
 from lb.core.settings import Settings
@@ -122,7 +122,7 @@ class Engine:
         self.waiting = Waiting()
         """The calls that wait for a change, or in line for a place."""
         self._methods = Methods(self.target, settings, self.balancer, self._budget, self.metrics)
-        self.methods: Mapping[bytes, Method] = self._methods.known
+        self.methods: Mapping[bytes, Shared] = self._methods.known
         """What all calls of a method share, of those methods that were called before."""
         self._unbegun = Unbegun()
         self.unbegun = self._unbegun.calls
@@ -220,7 +220,7 @@ class Engine:
         known = self.methods.get(stub.method)
         if (
             known is None
-            or known.hedging is not None
+            or known.rules.hedging is not None
             or self._home.loop is not get_running_loop()
             or self._idling.asleep
             or self._closing

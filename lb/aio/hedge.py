@@ -224,7 +224,7 @@ class Race:
         winner_s = now - live.attempt.started_at
         self._winner_s = winner_s if winner_s < BEAT_S else _ran_s(live, now)
         call = self._call
-        latency = None if call is None else call.record.settings.latency
+        latency = None if call is None else call.record.shared.latency
         if latency is not None:
             latency.observe(self._winner_s)
 

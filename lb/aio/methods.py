@@ -11,7 +11,7 @@ from lb.aio.overdue import Overdue
 from lb.core import checks
 from lb.core.balancer import Balancer
 from lb.core.budget import BudgetState
-from lb.core.call import Method
+from lb.core.call import Shared
 from lb.core.quantile import Quantile
 from lb.core.settings import Settings
 from lb.core.throttle import ThrottleState
@@ -48,14 +48,14 @@ class Methods:
         """Names that a stub has registered: these may stand in metrics."""
         self._unmatched = settings.entries
         """Names in the settings that no called method goes by."""
-        self.known: dict[bytes, Method] = {}
+        self.known: dict[bytes, Shared] = {}
         """By ``/package.Service/Method``, the methods that were called before."""
 
     def register(self, method: bytes) -> None:
         """A stub has this method."""
         self._registered.add(method.decode())
 
-    def find(self, method: bytes) -> Method:
+    def find(self, method: bytes) -> Shared:
         """What all calls of this method share."""
         known = self.known.get(method)
         if known is None:
@@ -66,26 +66,21 @@ class Methods:
             known = self.known[method] = self._made(method.decode())
         return known
 
-    def _made(self, name: str) -> Method:
-        found = self._settings.method(name, declared_idempotent=is_idempotent(name))
-        self._unmatched.difference_update(found.entries)
-        if found.doubt:
-            _log.warning("%s: %s", self._target, found.doubt)
-        measured = found.hedging is not None and found.hedging.delay_s is None
-        limit_s = found.retry.attempt_timeout_s
-        return Method(
+    def _made(self, name: str) -> Shared:
+        rules = self._settings.method(name, declared_idempotent=is_idempotent(name))
+        self._unmatched.difference_update(rules.entries)
+        if rules.doubt:
+            _log.warning("%s: %s", self._target, rules.doubt)
+        measured = rules.hedging is not None and rules.hedging.delay_s is None
+        limit_s = rules.retry.attempt_timeout_s
+        return Shared(
             name,
-            found.idempotent,
+            rules,
             self._balancer,
-            found.retry,
             self._budget,
-            found.hedging,
-            Quantile() if measured else None,
-            found.timeout_s,
-            found.default_timeout_s,
-            found.wait_for_ready,
-            self._metrics.tally(name, self._registered),
-            None if limit_s is None else Overdue(limit_s),
+            latency=Quantile() if measured else None,
+            tally=self._metrics.tally(name, self._registered),
+            overdue=None if limit_s is None else Overdue(limit_s),
         )
 
     # ---- settings that no method used ----

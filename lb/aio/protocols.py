@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
-from lb.core.call import Call, Method
+from lb.core.call import Call, Shared
 from lb.core.outcome import Outcome
 from lb.core.pulse import Pulse
 from lb.telemetry.metrics import Metrics
@@ -106,10 +106,10 @@ class Owner(Protocol):
         """Call a function in the channel's event loop; from any thread."""
 
     @property
-    def methods(self) -> Mapping[bytes, Method]:
+    def methods(self) -> Mapping[bytes, Shared]:
         """What all calls of a method share, of those methods that were called before."""
 
-    def method(self, method: bytes) -> Method:
+    def method(self, method: bytes) -> Shared:
         """The same, of any method."""
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:

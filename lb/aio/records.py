@@ -24,16 +24,17 @@ def new_record(
     """
     if now > channel.pulse.renew_at:
         channel.keep_pulse()
-    settings = channel.methods.get(method) or channel.method(method)
-    if deadline is None and settings.default_timeout_s is not None:
-        deadline = now + settings.default_timeout_s
+    shared = channel.methods.get(method) or channel.method(method)
+    rules = shared.rules
+    if deadline is None and rules.default_timeout_s is not None:
+        deadline = now + rules.default_timeout_s
     scope = scopes.current() if channel.propagate else None
     if scope is not None:
         deadline = scope.bound(deadline)
-    if settings.timeout_s is not None:
-        latest = now + settings.timeout_s
+    if rules.timeout_s is not None:
+        latest = now + rules.timeout_s
         deadline = latest if deadline is None else min(latest, deadline)
-    return channel.record_type(settings, deadline, wait_for_ready, now), scope
+    return channel.record_type(shared, deadline, wait_for_ready, now), scope
 
 
 def policy_raised(channel: Owner, error: Exception) -> Failed:

@@ -26,12 +26,12 @@ from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued
 from lb.core.attempt import Attempt
 from lb.core.doubt import PAUSE_S, attempt_of, in_doubt, without_doubt
 from lb.core.hedging import goes_on, next_delay_s
-from lb.core.method import Method, Tally
 from lb.core.outcome import Origin, Outcome, Retryable, classify
 from lb.core.retry import Again, GiveUp, decide
+from lb.core.shared import Shared, Tally
 from lb.core.unpicked import FULL, Unpicked
 
-__all__ = ["DONE", "Action", "Call", "Done", "Failed", "Method", "Others", "Pause", "Queued", "Tally"]
+__all__ = ["DONE", "Action", "Call", "Done", "Failed", "Others", "Pause", "Queued", "Shared", "Tally"]
 
 _UNSENT_PAUSE_S = 0.01
 _UNSENT_PAUSE_MOST_S = 0.5
@@ -48,18 +48,19 @@ _UNSEEN_PAUSE_MOST_S = 0.25
 class Call:
     """What is known of one call. ``deadline`` is an instant on the driver's clock, or None."""
 
-    def __init__(self, method: Method, deadline: float | None, wait_for_ready: bool | None, now: float) -> None:
-        self.settings = method
+    def __init__(self, shared: Shared, deadline: float | None, wait_for_ready: bool | None, now: float) -> None:
+        self.shared = shared
+        self.rules = rules = shared.rules
         self.attempts: list[Attempt] = []
         self.deadline = deadline
-        self.wait_for_ready = method.wait_for_ready if wait_for_ready is None else wait_for_ready
+        self.wait_for_ready = rules.wait_for_ready if wait_for_ready is None else wait_for_ready
         self.started_at = now
         self.metadata: tuple[tuple[str, str | bytes], ...] = ()  # what the caller sends, for policies that read it
         self.hedged = False  # the driver runs attempts beside each other: it does for one request and one response
         self.slept_s = 0.0  # between attempts
         self.gave_up = ""  # why the last failed attempt was not followed by another
         self.error: Exception | None = None  # what a user's retry strategy raised; the driver writes it to its log
-        self._balancer = method.balancer
+        self._balancer = shared.balancer
         self._queued = False  # it waits for the balancer, or its last outcome is in doubt
         self._in_line = False  # it waits in the channel's line for a place below the concurrency limit
         self._why = ""  # for the next attempt
@@ -73,13 +74,13 @@ class Call:
     @property
     def method(self) -> str:
         """``/package.Service/Method``."""
-        return self.settings.name
+        return self.shared.name
 
     # ---- before an attempt ----
 
     def begin(self, now: float) -> Action:
         """The first action."""
-        self.settings.budget.deposit(now)
+        self.shared.budget.deposit(now)
         if self.deadline is not None and now >= self.deadline:
             return self.expired(now)
         if self._balancer.waiting:  # no call overtakes the line
@@ -88,7 +89,7 @@ class Call:
         if isinstance(picked, Unpicked):
             return self._unpicked(picked)
         self.attempts.append(picked)
-        self.settings.tally.attempts += 1
+        self.shared.tally.attempts += 1
         return picked
 
     def resume(self, now: float) -> Action:
@@ -112,7 +113,7 @@ class Call:
             self._queued = False
             self.leave_line()
         attempts.append(picked)
-        self.settings.tally.attempts += 1
+        self.shared.tally.attempts += 1
         return picked
 
     def _unpicked(self, picked: Unpicked) -> Action:
@@ -177,7 +178,7 @@ class Call:
 
     def hedge_delay_s(self) -> float | None:
         """Seconds from an attempt to the next one beside it; None: no hedges for this call (now)."""
-        return next_delay_s(self.settings.hedging, self.settings.latency) if self._may_hedge() else None
+        return next_delay_s(self.rules.hedging, self.shared.latency) if self._may_hedge() else None
 
     def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
         """One more attempt beside those that run; None if there is no other endpoint with room or no budget.
@@ -188,7 +189,7 @@ class Call:
             return None
         attempts = self.attempts
         paid = self._promised is not None
-        if self._balancer.waiting or (not paid and self.settings.budget.balance(now) < 1):
+        if self._balancer.waiting or (not paid and self.shared.budget.balance(now) < 1):
             return None
         tried = [a.candidate for a in attempts]
         attempt = self._balancer.pick_another(self, now, len(attempts) + 1, f"hedge: {why}", tried)
@@ -196,13 +197,13 @@ class Call:
             if paid:
                 self._promised = None
             else:
-                self.settings.budget.withdraw(now)
+                self.shared.budget.withdraw(now)
             attempts.append(attempt)
-            self.settings.tally.attempts += 1
+            self.shared.tally.attempts += 1
         return attempt
 
     def _may_hedge(self) -> bool:
-        hedging = self.settings.hedging
+        hedging = self.rules.hedging
         return hedging is not None and not self._no_hedges and len(self.attempts) < hedging.max_attempts
 
     def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> bool:
@@ -212,7 +213,7 @@ class Call:
         call has no deadline. Otherwise it goes on until the deadline, and the endpoint's breaker hears of it now.
         ``replayable``: the whole request is still at hand. ``running``: how many other attempts of this call run.
         """
-        limit_s = self.settings.retry.attempt_timeout_s
+        limit_s = self.rules.retry.attempt_timeout_s
         details = f"no response within the attempt's timeout of {limit_s:g} s"
         outcome = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
         if (replayable and self._promise(outcome, now, running)) or self.deadline is None:
@@ -227,10 +228,10 @@ class Call:
             self.error = choice.error
             return False
         if running:
-            return self.settings.budget.balance(now) >= 1
+            return self.shared.budget.balance(now) >= 1
         if self.deadline is not None and now + choice.delay_s >= self.deadline:
             return False
-        if not self.settings.budget.withdraw(now):
+        if not self.shared.budget.withdraw(now):
             return False
         self._promised = choice
         return True
@@ -262,7 +263,7 @@ class Call:
 
     def _follow(self, outcome: Outcome, now: float) -> Action:
         """What follows the last attempt, of which the caller has seen nothing."""
-        if self.settings.retry.enabled:
+        if self.rules.retry.enabled:
             if outcome.origin is Origin.CLOSING:
                 if in_doubt(attempt_of(self.attempts, outcome), now):
                     self._doubt = outcome
@@ -270,14 +271,14 @@ class Call:
                     return Pause(PAUSE_S)
                 outcome = self._judged(outcome, now)
             if self._unseen < _MOST_UNSEEN.get(outcome.origin, 0) and (
-                self.settings.idempotent or outcome.retryable is Retryable.ALWAYS
+                self.rules.idempotent or outcome.retryable is Retryable.ALWAYS
             ):
                 return self._transparent(outcome, now)
         return self._again(self._judged(outcome, now), now)
 
     def _beside(self, outcome: Outcome) -> Action:
         """What follows a failure while other attempts run: gRFC A6's rules for hedges."""
-        if not goes_on(self.settings.hedging, outcome, idempotent=self.settings.idempotent):
+        if not goes_on(self.rules.hedging, outcome, idempotent=self.rules.idempotent):
             self.gave_up = f"{outcome.code.name} ends all attempts"
             return DONE
         self._failed()
@@ -315,7 +316,7 @@ class Call:
         delay = choice.delay_s
         if kept is None and self.deadline is not None and now + delay >= self.deadline:
             return self._exhausted(outcome, "the deadline is nearer than the next attempt")
-        if promised is None and not self.settings.budget.withdraw(now):
+        if promised is None and not self.shared.budget.withdraw(now):
             return self._exhausted(outcome, "the retry budget is used up")
         if outcome.pushback_s is not None:
             self._pushed_back = self._counted_attempts
@@ -335,7 +336,7 @@ class Call:
         if outcome.origin is not Origin.ATTEMPT_TIMEOUT:
             return DONE
         # The attempt's DEADLINE_EXCEEDED would read as the caller's own deadline, which has not passed.
-        limit_s = self.settings.retry.attempt_timeout_s
+        limit_s = self.rules.retry.attempt_timeout_s
         words = f"no answer within attempt_timeout_s ({limit_s} s), and {why}; tried {self.tried()}"
         return Failed(StatusCode.UNAVAILABLE, words)
 
@@ -353,19 +354,19 @@ class Call:
     def _decide(self, outcome: Outcome, now: float) -> Again | GiveUp:
         attempts = self._counted_attempts
         return decide(
-            self.settings.retry,
+            self.rules.retry,
             outcome,
             attempts=attempts,
             step=attempts - self._pushed_back,
             started_at=self.started_at,
             slept_s=self.slept_s,
-            idempotent=self.settings.idempotent,
+            idempotent=self.rules.idempotent,
             now=now,
             rng=self._balancer.rng,
         )
 
     def _hedges_go_on(self, outcome: Outcome) -> bool:
-        return self.hedged and goes_on(self.settings.hedging, outcome, idempotent=self.settings.idempotent)
+        return self.hedged and goes_on(self.rules.hedging, outcome, idempotent=self.rules.idempotent)
 
     @property
     def _counted_attempts(self) -> int:

@@ -13,7 +13,7 @@ from lb.core.throttle import Throttle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MethodConfig:
+class ConfigEntry:
     """What the document says about one method; None if it says nothing.
 
     ``timeout_s`` is an upper limit beside the caller's own timeout. ``wait_for_ready`` holds if the
@@ -33,7 +33,7 @@ class MethodConfig:
         return self.hedging is not None
 
 
-NOTHING = MethodConfig()
+NOTHING = ConfigEntry()
 """What holds for a method that the document does not name."""
 
 
@@ -46,14 +46,14 @@ class ServiceConfig:
     whole), None for no such check. ``notes`` are sentences about what was ignored or changed.
     """
 
-    methods: Mapping[str, MethodConfig] = field(default_factory=lambda: MappingProxyType({}))
+    methods: Mapping[str, ConfigEntry] = field(default_factory=lambda: MappingProxyType({}))
     """By ``/package.Service/Method``, ``/package.Service/`` for a whole service, and ``""`` for all."""
     policy: Policy | None = None
     throttle: Throttle | None = None
     health: str | None = None
     notes: tuple[str, ...] = ()
 
-    def method(self, name: str) -> MethodConfig:
+    def method(self, name: str) -> ConfigEntry:
         """What holds for ``/package.Service/Method``: its own entry, else its service's, else the default one.
 
         Entries are not merged: only the most specific one counts, as in gRPC.

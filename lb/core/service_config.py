@@ -27,7 +27,7 @@ from tenacity import RetryCallState, stop_after_attempt, wait_exponential
 
 from lb.core.documents import Fields, Problems, fields_of, in_json, read
 from lb.core.hedging import MOST_ATTEMPTS, Hedging
-from lb.core.method_config import MethodConfig, ServiceConfig
+from lb.core.method_config import ConfigEntry, ServiceConfig
 from lb.core.outcome import Origin
 from lb.core.retry import AttemptError, Retry
 from lb.core.service_policies import policy_of
@@ -62,8 +62,8 @@ def parse(document: str | Mapping[str, Any]) -> ServiceConfig:
     )
 
 
-def _methods(top: Fields, problems: Problems) -> dict[str, MethodConfig]:
-    methods: dict[str, MethodConfig] = {}
+def _methods(top: Fields, problems: Problems) -> dict[str, ConfigEntry]:
+    methods: dict[str, ConfigEntry] = {}
     for path, value in top.items("methodConfig") or ():
         entry = fields_of(value, path, problems)
         if entry is None:
@@ -96,11 +96,11 @@ def _key(value: object, path: str, problems: Problems) -> str | None:
     return ""
 
 
-def _method(entry: Fields, problems: Problems) -> MethodConfig:
+def _method(entry: Fields, problems: Problems) -> ConfigEntry:
     retry, hedging = entry.fields("retryPolicy"), entry.fields("hedgingPolicy")
     if retry is not None and hedging is not None:
         problems.error(f"{entry.path} has retryPolicy and hedgingPolicy; expected one of them")
-    return MethodConfig(
+    return ConfigEntry(
         retry=None if retry is None else _retry(retry, problems),
         hedging=None if hedging is None else _hedging(hedging, problems),
         timeout_s=entry.seconds("timeout") or None,  # core takes 0 for "none", too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -17,9 +17,10 @@ from lb.core.concurrency import ConcurrencyLimit
 from lb.core.connection import Connection
 from lb.core.ejection import Ejection
 from lb.core.hedging import Hedging
-from lb.core.method_config import MethodConfig, ServiceConfig
+from lb.core.method_config import ConfigEntry, ServiceConfig
 from lb.core.policies import Policy, resolve
 from lb.core.retry import Retry
+from lb.core.shared import Rules
 from lb.core.throttle import Throttle
 
 T = TypeVar("T")
@@ -84,24 +85,6 @@ _NO_BREAKER = Breaker(consecutive_failures=None, failure_ratio=None, refused_s=N
 
 
 @dataclass(frozen=True, slots=True)
-class ForMethod:
-    """The settings that hold for one method. ``hedging`` is None unless the method may run twice.
-
-    ``timeout_s`` limits every call, ``default_timeout_s`` those that give no timeout. ``entries`` are the names in
-    ``Retry.idempotent`` and ``methods`` that match the method. ``doubt`` says what was given and is not used.
-    """
-
-    retry: Retry
-    hedging: Hedging | None
-    idempotent: bool
-    timeout_s: float | None
-    default_timeout_s: float | None
-    wait_for_ready: bool | None
-    entries: Sequence[str]
-    doubt: str
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """A channel's settings. Made by `settings`; shared by nothing but the channel."""
 
@@ -126,7 +109,7 @@ class Settings:
         """The names in ``Retry.idempotent`` and ``methods``. Each should match a method that is called."""
         return {*self.retry.idempotent, *self.methods}
 
-    def method(self, name: str, *, declared_idempotent: bool) -> ForMethod:
+    def method(self, name: str, *, declared_idempotent: bool) -> Rules:
         """The settings of ``/package.Service/Method``; ``declared_idempotent``: its proto says that it is.
 
         The most specific setting wins: the entry in ``methods`` (of the method, else of its service), then the
@@ -140,22 +123,22 @@ class Settings:
         declared_by = [*self.retry.declared_by(name), *retry.declared_by(name)]
         idempotent = declared_idempotent or config.idempotent or entry.idempotent or bool(declared_by)
         timeout_s = self.timeout_s if entry.timeout_s is None else entry.timeout_s or None
-        return ForMethod(
-            retry,
-            hedging if idempotent else None,
-            idempotent,
-            config.timeout_s,
-            timeout_s,
-            config.wait_for_ready,
-            [*keys, *declared_by],
-            _NOT_HEDGED.format(name) if entry.hedging and keys[0] == name and not idempotent else "",
+        return Rules(
+            retry=retry,
+            hedging=hedging if idempotent else None,
+            idempotent=idempotent,
+            timeout_s=config.timeout_s,
+            default_timeout_s=timeout_s,
+            wait_for_ready=config.wait_for_ready,
+            entries=[*keys, *declared_by],
+            doubt=_NOT_HEDGED.format(name) if entry.hedging and keys[0] == name and not idempotent else "",
         )
 
-    def _hedging(self, config: MethodConfig) -> Hedging | Literal[False] | None:
+    def _hedging(self, config: ConfigEntry) -> Hedging | Literal[False] | None:
         """The document's or the channel's. The channel may turn off the document's, as with retries."""
         return self.hedging if self.hedging is False else config.hedging or self.hedging
 
-    def _retry(self, config: MethodConfig, hedging: Hedging | None) -> Retry:
+    def _retry(self, config: ConfigEntry, hedging: Hedging | None) -> Retry:
         """The document's retries for the method, or the channel's."""
         ours, theirs = self.retry, config.retry
         if hedging is not None and hedging is config.hedging:
@@ -196,7 +179,7 @@ def _read(document: str | Mapping[str, Any]) -> ServiceConfig:
     return parse(document)
 
 
-def _sizes(method: MethodConfig) -> dict[str, int]:
+def _sizes(method: ConfigEntry) -> dict[str, int]:
     sizes = {"maxRequestMessageBytes": method.max_request_bytes, "maxResponseMessageBytes": method.max_response_bytes}
     return {name: size for name, size in sizes.items() if size is not None}
 

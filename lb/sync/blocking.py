@@ -146,7 +146,7 @@ class BlockingCall:
         if scope is not None:
             scope.add(self)
         action = self._begin(now)
-        here = record.settings.hedging is None and self._ended_with is None and not self._front.cooperative
+        here = record.rules.hedging is None and self._ended_with is None and not self._front.cooperative
         if not here or not isinstance(action, Attempt):
             return self._in_loop(self._general(None), action)
         live = LiveAttempt(self, action, blocking=True)

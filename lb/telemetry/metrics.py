@@ -112,7 +112,7 @@ class Metrics:
         outcome, ended_at = attempt.outcome, attempt.ended_at
         assert outcome is not None
         assert ended_at is not None
-        label = call.settings.tally.label
+        label = call.shared.tally.label
         if not label:  # suppressed
             return
         if self._by_endpoint:
@@ -133,7 +133,7 @@ class Metrics:
         """An attempt ended; so many bytes of messages it handed to core, and took from it."""
         outcome, instruments = attempt.outcome, self._instruments
         assert outcome is not None
-        label = call.settings.tally.label
+        label = call.shared.tally.label
         if not label:
             return
         attributes = self._attributes(label, outcome.code, attempt.endpoint_id if self._by_endpoint else "")
@@ -147,7 +147,7 @@ class Metrics:
         """A call has its final status."""
         instruments = self._instruments
         attempts = call.attempts
-        label = call.settings.tally.label
+        label = call.shared.tally.label
         if not label:
             return
         ended_at = attempts[0].ended_at if len(attempts) == 1 else None

@@ -80,14 +80,14 @@ class Tracing:
             self._look_around()
         current = context.get_current()
         if current and suppressed(current):
-            call.settings = replace(call.settings, tally=Tally(""))
+            call.shared = replace(call.shared, tally=Tally(""))
             return None
         tracer, sdk = self._tracer, self._sdk
         if tracer is None:
             if not current:
                 return None
             return self._headers(trace.get_current_span(current).get_span_context(), current) or None
-        name = _names(call.settings.name)[0]
+        name = _names(call.shared.name)[0]
         if sdk is None:
             span = tracer.start_span(name, current)
             if current:
@@ -180,7 +180,7 @@ class Tracing:
         """Start the attempt's span, if the call has one; returns the metadata with the trace context."""
         if isinstance(span, tuple):
             return metadata + span
-        _, name, rpc = _names(call.settings.name)
+        _, name, rpc = _names(call.shared.name)
         endpoint = attempt.candidate.endpoint
         attributes: Attributes = {
             **rpc,

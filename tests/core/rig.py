@@ -10,7 +10,7 @@ from grpc import StatusCode
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
-from lb.core.call import Action, Call, Method
+from lb.core.call import Action, Call
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.endpoint import Endpoint, Resolution
@@ -20,6 +20,7 @@ from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.policies import Policy, RoundRobin
 from lb.core.quantile import Quantile
 from lb.core.retry import Retry
+from lb.core.shared import Rules, Shared
 from lb.core.throttle import Throttle
 from lb.core.unpicked import Unpicked
 from lb.testing.clock import FakeClock
@@ -135,10 +136,9 @@ class Rig:
         self, *, idempotent: bool = True, timeout: float | None = None, wait_for_ready: bool | None = None
     ) -> Call:
         """A call that has not begun."""
-        method = Method(
-            "/shop.Shop/Get", idempotent, self.balancer, self.retry, self.budget, self.hedging, self.latency
-        )
-        call = Call(method, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
+        rules = Rules(retry=self.retry, hedging=self.hedging, idempotent=idempotent)
+        shared = Shared("/shop.Shop/Get", rules, self.balancer, self.budget, self.latency)
+        call = Call(shared, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
         call.hedged = self.hedging is not None
         return call
 

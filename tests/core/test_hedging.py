@@ -80,7 +80,7 @@ def test_a_fixed_delay_is_that_delay_until_all_attempts_are_out() -> None:
     assert call.hedge(rig.now) is None
     assert [attempt.number for attempt in call.attempts] == [1, 2, 3]
     assert [attempt.why for attempt in call.attempts] == ["", "hedge: no answer yet", "hedge: no answer yet"]
-    assert call.settings.tally.attempts == 3
+    assert call.shared.tally.attempts == 3
 
 
 def test_the_p95_is_used_once_it_is_known() -> None:

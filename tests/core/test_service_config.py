@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tenacity import Future, RetryCallState
 
 from lb.core.hedging import Hedging
-from lb.core.method_config import NOTHING, MethodConfig, ServiceConfig
+from lb.core.method_config import NOTHING, ConfigEntry, ServiceConfig
 from lb.core.outcome import Origin, classify
 from lb.core.policies import P2C, LeastRequest, Orca, PickFirst, RingHash, RoundRobin
 from lb.core.policies import Random as RandomPolicy
@@ -54,7 +54,7 @@ def outliers(*children: Any, **fields: Any) -> dict[str, Any]:
     return {"outlier_detection_experimental": {"childPolicy": [*children], **fields}}
 
 
-def only(document: str | Mapping[str, Any]) -> MethodConfig:
+def only(document: str | Mapping[str, Any]) -> ConfigEntry:
     """What such a document says of any method."""
     return parse(document).method("/any.Service/Method")
 
@@ -83,7 +83,7 @@ def test_an_empty_document_says_nothing() -> None:
         config = parse(document)
         assert config == ServiceConfig()
         assert config.method("/a.B/C") is NOTHING
-    assert MethodConfig() == NOTHING
+    assert ConfigEntry() == NOTHING
     assert not NOTHING.idempotent
 
 

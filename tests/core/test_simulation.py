@@ -11,11 +11,12 @@ from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker
 from lb.core.budget import Budget
-from lb.core.call import Action, Call, Failed, Method, Pause, Queued
+from lb.core.call import Action, Call, Failed, Pause, Queued
 from lb.core.endpoint import Resolution
 from lb.core.outcome import OK, Outcome
 from lb.core.policies import Policy, RoundRobin, WeightedRoundRobin
 from lb.core.retry import Retry
+from lb.core.shared import Rules, Shared
 from lb.testing.clock import FakeClock
 from tests.core.rig import INTERNAL, READY, UNAVAILABLE, endpoint
 
@@ -61,7 +62,8 @@ class Simulation:
     def begin(self) -> None:
         """One call."""
         now = self.clock()
-        method = Method("/shop.Shop/Get", True, self.balancer, self.retry, self.budget)
+        rules = Rules(retry=self.retry, idempotent=True)
+        method = Shared("/shop.Shop/Get", rules, self.balancer, self.budget)
         call = Call(method, now + self.timeout, None, now)
         self.open += 1
         self.perform(call, call.begin(now))

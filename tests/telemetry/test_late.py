@@ -13,8 +13,9 @@ from opentelemetry import context, propagate, trace
 import lb
 from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker
-from lb.core.call import Call, Method
+from lb.core.call import Call
 from lb.core.policies.round_robin import RoundRobin
+from lb.core.shared import Rules, Shared
 from lb.telemetry._opentelemetry import LOW_HALF, MOST_ATTRIBUTES, Sdk
 from lb.telemetry.late import Late
 from lb.telemetry.spans import Spans
@@ -32,7 +33,7 @@ def begun(provider: Any) -> Any:
     """The span of one call, as `Spans` begins it."""
     spans = Spans("static:///x", Balancer("static:///x", RoundRobin(), Breaker(), Random(1)))
     spans.use(provider.get_tracer("lb"))
-    method = Method("/a.B/C", False, spans._balancer, lb.Retry(), lb.Budget().new_state())
+    method = Shared("/a.B/C", Rules(retry=lb.Retry()), spans._balancer, lb.Budget().new_state())
     return spans.call_started(Call(method, None, None, 0.0), 0.0)
 
 

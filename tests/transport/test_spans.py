@@ -21,8 +21,9 @@ from opentelemetry.trace import StatusCode as SpanStatus
 import lb
 from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker
-from lb.core.call import Call, Method
+from lb.core.call import Call
 from lb.core.policies.round_robin import RoundRobin
+from lb.core.shared import Rules, Shared
 from lb.telemetry.spans import Spans
 from lb.testing import Backend
 from lb.testing.backend import fail, hang, pushback
@@ -278,7 +279,7 @@ async def test_threads_decide_each_their_own(watched: bool) -> None:
         recording.provider.add_span_processor(Watching())
     spans = Spans("static:///x", Balancer("static:///x", RoundRobin(), Breaker(), Random(1)))
     spans.use(recording.provider.get_tracer("lb"))
-    method = Method("/a.B/C", False, spans._balancer, lb.Retry(), lb.Budget().new_state())
+    method = Shared("/a.B/C", Rules(retry=lb.Retry()), spans._balancer, lb.Budget().new_state())
 
     def work() -> list[tuple[int, bool]]:
         made = []
