@@ -57,7 +57,7 @@ releases: $(DEV) ## test lb with each release of grpcio that it supports, as a t
 chaos: $(DEV) ## cause faults under load and print what they cost (ROWS=3,7 for some rows; STRICT=1 fails on missed goals)
 	@$(PY) -m tests.chaos $(ROWS) $(ARGS)
 
-bench: $(DEV) ## measure calls, picks, memory and imports against grpcio's own channel (some minutes)
+bench: $(DEV) ## measure calls, picks, memory and imports against grpcio's own channel (ten minutes; STRICT=1 fails on missed goals)
 	@$(PY) -m bench
 
 clean: ## remove the virtual environment, caches and built servers

@@ -1,102 +1,113 @@
 """How many instructions a call costs, counted by callgrind: steps below 1 % that a clock on a busy machine hides.
 
-Run ``python bench/instructions.py [--against CHECKOUT] [--calls 600] [ROW ...]`` (the rows of `bench.calls`; needs
-valgrind). A client runs under callgrind, its servers do not. Each row is counted with ``calls`` and with three times
-as many, so that start and warm-up cancel out; the smallest of ``--runs`` counts. ``--against`` counts another checkout
-of this project as well, with this interpreter and its packages, and prints the ratio: what a change costs.
+Run ``python bench/instructions.py [--against CHECKOUT] [--calls 1500] [--runs 2] [ROW ...]`` (the rows of `bench.rows`;
+needs valgrind). A client runs under callgrind, its servers do not. Counting begins after its warm-up, and ends with its
+last call. The median of the runs counts, with the distance between the smallest and the largest. What other work the
+machine has does not matter, except to the number of turns of the event loop. ``--against`` counts the `lb` of another
+checkout as well, with this bench and this interpreter and its packages, and prints the ratio: what a change costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import concurrent.futures
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 if __name__ == "__main__":
-    # The counted process imports `lb` and `bench` from the checkout that is counted.
-    sys.path.insert(0, os.environ.get("COUNTED_CHECKOUT") or str(Path(__file__).resolve().parent.parent))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import lb
-from bench import calls as bench
-from bench.rig import servers
+from bench import rig
+from bench.rig import ROOT
+from bench.rows import ALL
 
-HERE = Path(__file__).resolve().parent.parent
 COLLECTED = re.compile(r"Collected : (\d+)")
-VALGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
-ROWS = [name for name, row in bench.ROWS.items() if not row.pile]
+VALGRIND = ("valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
+ROWS = [name for name, row in ALL.items() if row.who not in ("go", "pile")]
+CALLS = 1500
+AT_ONCE = 2
 
 
-async def client(row: bench.Row, addresses: list[str], count: int) -> None:
-    """Make ``count`` calls as the row says."""
-    bench.telemetry(row)
-    target = "static:///" + ",".join(addresses)
-    if row.kind == "threads":
-        with concurrent.futures.ThreadPoolExecutor(bench.THREADS) as pool, lb.sync.channel(target) as channel:
-            await bench.threads(pool)(channel, count)
-        return
-    load = {"unary": bench.unary, "responses": bench.responses, "both": bench.both}[row.kind]
-    async with lb.aio.channel(target, **bench.settings(row)) as channel:
-        await load(channel, count)
+def possible() -> bool:
+    """Whether valgrind is here."""
+    return shutil.which("valgrind") is not None and shutil.which("callgrind_control") is not None
 
 
-def collected(checkout: Path, name: str, addresses: list[str], count: int) -> int:
-    """Instructions of one whole process."""
-    program = str(HERE / "bench" / "instructions.py")
-    command = [*VALGRIND, sys.executable, program, "--client", name, ",".join(addresses), str(count)]
-    environment = os.environ | {"PYTHONHASHSEED": "0", "COUNTED_CHECKOUT": str(checkout)}
-    run = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, env=environment)
-    found = COLLECTED.search(run.stderr)
-    if run.returncode or found is None:
-        raise SystemExit(f"{name}: the client ended with status {run.returncode}: {run.stderr[-2000:]}")
-    return int(found[1])
+def count(name: str, addresses: list[str], calls: int, checkout: Path | None = None) -> float:
+    """Instructions per call (or message) of one process."""
+    client = [sys.executable, str(ROOT / "bench" / "client.py"), name, ",".join(addresses), str(calls)]
+    environment = os.environ | {"PYTHONHASHSEED": "0", "COUNTED_CHECKOUT": str(checkout or "")}
+    worker = subprocess.Popen(
+        [*VALGRIND, *client],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        rig.answer(name, worker)
+        _count_from_now(worker, "on")
+        rig.tell(worker)
+        done = rig.answer(name, worker)["done"]
+        _count_from_now(worker, "off")
+    finally:
+        _, said = worker.communicate()
+    found = COLLECTED.search(said)
+    if worker.returncode or found is None:
+        raise SystemExit(f"{name}: the client ended with status {worker.returncode}: {said[-2000:]}")
+    return int(found[1]) / int(done)
 
 
-def per_call(checkout: Path, name: str, addresses: list[str], calls: int) -> float:
-    """Instructions a call (or a message, for streams)."""
-    kind = bench.ROWS[name].kind
-    few, many = calls, 3 * calls
-    more = many - few
-    if kind in ("responses", "both"):  # `calls` counts messages there
-        unit = bench.STREAMS * 5
-        more = (many // unit - few // unit) * bench.STREAMS * bench.MESSAGES
-    return (collected(checkout, name, addresses, many) - collected(checkout, name, addresses, few)) / more
+def _count_from_now(worker: subprocess.Popen[str], state: str) -> None:
+    control = ["callgrind_control", "-i", state, str(worker.pid)]
+    subprocess.run(control, check=True, capture_output=True)
+
+
+def run(names: Iterable[str], calls: int = CALLS) -> dict[str, float]:
+    """Instructions per call of each row that can be counted, from one run each, two at a time."""
+    counted = [name for name in names if name in ROWS]
+    with rig.servers() as addresses, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(counted, pool.map(lambda name: count(name, addresses, calls), counted), strict=True))
 
 
 def main() -> int:
     """Count and print."""
     parser = argparse.ArgumentParser(description="instructions a call, by callgrind")
-    parser.add_argument("--calls", type=int, default=600)
-    parser.add_argument("--runs", type=int, default=2, help="of each row; the smallest counts")
+    parser.add_argument("--calls", type=int, default=CALLS)
+    parser.add_argument("--runs", type=int, default=2, help="of each row; the median counts")
     parser.add_argument("--against", type=Path, help="another checkout, to compare with")
-    parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {'; '.join(ROWS)}".replace("%", "%%"))
     arguments = parser.parse_args()
-    if arguments.client:
-        name, addresses, count = arguments.client
-        asyncio.run(client(bench.ROWS[name], addresses.split(","), int(count)))
-        return 0
-    if shutil.which("valgrind") is None:
+    if not possible():
         parser.error("valgrind is not on PATH (Debian: apt-get install valgrind)")
     unknown = [name for name in arguments.rows if name not in ROWS]
     if unknown:
         parser.error(f"row {unknown[0]!r}; expected one of: {'; '.join(ROWS)}")
-    print(f"{'instructions':36} {'here':>9} {'against':>9}  ratio")
-    for name in arguments.rows or ROWS:
-        here, there = [], []
-        with servers() as addresses:
+    print(f"{'instructions':42} {'here':>9} {'apart':>6} {'against':>9} {'apart':>6}  ratio")
+    with rig.servers() as addresses:
+        for name in arguments.rows or ROWS:
+            here, there = [], []
             for _ in range(arguments.runs):
-                here.append(per_call(HERE, name, addresses, arguments.calls))
+                here.append(count(name, addresses, arguments.calls))
                 if arguments.against:
-                    there.append(per_call(arguments.against.resolve(), name, addresses, arguments.calls))
-        against = f"{min(there):9.0f}  {min(here) / min(there):.3f}" if there else ""
-        print(f"{name:36} {min(here):9.0f} {against}", flush=True)
+                    there.append(count(name, addresses, arguments.calls, arguments.against.resolve()))
+            line = f"{name:42} {_shown(here)}"
+            if there:
+                line += f" {_shown(there)}  {statistics.median(here) / statistics.median(there):.3f}"
+            print(line, flush=True)
     return 0
+
+
+def _shown(counts: list[float]) -> str:
+    middle = statistics.median(counts)
+    return f"{middle:9.0f} {(max(counts) - min(counts)) / middle:6.1%}"
 
 
 if __name__ == "__main__":

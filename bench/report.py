@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.costs import goal_in_words
+from bench.rows import LIMITS
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -38,17 +45,60 @@ def _small_and_large(sizes: dict[str, dict[str, float]]) -> str:
     return f"{small:.0f} / {large:.0f} ({large / small:.2f})"
 
 
+def _goal(row: dict[str, Any]) -> str:
+    if row["goal"] is not None:
+        return f"<= {row['goal']:.2f}{', missed' * (row['ratio'] > row['goal'])}"
+    aim = row.get("aim")
+    return "" if aim is None else f"(aim {aim:.2f})"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    """A figure, or nothing where there is none."""
+    return "" if value is None else format(value, form)
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _calls(rows: dict[str, Any]) -> list[str]:
+    """The table of clients."""
+    titles = ("client CPU", "goal", "ratio to grpcio", "quartiles", "to grpcio on a changed loop", "us", "grpcio us")
+    lines = [_line([*titles, "instructions", "of grpcio"]), "|---" * 9 + "|"]
+    for name, row in rows.items():
+        low, high = row["quartiles"]
+        cells = [name, _goal(row), f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
+        cells += [_number(row.get("changed_ratio")), f"{row['us']:.0f}", f"{row['plain_us']:.0f}"]
+        cells += [_number(row.get(key), ",.0f") for key in ("instructions", "plain_instructions")]
+        lines.append(_line(cells))
+    return lines
+
+
+def _limits(rows: dict[str, Any]) -> list[str]:
+    """What a unary call costs at least, beside what it costs with `lb`; nothing where it was not measured."""
+    limits = {name: rows[name] for name in LIMITS if name in rows}
+    if not limits or "lb" not in rows:
+        return []
+    ours = rows["lb"]
+    plain = {"us": ours["plain_us"], "ratio": 1.0, "instructions": ours.get("plain_instructions")}
+    columns = {"grpcio": plain, "lb": ours, **limits}
+    lines = ["", _line(["a unary call", *columns]), "|---" * (len(columns) + 1) + "|"]
+    for title, key, form in (
+        ("client CPU, us", "us", ".0f"),
+        ("ratio to grpcio", "ratio", ".2f"),
+        ("instructions", "instructions", ",.0f"),
+    ):
+        lines.append(_line([title, *(_number(column.get(key), form) for column in columns.values())]))
+    return lines
+
+
 def tables() -> str:
     """The tables, in Markdown."""
     calls, costs = _kept("calls"), _kept("costs")
-    lines = ["| client CPU | goal | ratio to grpcio | quartiles | us | grpcio us |", "|---|---|---|---|---|---|"]
-    for name, row in calls["rows"].items():
-        goal = "" if row["goal"] is None else f"<= {row['goal']:.2f}{', missed' * (row['ratio'] > row['goal'])}"
-        low, high = row["quartiles"]
-        cells = (name, goal, f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}", f"{row['us']:.0f}", row["plain_us"])
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += ["", "| | lb | grpcio |", "|---|---|---|"]
-    lines += [f"| {name} | {row['lb']} | {row['grpcio']} |" for name, row in costs["rows"].items()]
+    lines = _calls({name: row for name, row in calls["rows"].items() if name not in LIMITS})
+    lines += _limits(calls["rows"])
+    lines += ["", "| | lb | grpcio | goal |", "|---|---|---|---|"]
+    lines += [_line([name, row["lb"], row["grpcio"], goal_in_words(row)]) for name, row in costs["rows"].items()]
     mix = "weights 1, 2, 5"
     lines += [
         "",

@@ -1,9 +1,8 @@
-"""What the measures share: servers in processes of their own, workers that take turns, and the arithmetic.
+"""What the measures share: servers in processes of their own, clients that take turns, and the arithmetic.
 
-A worker is a process of its own, since an OpenTelemetry SDK is set up once in a process. It holds a channel of
-grpcio's (the *plain* one) and its subject, and in each of its turns measures plain, subject, subject, plain. What
-is compared is the CPU time of all threads of the process within one turn, so that a machine that grows slower in
-the middle, or a busy neighbour, disturbs both sides alike.
+Each client is a process of its own and holds one channel. What is compared is the CPU time of all threads of the
+process. In a turn, the clients that are compared run one after the other, twice, and the order is reversed in the next
+turn; the ratio is taken within a turn. So a machine that grows slower, or a busy neighbour, disturbs all sides alike.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ MESSAGES = 100
 """In each stream."""
 ROUND_ROBIN = ("grpc.service_config", '{"loadBalancingConfig":[{"round_robin":{}}]}')
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("grpcio", "lb-mesh", "tenacity", "opentelemetry-api", "opentelemetry-sdk", "purgatory")
 
 
@@ -87,40 +87,36 @@ def plain(addresses: Sequence[str], factory: Callable[..., Any] = grpc.aio.insec
     return factory("ipv4:" + ",".join(addresses), options=[ROUND_ROBIN])
 
 
-async def cpu_us(load: Callable[[], Awaitable[int]]) -> float:
-    """CPU microseconds of the process for each of the things that ``load`` says it has done."""
-    start = time.process_time()
-    done = await load()
-    return (time.process_time() - start) / done * 1e6
-
-
 @contextmanager
-def workers(
-    command: Sequence[str], names: Sequence[str], *arguments: str
-) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """A worker process for each name, ready for its first turn."""
-    started = {
-        name: subprocess.Popen([*command, name, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in names
-    }
+def workers(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """A process for each command, ready for its first turn."""
+    started: dict[str, subprocess.Popen[str]] = {}
     try:
+        for name, command in commands.items():
+            started[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name, worker in started.items():
-            _answer(name, worker)
+            answer(name, worker)
         yield started
     finally:
         for worker in started.values():
             worker.communicate()
 
 
-def turn(name: str, worker: subprocess.Popen[str]) -> dict[str, float]:
-    """One turn of a worker: microseconds of the plain channel and of its subject."""
+def measure(name: str, worker: subprocess.Popen[str]) -> float:
+    """Have a worker make its calls once; returns the CPU microseconds of each."""
+    tell(worker)
+    return float(answer(name, worker)["us"])
+
+
+def tell(worker: subprocess.Popen[str]) -> None:
+    """Have a worker begin."""
     assert worker.stdin is not None
     worker.stdin.write("turn\n")
     worker.stdin.flush()
-    return dict(_answer(name, worker))
 
 
-def _answer(name: str, worker: subprocess.Popen[str]) -> Any:
+def answer(name: str, worker: subprocess.Popen[str]) -> Any:
+    """What a worker says: first that it is ready, then ``us`` and ``done`` of each measure."""
     assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:
@@ -128,23 +124,27 @@ def _answer(name: str, worker: subprocess.Popen[str]) -> Any:
     return json.loads(line)
 
 
-async def take_turns(measure: Callable[[], Awaitable[dict[str, float]]]) -> None:
-    """A worker's life: a turn for each line of its standard input."""
+async def take_turns(load: Callable[[], Awaitable[int]]) -> None:
+    """A worker's life: a measure of ``load`` for each line of its standard input."""
     print("{}", flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(await measure()), flush=True)
+        start = time.process_time()
+        done = await load()
+        us = (time.process_time() - start) / done * 1e6
+        print(json.dumps({"us": us, "done": done}), flush=True)
 
 
-def ratio(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Median and quartiles of the ratios within each turn, and the medians of both sides."""
-    ratios = [one["subject"] / one["plain"] for one in turns]
-    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {
-        "ratio": round(median, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
-        "us": round(statistics.median(one["subject"] for one in turns), 1),
-        "plain_us": round(statistics.median(one["plain"] for one in turns), 1),
-    }
+def turn(names: Sequence[str], started: Mapping[str, subprocess.Popen[str]], number: int) -> dict[str, float]:
+    """One turn: the microseconds of each, from two measures."""
+    order = names if number % 2 == 0 else names[::-1]
+    figures = [{name: measure(name, started[name]) for name in order} for _ in range(2)]
+    return {name: sum(one[name] for one in figures) / 2 for name in names}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median, the upper one."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return low, median, high
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("opentelemetry.sdk", reason="the bench needs the OpenTelemetry SDK (extra: services)")
 pytest.importorskip("purgatory", reason="the bench compares with a breaker library (extra: dev)")
 
-from bench import calls, costs, report, rig
+from bench import calls, costs, instructions, report, rig
+from bench.rows import LIMITS, ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +25,39 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_rows_of_calls(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every row measures both sides, and a goal that is missed is named."""
-    rows = calls.run(list(calls.ROWS), rounds=2, calls=64)
-    assert set(rows) == set(calls.ROWS)
-    assert all(row["us"] > 0 and row["plain_us"] > 0 and row["ratio"] > 0 for row in rows.values())
-    rows["lb"]["ratio"], rows["lb, metrics"]["ratio"] = 9.0, 0.5
-    missed = calls.show(rows)
-    assert "lb <= 1.00" in missed
-    assert "lb, metrics <= 1.20" not in missed
-    assert "lb, metrics" in capsys.readouterr().out
+    """Every row is measured beside grpcio's channel, in another process, and a goal that is missed is named."""
+    measured = calls.run([*ROWS, *LIMITS], turns=2, calls=64)
+    assert set(measured) >= {*ROWS, *LIMITS} - {"grpc-go"}
+    assert all(row["us"] > 0 and row["plain_us"] > 0 and row["ratio"] > 0 for row in measured.values())
+    in_loops = {name for name, row in measured.items() if row["changed_ratio"] is not None}
+    assert {"lb", "lb, stream both ways, a message", "grpcio's lower layer"} <= in_loops
+    assert "lb.sync, threads" not in in_loops
+    measured["lb"]["ratio"], measured["lb, metrics"]["ratio"] = 9.0, 0.5
+    missed = calls.show(measured)
+    assert "lb <= 0.95" in missed
+    assert "lb, metrics <= 1.05" not in missed
+    assert "(aim 1.05)" in capsys.readouterr().out
+
+
+def test_the_order_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client is measured twice in a turn, never twice in a row, and in reversed order in the next turn."""
+    order: list[str] = []
+
+    def measure(name: str, worker: object) -> float:
+        order.append(name)
+        return float(len(order))
+
+    monkeypatch.setattr(rig, "measure", measure)
+    started: Any = dict.fromkeys("abc")
+    assert rig.turn(["a", "b", "c"], started, 0) == {"a": 2.5, "b": 3.5, "c": 4.5}
+    rig.turn(["a", "b", "c"], started, 1)
+    assert "".join(order) == "abcabc" + "cbacba"
+
+
+@pytest.mark.skipif(not instructions.possible(), reason="needs valgrind")
+def test_the_instructions() -> None:
+    """Counting begins after the warm-up: the start of Python alone has many times as many instructions."""
+    assert 20_000 < instructions.run(["grpcio, unary"], calls=64)["grpcio, unary"] < 1_000_000
 
 
 CHAOS = {
@@ -53,10 +78,14 @@ CHAOS = {
 
 def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`report --write` puts the tables between the marks of each page, and touches nothing else."""
-    row = {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}
-    slow = row | {"ratio": 1.2, "quartiles": [1.1, 1.3], "us": 120.0}
-    rig.write("calls", {"lb": row, "slow": slow})
-    rig.write("costs", {"import, ms of CPU": {"lb": 2.0, "grpcio": 1.0}})
+    row: dict[str, Any] = {"ratio": 1.0, "quartiles": [0.9, 1.1], "us": 100.0, "plain_us": 100.0, "goal": 1.0}
+    row |= {"changed_ratio": 1.05, "aim": None, "instructions": 200_000.4, "plain_instructions": 250_000.0}
+    slow = row | {"ratio": 1.2, "quartiles": [1.1, 1.3], "us": 120.0, "instructions": None}
+    aimed = row | {"goal": None, "aim": 1.1, "changed_ratio": None}
+    low = aimed | {"ratio": 0.63, "us": 63.0, "instructions": None}
+    rig.write("calls", {"lb": row, "slow": slow, "aimed": aimed, "grpc-go": low})
+    waiting = {"lb": 17.0, "grpcio": 20.0, "goal": 16.0, "over": False}
+    rig.write("costs", {"waiting": waiting, "import": {"lb": 100.0, "grpcio": 60.0, "goal": 45.0, "over": True}})
     sizes = {"10": {"pick_ns": 100.0, "change_ms": 0.01}, "10000": {"pick_ns": 150.0, "change_ms": 1.0}}
     picks = {"weights 1, 2, 5": {"random": sizes}}
     goals = {"met": 1, "of": 2, "missed": ["pick of random: 1.50"]}
@@ -74,15 +103,21 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "| lb | <= 1.00 | 1.00 | 0.90 to 1.10 | 100 | 100.0 |" in text
-    assert "| slow | <= 1.00, missed | 1.20 | 1.10 to 1.30 | 120 | 100.0 |" in text
+    assert "| lb | <= 1.00 | 1.00 | 0.90 to 1.10 | 1.05 | 100 | 100 | 200,000 | 250,000 |" in text
+    assert "| slow | <= 1.00, missed | 1.20 | 1.10 to 1.30 | 1.05 | 120 | 100 |  | 250,000 |" in text
+    assert "| aimed | (aim 1.10) | 1.00 | 0.90 to 1.10 |  | 100 | 100 | 200,000 | 250,000 |" in text
+    assert "| a unary call | grpcio | lb | grpc-go |" in text
+    assert "| client CPU, us | 100 | 100 | 63 |" in text
+    assert "| ratio to grpcio | 1.00 | 1.00 | 0.63 |" in text
+    assert "| waiting | 17.0 | 20.0 | <= 16, missed |" in text
+    assert "| import | 100.0 | 60.0 | <= 45 more than grpcio |" in text
     assert "| random | 100 / 150 (1.50) | 100 / 150 (1.50) | 1.00 |" in text
     assert "1 of 2 goals met; missed: pick of random: 1.50." in text
     assert "old" not in text
     text = faults.read_text()
     assert "| 1 | aio: SIGKILL | 24.0 | 33.1 | 900 | 0 | 3 | 1 | 0.24 | **missed: p99**; a note |" in text
     assert "\nGoals: 1 of 2 met; missed: 1 aio p99, on x86_64, 2 cores; load before the start 0.5.\n" in text
-    assert "| import, ms of CPU | 2.0 / 1.0 |" in readme.read_text()
+    assert "| import | 100.0 / 60.0 |" in readme.read_text()
 
 
 def test_the_costs(elsewhere: Path) -> None:
@@ -93,4 +128,6 @@ def test_the_costs(elsewhere: Path) -> None:
         "memory of a connected endpoint, KB",
         "import, ms of CPU",
     }
-    assert all(set(row) == {"lb", "grpcio"} for row in rows.values())
+    assert all(row["lb"] > 0 and row["grpcio"] > 0 for row in rows.values())
+    assert [costs.missed(row | {"lb": 1000.0, "grpcio": 900.0}) for row in rows.values()] == [True] * 3
+    assert not costs.missed(rows["import, ms of CPU"] | {"lb": 1000.0, "grpcio": 960.0})
