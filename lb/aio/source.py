@@ -24,8 +24,6 @@ from lb.aio.resolvers import StaticResolver, make_resolver
 from lb.core.balancer import Balancer
 from lb.core.candidate import Connectivity
 from lb.core.endpoint import Endpoint, Listener, Resolution, Resolver
-from lb.core.proxy import proxied, resolved
-from lb.core.target import DnsTarget, StaticTarget, parse_target
 
 _log = logging.getLogger("lb.channel")
 
@@ -58,6 +56,10 @@ def origin_of(target: str | bytes | Resolver, options: tuple[tuple[str, Any], ..
             raise TypeError(f"target is {target!r}; expected a string, or a resolver with start() and close()")
         name = str(getattr(target, "target", type(target).__name__))
         return Origin(name, str(getattr(target, "authority", "")), target, options)
+    # Here, as all that only some channels need: `import lb` is for every process.
+    from lb.core.proxy import proxied, resolved
+    from lb.core.target import DnsTarget, StaticTarget, parse_target
+
     parsed = parse_target(target)
     if isinstance(parsed, DnsTarget):
         if proxied(parsed.host, options, os.environ):

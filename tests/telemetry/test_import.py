@@ -22,7 +22,7 @@ LATER = (
     *("gevent", "lb.sync", "lb.testing", "pytest"),
     # what one channel in many is told
     *("json", "lb.core.service_config", "lb.core.service_policies", "lb.core.documents", "lb.core.snapshot"),
-    *("difflib", "hashlib", "pathlib", "lb.core.orca"),
+    *("difflib", "hashlib", "ipaddress", "pathlib", "urllib", "lb.core.orca", "lb.core.proxy", "lb.core.target"),
     *(f"lb.core.policies.{name}" for name in ("least_request", "orca", "p2c", "peak_ewma", "pick_first")),
     *(f"lb.core.policies.{name}" for name in ("power_of_two", "random", "ring_hash", "round_robin", "slow_start")),
     *(f"lb.core.policies.{name}" for name in ("smooth", "subset", "tiered", "weighted_random", "zone_aware")),

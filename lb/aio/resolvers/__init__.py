@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lb.aio.resolvers.static import StaticResolver
 from lb.core.endpoint import Resolver
-from lb.core.target import ConsulTarget, DnsTarget, Target
+
+if TYPE_CHECKING:
+    from lb.core.target import Target
 
 __all__ = ["StaticResolver", "make_resolver"]
 
@@ -16,6 +20,8 @@ def make_resolver(target: Target) -> Resolver:
 
     Raises ``ValueError`` when the environment names Consul's agent wrongly.
     """
+    from lb.core.target import ConsulTarget, DnsTarget
+
     if isinstance(target, ConsulTarget):
         from lb.aio.resolvers.consul import ConsulResolver
 
