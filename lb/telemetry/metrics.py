@@ -1,11 +1,12 @@
-"""Metrics, by the names of gRFC A66 (calls and attempts) and A96 (retries), through the OpenTelemetry *API* alone.
+"""Metrics, by the names of gRFC A66 (calls and attempts) and A96 (retries), through the OpenTelemetry API.
 
 docs/metrics.md lists the instruments, with their attributes and what they count.
 
 What keeps it off a call's way: counts are plain integers which the SDK fetches when it collects; a duration
-or a size is put into a queue, and the SDK's work on it (some 11 us each) is done for 128 at once, or when it
-collects. Attribute dicts are made once, instants are those that the core has taken anyway. Without a meter provider a
-call pays one comparison, and a process that does not use OpenTelemetry does not import it here, either.
+or a size is put into a queue, and the SDK's work on it is done for 128 at once, or when it collects (see
+`lb.telemetry._opentelemetry.Bulk`). Attribute dicts are made once, instants are those that the core has taken anyway.
+Without a meter provider a call pays one comparison, and a process that does not use OpenTelemetry does not import it
+here, either.
 """
 
 from __future__ import annotations

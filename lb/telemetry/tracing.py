@@ -41,6 +41,7 @@ _LOOK_EVERY_S = 1.0
 """How often a channel looks whether an SDK was set up, or another propagator."""
 _SAMPLED = 1
 _FLAGS = tuple(TraceFlags(flags) for flags in range(4))
+_HEX = tuple(f"{flags:02x}" for flags in range(256))
 
 
 class _Append(Setter[list[tuple[str, str]]]):
@@ -251,7 +252,12 @@ def _end(span: Span, attributes: Attributes, error: str | None = None) -> None:
 
 
 def _traceparent(trace_id: int, span_id: int, flags: int) -> Headers:
-    return (("traceparent", f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"),)
+    # By bytes: to format the numbers takes 4,000 instructions more, 1.5 % of a call.
+    try:
+        ids = f"{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}"
+    except OverflowError:  # of an id generator of somebody's own: no trace can have such an id
+        return ()
+    return (("traceparent", f"00-{ids}-{_HEX[flags]}"),)
 
 
 @lru_cache(4096)

@@ -293,6 +293,19 @@ async def test_what_others_see_of_it(backend: Backend) -> None:
     assert "Attempt" in repr(span)
 
 
+def test_an_id_that_no_trace_can_have_is_not_passed_on() -> None:
+    """An id generator of somebody's own may make anything: no call fails by it."""
+
+    class Ids:
+        def generate_trace_id(self) -> int:
+            return 2**128
+
+        def generate_span_id(self) -> int:
+            return 1
+
+    assert begun(provider_of(sampler=sampling.ALWAYS_OFF, id_generator=Ids())) == ()
+
+
 def test_it_ends_once() -> None:
     """A second end hands nothing on."""
     ended = []
