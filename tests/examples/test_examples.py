@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from lb.testing import Agent
+from tests.support import install
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -22,10 +23,10 @@ _ENV |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'stubs'}", "PYTHONUNBUFFERED"
 _WITHIN_S = 120
 
 
-async def run(*command: str, env: dict[str, str] | None = None) -> str:
+async def run(*command: str, env: dict[str, str] | None = None, python: str = sys.executable) -> str:
     """What a Python process says on both streams, in all; it must end well."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *command),
+        *(python, *command),
         cwd=ROOT,
         env=_ENV | (env or {}),
         stdout=asyncio.subprocess.PIPE,
@@ -40,6 +41,16 @@ async def run(*command: str, env: dict[str, str] | None = None) -> str:
         pytest.fail(f"{command} did not end within {_WITHIN_S} s; it said:\n{said}")
     assert process.returncode == 0, said
     return said
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python with the package and what it requires, and nothing else: what ``pip install .`` gives."""
+    pytest.importorskip("hatchling", reason="the package is built as a wheel (extra: dev)")
+    venv = tmp_path_factory.mktemp("alone") / "venv"
+    python = install.make(venv)
+    install.install(venv, "lb-mesh")
+    return str(python)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +97,9 @@ async def test_threads(consul: dict[str, str]) -> None:
     assert re.fullmatch(r"catalog-\d says NOT_FOUND: no product 'tea'", said[4])
 
 
-async def test_own_policy() -> None:
+async def test_own_policy(alone: str) -> None:
     """The canary gets its share, and next to nothing once it fails; no call fails."""
-    said = await run("examples/own_policy.py")
+    said = await run("-I", "examples/own_policy.py", python=alone)
     well, failing = re.findall(r"^the canary .*: (\{.*\})$", said, re.M)
     shares = {name: int(count) for name, count in re.findall(r"'(\w+)': (\d+)", well)}
     assert sum(shares.values()) == 300
@@ -99,9 +110,9 @@ async def test_own_policy() -> None:
     assert said.endswith("it was asked 3 times\n")
 
 
-async def test_own_resolver() -> None:
+async def test_own_resolver(alone: str) -> None:
     """An endpoint that appears is found, and a broken file changes nothing."""
-    said = (await run("examples/own_resolver.py")).splitlines()
+    said = (await run("-I", "examples/own_resolver.py", python=alone)).splitlines()
     assert said == [
         "a has 1 call, b has 0",
         "b was found",
@@ -110,9 +121,9 @@ async def test_own_resolver() -> None:
     ]
 
 
-async def test_service_config() -> None:
+async def test_service_config(alone: str) -> None:
     """The document's policy, retries, timeout and hedging hold; a bad one is refused by its path."""
-    said = (await run("examples/service_config.py")).splitlines()
+    said = (await run("-I", "examples/service_config.py", python=alone)).splitlines()
     assert said == [
         "policy: round_robin",
         "retried: 3 attempts, 3 answers",
@@ -122,19 +133,19 @@ async def test_service_config() -> None:
     ]
 
 
-async def test_production_settings() -> None:
+async def test_production_settings(alone: str) -> None:
     """A server hangs, and every call is answered."""
     for _ in range(3):  # a machine that stands still for a while makes calls miss their deadline
-        said = await run("examples/production_settings.py")
+        said = await run("-I", "examples/production_settings.py", python=alone)
         if "'answered': 600}" in said:
             break
     assert said.startswith("{'answered': 600} slowest ")
 
 
-async def test_side_by_side() -> None:
+async def test_side_by_side(alone: str) -> None:
     """Grpcio's channel loses calls to the server that hangs, ours none."""
     for _ in range(3):  # a machine that stands still for a while makes calls miss their deadline
-        grpcio, ours = (await run("examples/side_by_side.py")).splitlines()[-2:]
+        grpcio, ours = (await run("-I", "examples/side_by_side.py", python=alone)).splitlines()[-2:]
         assert re.match(r"grpcio  answered +\d+  failed +[1-9]", grpcio)
         if " failed   0 " in ours:
             break
@@ -191,3 +202,10 @@ def test_every_example_is_in_the_list() -> None:
     """The page of the examples names each file, and no other."""
     page = (EXAMPLES / "README.md").read_text("utf-8")
     assert set(re.findall(r"\]\((\w+\.py)\)", page)) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+def test_the_examples_that_need_nothing_are_marked() -> None:
+    """Those that the tests above run with the package alone, and no others."""
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    tested = re.findall(r'run\("-I", "examples/(\w+\.py)", python=alone\)', Path(__file__).read_text("utf-8"))
+    assert sorted(re.findall(r"\]\((\w+\.py)\) \*", page)) == sorted(tested)
