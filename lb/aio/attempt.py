@@ -21,6 +21,7 @@ import grpc
 from lb.aio import _grpcio
 from lb.aio._grpcio import AioRpcStatus, status_now
 from lb.aio.protocols import Carrier, LowerCall, Metadata
+from lb.aio.response_stream import ResponseStream
 from lb.aio.sizes import Counted, Sizes
 from lb.core import words
 from lb.core.attempt import Attempt
@@ -92,9 +93,9 @@ class LiveAttempt:
         """The same for a stream of responses; ``ended`` is called when its status is here."""
         lower: Any = self.open()
         if self._sizes is None:
-            lower = _grpcio.ResponseStream(lower, ended)
+            lower = ResponseStream(lower, ended)
         else:
-            lower = Counted(_grpcio.ResponseStream(lower.uncounted(), ended), self._sizes)
+            lower = Counted(ResponseStream(lower.uncounted(), ended), self._sizes)
         self.lower = lower
         stream: LowerCall = lower
         return stream

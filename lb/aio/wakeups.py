@@ -6,8 +6,8 @@ grpcio's thread puts each event of core's into a queue, and writes one byte into
                   ──byte───► socket ──► a loop ───┴──► futures
 
 grpcio's reader takes all events at once, but one byte. So after a burst of events the loop turns once for each of
-them, nearly always for nothing: a tenth of a unary call, a quarter of a message of a stream. The reader here takes
-all bytes at once.
+them, nearly always for nothing. The reader here takes all bytes at once. That saves 6 % of the instructions of a unary
+call, and 26 % of those of a stream's message (counted by callgrind).
 
 It is safe with several loops in several threads because of the order: bytes first, then events. An event is in the
 queue before its byte is written. So a loop that took a byte finds the event afterwards, unless another loop has taken

@@ -18,6 +18,7 @@ from grpc.aio import _channel as grpcio_channel
 
 import lb
 from lb.aio import _grpcio
+from lb.aio.response_stream import ResponseStream
 from lb.aio.unary import UnaryCall
 from lb.core import words
 from lb.testing import Backend
@@ -172,7 +173,7 @@ async def test_the_lower_call(backend: Backend) -> None:
         registered = lower.get_registered_call_handle(UNARY_UNARY.encode())
         assert await lower.call(UNARY_UNARY.encode(), None, None, False, registered).unary_unary(b"y", ()) == b"y"
         ended: list[bool] = []
-        stream = _grpcio.ResponseStream(
+        stream = ResponseStream(
             lower.call(UNARY_STREAM.encode(), None, None, False, 0), lambda stream: ended.append(stream.done())
         )
         await stream.initiate_unary_stream(b"z", ())
@@ -189,7 +190,7 @@ async def test_the_lower_call_of_a_stream_of_requests(backend: Backend) -> None:
         for method in (STREAM_UNARY, STREAM_STREAM):
             call = lower.call(method.encode(), None, None, False, 0)
             if method == STREAM_STREAM:
-                call = _grpcio.ResponseStream(call, lambda _: None)
+                call = ResponseStream(call, lambda _: None)
             sent = asyncio.Event()
             begin = call.stream_unary if method == STREAM_UNARY else call.initiate_stream_stream
             running = asyncio.ensure_future(begin((), sent.set))
