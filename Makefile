@@ -51,7 +51,7 @@ lock: $(DEV) ## regenerate the lock files from pyproject.toml (UPGRADE=1 takes t
 lowest: $(DEV) ## test lb at the lowest versions that pyproject.toml allows
 	@tools/lowest.sh
 
-releases: $(DEV) ## test lb with each release of grpcio that it supports, as a table (RELEASES="1.78.0 1.78.2" for some)
+releases: $(DEV) ## test lb with each release of grpcio that it supports, as a table (RELEASES="1.80.0 1.80.1" for some)
 	@tools/releases.sh
 
 chaos: $(DEV) ## cause faults under load and print what they cost (ROWS=3,7 for some rows; STRICT=1 fails on missed goals)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What must hold with each release of grpcio that lb supports: private names, core's words, conformance of
 # asyncio and threads. A table, one line each; what pytest says stands in .cache/releases. Exits 1 if one fails.
-# RELEASES="1.78.0 1.78.2" names others than the last of each minor version.
+# RELEASES="1.80.0 1.80.1" names others than the last of each minor version that lb supports.
 set -u
 tests="tests/transport/test_names.py tests/transport/test_words.py tests/transport/test_goaway.py
   tests/transport/test_goaway_frames.py tests/transport/test_conformance*.py
@@ -11,7 +11,7 @@ mkdir -p "$logs"
 
 echo "| grpcio | Pythons | result |"
 echo "|---|---|---|"
-for release in ${RELEASES:-1.76.0 1.78.2 1.80.1 1.81.2 1.82.3 1.83.2 1.84.2 1.85.3}; do
+for release in ${RELEASES:-1.76.0 1.78.0 1.80.1 1.81.2 1.82.3 1.83.2 1.84.2 1.85.3}; do
   # shellcheck disable=SC2086  # the tests are words
   GRPCIO=$release tools/lowest.sh $tests -q --tb=native >"$logs/$release.txt" 2>&1 || failed=1
   pythons=$(sed -n 's/^Classifier: Programming Language :: Python :: \(3\.[0-9]*\)$/\1/p' \

@@ -110,8 +110,10 @@ def test_the_product_that_is_named_is_sold() -> None:
 
 
 def test_the_versions_are_those_of_the_package() -> None:
-    """Which Python and which grpcio it takes."""
+    """Which Python and which grpcio it takes, and which releases it does not."""
     package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     (grpcio,) = [need for need in package["dependencies"] if need.startswith("grpcio")]
-    assert f"grpcio {grpcio.partition('>=')[2]}" in README
+    lowest, *excluded = grpcio.removeprefix("grpcio>=").split(",!=")
+    assert f"grpcio {lowest} " in README
+    assert not excluded or f"[not {' or '.join(excluded)}]" in README
     assert f"Python {package['requires-python'].removeprefix('>=')}" in README
