@@ -24,9 +24,11 @@ from lb.aio.protocols import Carrier, LowerCall, Metadata
 from lb.aio.response_stream import ResponseStream
 from lb.aio.sizes import Counted, Sizes
 from lb.core import words
+from lb.core.actions import Action
 from lb.core.attempt import Attempt
 from lb.core.headers import legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
+from lb.core.upkeep import Upkeep
 
 CANCELLED = classify(grpc.StatusCode.CANCELLED, origin=Origin.CALLER)
 # The caller's deadline and core's timer are two clocks: this close together they are the same.
@@ -138,7 +140,10 @@ class LiveAttempt:
             return
         channel, record = carrier.channel, carrier.record
         now = time.monotonic()
-        if record.overdue(self.attempt, now, replayable=carrier.replayable, running=carrier.rivals(self.lower)):
+        give_up, upkeep = record.overdue(
+            self.attempt, now, replayable=carrier.replayable, running=carrier.rivals(self.lower)
+        )
+        if give_up:
             details = f"no response within the attempt's timeout of {record.rules.retry.attempt_timeout_s:g} s"
             self._timed_out_as = AioRpcStatus(_DEADLINE_EXCEEDED, details, (), "")
             self.lower.cancel("attempt timeout")
@@ -146,7 +151,8 @@ class LiveAttempt:
         if record.error is not None:
             _log.error("%s: %s", channel.target, record.error, exc_info=record.error)
             record.error = None
-        channel.attempt_silent(self.attempt, now)
+        if upkeep is not None:
+            channel.keep_up(upkeep)
 
     def cancel(self, details: str) -> None:
         """End its lower call, if that runs. It is given back apart."""
@@ -206,22 +212,37 @@ class LiveAttempt:
         outcome = Outcome(grpc.StatusCode.INTERNAL, Verdict.IGNORED, Retryable.NEVER, Origin.CALLER, details)
         self.give_back(outcome, time.monotonic())
 
-    def give_back(self, outcome: Outcome, now: float) -> None:
-        """Return it to the balancer, with what came of it; its span ends."""
-        attempt, carrier = self.attempt, self._carrier
-        if attempt.ended_at is not None:
-            return
+    def failed(self, outcome: Outcome, now: float, *, committed: bool, replayable: bool, running: int) -> Action:
+        """It ended so, not OK: give it back, and learn what follows. The arguments are those of `Call.ended`."""
+        carrier = self._carrier
         channel = carrier.channel
-        if (overdue := carrier.record.shared.overdue) is not None:
+        ended = carrier.record.ended(
+            self.attempt, outcome, now, committed=committed, replayable=replayable, running=running
+        )
+        if ended.raised is not None:
+            _log.error("%s: the policy %s failed", channel.target, channel.balancer.policy.name, exc_info=ended.raised)
+        self._over(ended.upkeep)
+        return ended.action
+
+    def give_back(self, outcome: Outcome, now: float) -> None:
+        """It ended so, or its call has: give it back. Nothing follows."""
+        if self.attempt.ended_at is None:
+            self._over(self._carrier.record.give_back(self.attempt, outcome, now))
+
+    def _over(self, upkeep: Upkeep | None) -> None:
+        """It was given back: its span ends, and nobody watches it any more."""
+        attempt, carrier = self.attempt, self._carrier
+        channel, record = carrier.channel, carrier.record
+        if (overdue := record.shared.overdue) is not None:
             overdue.remove(self)
-        channel.attempt_ended(attempt, outcome, now)
+        if upkeep is not None:
+            channel.keep_up(upkeep)
         if attempt.span is not None:
             channel.tracer.attempt_ended(attempt)
         metrics = channel.metrics
         if metrics.on:
-            metrics.attempt_ended(carrier.record, attempt)
+            metrics.attempt_ended(record, attempt)
             if (sizes := self._sizes) is not None:
-                record = carrier.record
                 sizes.over(lambda: metrics.attempt_sizes(record, attempt, sizes.sent, sizes.received))
         self._carrier = _NOBODY  # no cycle stays: core's call ends with the last who holds it
 

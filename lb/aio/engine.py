@@ -141,9 +141,8 @@ class Engine:
         self._idling = Idling(settings.connection.idle_s, self.balancer, self._connections, self._source, self.waiting)
         returns = Returns(self.target, self.balancer, self.metrics, self._home, self._connections, self.waiting.line)
         # What a call asks for as often as that: no frame of ours in between.
-        self.attempt_ended = returns.ended
+        self.keep_up = returns.keep_up
         self.attempt_answered = returns.answered
-        self.attempt_silent = returns.silent
         self.place = self.waiting.line.place
         self.next_in_line = self.waiting.line.next
         self.in_loop = self._home.in_loop

@@ -239,18 +239,17 @@ class Execution:
         """An attempt has failed: give it back, and ask what follows. `Done`: the call ends as it did (`end_as`)."""
         status, headers = live.status(), headers_now(live.lower)
         outcome = live.outcome(status, now)
-        live.give_back(outcome, now)
         replayable = self.replayable
         if self._outbox is not None:
             self._outbox.detach()
         # Core gives empty headers for a status without headers too; only filled ones prove a response.
         # And on a closed channel there is no other attempt (under interceptors a call may outlive its channel).
         committed = self.committed or bool(headers) or self.channel.over()
-        running = 0
+        running, own = 0, self.live
         if self._race is not None:
-            running = self._race.running + (self.live is not None and self.live.running)
+            running = self._race.running + (own is not None and own is not live and own.running)
+        action = live.failed(outcome, now, committed=committed, replayable=replayable, running=running)
         record = self.record
-        action = self.ask(record.ended, outcome, now, committed=committed, replayable=replayable, running=running)
         self.last = (status, headers)
         if isinstance(action, Done):
             target = self.channel.target

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.call import Call, Shared
-from lb.core.outcome import Outcome
 from lb.core.pulse import Pulse
+from lb.core.upkeep import Upkeep
 from lb.telemetry.metrics import Metrics
 from lb.telemetry.spans import Spans
 
@@ -112,14 +112,11 @@ class Owner(Protocol):
     def method(self, method: bytes) -> Shared:
         """The same, of any method."""
 
-    def attempt_ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """Take an attempt back."""
+    def keep_up(self, upkeep: Upkeep) -> None:
+        """Do what core says is to be done for the set after an attempt."""
 
     def attempt_answered(self, attempt: Attempt) -> None:
         """A stream's first response came."""
-
-    def attempt_silent(self, attempt: Attempt, now: float) -> None:
-        """An attempt had no response for its ``attempt_timeout_s``; the balancer knows."""
 
     def report(self, attempt: Attempt, value: bytes) -> None:
         """Hand a server's load report to the policy, which reads them."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import grpc
-
 from lb.aio import _grpcio
 from lb.aio.protocols import Owner
-from lb.core.call import Call, Failed
+from lb.core.actions import Failed, policy_failed
+from lb.core.call import Call
 from lb.shared import scopes
 
 _log = logging.getLogger("lb.channel")
@@ -41,7 +40,7 @@ def policy_raised(channel: Owner, error: Exception) -> Failed:
     """What follows when a user's policy raises."""
     policy = channel.balancer.policy.name
     _log.error("%s: the policy %s failed", channel.target, policy, exc_info=error)
-    return Failed(grpc.StatusCode.INTERNAL, f"the policy {policy} failed: {error!r}")
+    return policy_failed(policy, error)
 
 
 def told(channel: Owner, record: Call, span: Any, status: Any) -> None:

@@ -10,9 +10,9 @@ from lb.aio.home import Home
 from lb.aio.waiting import Line
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
-from lb.core.breaker import State
+from lb.core.breaker import State, Transition
 from lb.core.candidate import Candidate
-from lb.core.outcome import Outcome
+from lb.core.upkeep import Upkeep
 from lb.telemetry.metrics import Metrics
 
 _log = logging.getLogger("lb.channel")
@@ -31,18 +31,16 @@ class Returns:
         self._connections = connections
         self._line = line
 
-    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """It has ended: closes the connection of an endpoint that left the set after its last attempt."""
-        candidate = attempt.candidate
-        try:
-            self._balancer.ended(attempt, outcome, now)
-        except Exception:  # noqa: BLE001  # the hook of a user's policy may raise anything
-            _log.exception("%s: the policy %s failed", self._target, self._balancer.policy.name)
-        if candidate.breaker.last is not None:
-            self._breaker_moved(candidate, now)
-        if candidate.retired and candidate.closable:
+    def keep_up(self, upkeep: Upkeep) -> None:
+        """Do what core says is to be done for the set after an attempt."""
+        candidate = upkeep.candidate
+        if upkeep.raised is not None:
+            _log.error("%s: the policy %s failed", self._target, self._balancer.policy.name, exc_info=upkeep.raised)
+        if upkeep.move is not None:
+            self._breaker_moved(candidate, upkeep.move)
+        if upkeep.closable:
             self._home.in_loop(self._connections.close, candidate)
-        if self._balancer.waiting:
+        if upkeep.place:
             # A call that was told to wait and is not in line yet finds the place by itself (`Line.place`).
             self._home.in_loop(_wake_first, self._line)
 
@@ -55,21 +53,12 @@ class Returns:
 
     def answered(self, attempt: Attempt) -> None:
         """A stream's first response came."""
-        now = time.monotonic()
-        self._balancer.answered(attempt, now)
-        if attempt.candidate.breaker.last is not None:
-            self._breaker_moved(attempt.candidate, now)
+        upkeep = self._balancer.answered(attempt, time.monotonic())
+        if upkeep is not None:
+            self.keep_up(upkeep)
 
-    def silent(self, attempt: Attempt, now: float) -> None:
-        """It had no response for its ``attempt_timeout_s``; the balancer knows."""
-        if attempt.candidate.breaker.last is not None:
-            self._breaker_moved(attempt.candidate, now)
-
-    def _breaker_moved(self, candidate: Candidate, now: float) -> None:
-        """Log the move that an attempt which ended or answered ``now`` has caused, if it has. Not under a lock."""
-        move = candidate.breaker.last
-        if move is None or move.at != now or move.after is State.HALF_OPEN:
-            return
+    def _breaker_moved(self, candidate: Candidate, move: Transition) -> None:
+        """Log the move. Not under a lock."""
         self._metrics.breaker_moved(move)
         where = f"{self._target}: {candidate.endpoint}"
         if move.after is State.OPEN:

@@ -37,6 +37,7 @@ from lb.core.policies.base import CallInfo, Picker, Policy
 from lb.core.pulse import BEAT_S, Pulse
 from lb.core.throttle import ThrottleState
 from lb.core.unpicked import FULL, Unpicked, none_ready
+from lb.core.upkeep import Upkeep
 
 # Reading a member of an enum takes longer than reading a global, and every call does it.
 _CLOSED, _SUCCESS = State.CLOSED, Verdict.SUCCESS
@@ -237,28 +238,26 @@ class Balancer:
         if self.report is not None:
             self.report(attempt.candidate, value, now)
 
-    def answered(self, attempt: Attempt, now: float) -> None:
+    def answered(self, attempt: Attempt, now: float) -> Upkeep | None:
         """A stream's first response came."""
         attempt.answered_at = now
         if attempt.breaker_state is not _CLOSED:
             ran_s = self.pulse.ran_s(attempt.started_at, now)
             if self._judgement.answered(attempt, ran_s, now):
                 self._dirty = True
+        return self._upkeep(attempt.candidate, now)
 
-    def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+    def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> Upkeep | None:
         """An attempt has waited too long for a response and counts as ``outcome``, although it goes on.
 
         That is its only outcome for the breaker: its later end decides nothing there.
         """
         if attempt.ended_at is None and self._judgement.silent(attempt, outcome, now):  # else it has ended meanwhile
             self._dirty = True
+        return self._upkeep(attempt.candidate, now)
 
-    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Candidate | None:
-        """Give an attempt back with its outcome, at its true end.
-
-        Returns the candidate when it is retired and this was its last attempt: close its connection.
-        A policy's hook is called last and may raise; all else is done by then.
-        """
+    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Upkeep | None:
+        """Give an attempt back with its outcome, at its true end. Returns what is to be done; None: nothing."""
         candidate = attempt.candidate
         attempt.outcome = outcome
         attempt.ended_at = now
@@ -287,9 +286,25 @@ class Balancer:
         closable = candidate.retired and candidate.closable
         if closable:
             self._members.leaving.pop(candidate.endpoint.key, None)
+        raised = None
         if self._ended is not None:
-            self._ended(candidate, outcome, took_s, now)
-        return candidate if closable else None
+            try:
+                self._ended(candidate, outcome, took_s, now)
+            except Exception as error:  # noqa: BLE001  # the hook of a user's policy may raise anything
+                raised = error
+        if closable or raised is not None or self.waiting or candidate.breaker.last is not None:
+            return self._upkeep(candidate, now, closable=closable, raised=raised)
+        return None
+
+    def _upkeep(
+        self, candidate: Candidate, now: float, *, closable: bool = False, raised: Exception | None = None
+    ) -> Upkeep | None:
+        move = candidate.breaker.last
+        if move is not None and (move.at != now or move.after is State.HALF_OPEN):
+            move = None  # an earlier one, or one that a pick has made
+        if closable or raised is not None or self.waiting or move is not None:
+            return Upkeep(candidate, closable, move, self.waiting > 0, raised)
+        return None
 
     def judged(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """What an attempt that ended with a doubtful outcome (``CLOSING``) has been found to be."""

@@ -22,7 +22,7 @@ from math import inf
 
 from grpc import StatusCode
 
-from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued
+from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued, policy_failed
 from lb.core.attempt import Attempt
 from lb.core.doubt import PAUSE_S, attempt_of, in_doubt, without_doubt
 from lb.core.hedging import goes_on, next_delay_s
@@ -30,6 +30,7 @@ from lb.core.outcome import Origin, Outcome, Retryable, classify
 from lb.core.retry import Again, GiveUp, decide
 from lb.core.shared import Shared, Tally
 from lb.core.unpicked import FULL, Unpicked
+from lb.core.upkeep import Ended, Upkeep
 
 __all__ = ["DONE", "Action", "Call", "Done", "Failed", "Others", "Pause", "Queued", "Shared", "Tally"]
 
@@ -206,8 +207,10 @@ class Call:
         hedging = self.rules.hedging
         return hedging is not None and not self._no_hedges and len(self.attempts) < hedging.max_attempts
 
-    def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> bool:
-        """``attempt_timeout_s`` has passed without a response: whether the attempt is to be given up now.
+    def overdue(
+        self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0
+    ) -> tuple[bool, Upkeep | None]:
+        """``attempt_timeout_s`` has passed without a response: whether to give the attempt up now, and what else to do.
 
         It is, if another may follow (or others run, and another may follow those), or if nothing else would end it: the
         call has no deadline. Otherwise it goes on until the deadline, and the endpoint's breaker hears of it now.
@@ -217,9 +220,8 @@ class Call:
         details = f"no response within the attempt's timeout of {limit_s:g} s"
         outcome = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
         if (replayable and self._promise(outcome, now, running)) or self.deadline is None:
-            return True
-        self._balancer.silent(attempt, outcome, now)
-        return False
+            return True, None
+        return False, self._balancer.silent(attempt, outcome, now)
 
     def _promise(self, outcome: Outcome, now: float, running: int) -> bool:
         """Whether another attempt may follow this outcome. If it is to follow at once, it is paid for."""
@@ -238,15 +240,33 @@ class Call:
 
     # ---- after an attempt ----
 
+    def give_back(self, attempt: Attempt, outcome: Outcome, now: float) -> Upkeep | None:
+        """An attempt ended, and nothing follows: it was answered, lost to another one, or its call is over."""
+        return self._balancer.ended(attempt, outcome, now)
+
     def ended(
-        self, outcome: Outcome, now: float, *, committed: bool, replayable: bool = True, running: int = 0
-    ) -> Action:
-        """What follows a failed attempt, which was given back to the balancer.
+        self,
+        attempt: Attempt,
+        outcome: Outcome,
+        now: float,
+        *,
+        committed: bool,
+        replayable: bool = True,
+        running: int = 0,
+    ) -> Ended:
+        """An attempt failed: takes it back, and says what follows, for the call and for the set.
 
         ``committed``: the caller has seen response headers or a message (gRFC A6).
         ``replayable``: the whole request is still at hand.
         ``running``: how many other attempts of this call have not ended.
         """
+        upkeep = self._balancer.ended(attempt, outcome, now)
+        try:
+            return Ended(self._next(outcome, now, committed, replayable, running), upkeep)
+        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
+            return Ended(policy_failed(self._balancer.policy.name, error), upkeep, error)
+
+    def _next(self, outcome: Outcome, now: float, committed: bool, replayable: bool, running: int) -> Action:
         if running:
             return self._beside(self._judged(outcome, now))
         if committed or not replayable:

@@ -22,6 +22,7 @@ from lb.core.members import Changes
 from lb.core.outcome import Outcome
 from lb.core.policies.base import CallInfo, Policy
 from lb.core.unpicked import Unpicked
+from lb.core.upkeep import Ended, Upkeep
 from lb.shared import threads
 
 # `Balancer.pick(self, ...)` and not `super().pick(...)`: two of these are on the way of every call, and `super` takes
@@ -98,17 +99,17 @@ class LockedBalancer(Balancer):
         with self.lock:
             Balancer.reported(self, attempt, value, now)
 
-    def answered(self, attempt: Attempt, now: float) -> None:
+    def answered(self, attempt: Attempt, now: float) -> Upkeep | None:
         """See there."""
         with self.lock:
-            Balancer.answered(self, attempt, now)
+            return Balancer.answered(self, attempt, now)
 
-    def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+    def silent(self, attempt: Attempt, outcome: Outcome, now: float) -> Upkeep | None:
         """See there."""
         with self.lock:
-            Balancer.silent(self, attempt, outcome, now)
+            return Balancer.silent(self, attempt, outcome, now)
 
-    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Candidate | None:
+    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> Upkeep | None:
         """See there."""
         with self.lock:
             return Balancer.ended(self, attempt, outcome, now)
@@ -200,17 +201,30 @@ class LockedCall(Call):
         with self._balancer.lock:
             return Call.hedge(self, now, why)
 
-    def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> bool:
+    def overdue(
+        self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0
+    ) -> tuple[bool, Upkeep | None]:
         """See there."""
         with self._balancer.lock:
             return Call.overdue(self, attempt, now, replayable=replayable, running=running)
 
+    def give_back(self, attempt: Attempt, outcome: Outcome, now: float) -> Upkeep | None:
+        """See there. The balancer takes the lock."""
+        return self._balancer.ended(attempt, outcome, now)
+
     def ended(
-        self, outcome: Outcome, now: float, *, committed: bool, replayable: bool = True, running: int = 0
-    ) -> Action:
+        self,
+        attempt: Attempt,
+        outcome: Outcome,
+        now: float,
+        *,
+        committed: bool,
+        replayable: bool = True,
+        running: int = 0,
+    ) -> Ended:
         """See there."""
         with self._balancer.lock:
-            return Call.ended(self, outcome, now, committed=committed, replayable=replayable, running=running)
+            return Call.ended(self, attempt, outcome, now, committed=committed, replayable=replayable, running=running)
 
     def previous(self, attempt: Attempt) -> int:
         """See there."""

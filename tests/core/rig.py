@@ -113,8 +113,9 @@ class Rig:
         return picked
 
     def end(self, attempt: Attempt, outcome: Outcome = OK) -> Candidate | None:
-        """The attempt is over."""
-        return self.balancer.ended(attempt, outcome, self.now)
+        """The attempt is over. Its endpoint, when its connection is to be closed."""
+        upkeep = self.balancer.ended(attempt, outcome, self.now)
+        return upkeep.candidate if upkeep is not None and upkeep.closable else None
 
     def picked(self, count: int, outcome: Outcome = OK) -> list[str]:
         """The ids of the next ``count`` picks, each ended at once."""
@@ -146,9 +147,12 @@ class Rig:
         self, call: Call, outcome: Outcome, *, committed: bool = False, replayable: bool = True, at: int = -1
     ) -> Action:
         """One of the call's attempts (the latest) ends so; what follows."""
-        self.end(call.attempts[at], outcome)
-        running = sum(attempt.outcome is None for attempt in call.attempts)
-        return call.ended(outcome, self.now, committed=committed, replayable=replayable, running=running)
+        attempt = call.attempts[at]
+        running = sum(other.outcome is None for other in call.attempts if other is not attempt)
+        ended = call.ended(attempt, outcome, self.now, committed=committed, replayable=replayable, running=running)
+        if ended.raised is not None:
+            raise ended.raised
+        return ended.action
 
     @property
     def in_flight(self) -> int:

@@ -145,7 +145,7 @@ def silent(rig: Rig, timeout: float | None = 3.0, *, idempotent: bool = True, re
     call = rig.call(timeout=timeout, idempotent=idempotent)
     call.begin(rig.now)
     rig.clock.advance(SILENT_AFTER)
-    return call, call.overdue(call.attempts[0], rig.now, replayable=replayable)
+    return call, call.overdue(call.attempts[0], rig.now, replayable=replayable)[0]
 
 
 def test_a_silent_attempt_is_given_up_for_another() -> None:
@@ -219,7 +219,7 @@ def test_a_silent_probe_has_failed() -> None:
     assert probe.endpoint_id == "a"
     assert rig.candidate("a").breaker.state is State.HALF_OPEN
     call.deadline = rig.now + 3
-    assert not call.overdue(probe, rig.now)
+    assert not call.overdue(probe, rig.now)[0]
     assert rig.candidate("a").breaker.state is State.OPEN
     rig.end(probe)
     assert rig.candidate("a").breaker.state is State.OPEN
@@ -232,7 +232,7 @@ def test_silence_is_told_of_an_attempt_that_runs() -> None:
     call = rig.call(timeout=3)
     call.begin(rig.now)
     rig.end(call.attempts[0])
-    assert not call.overdue(call.attempts[0], rig.now)
+    assert not call.overdue(call.attempts[0], rig.now)[0]
     assert rig.candidate("a").breaker.state is State.CLOSED
 
 

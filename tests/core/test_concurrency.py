@@ -13,7 +13,7 @@ from grpc import StatusCode
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tenacity import wait_none
+from tenacity import wait_fixed, wait_none
 
 from lb.core.attempt import Attempt
 from lb.core.budget import Budget
@@ -266,12 +266,12 @@ def test_who_waits_for_a_connection_does_not_stand_in_line() -> None:
 
 def test_a_retry_that_finds_all_full_stands_in_line_and_ends_with_its_own_failure_when_refused() -> None:
     """That says more than the refusal."""
-    rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=1), retry=Retry(wait=wait_none()))
+    rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=1), retry=Retry(wait=wait_fixed(1)))
     call = rig.call()
     call.begin(rig.now)
-    rig.end(call.attempts[0], UNAVAILABLE)
+    assert isinstance(rig.fail(call, UNAVAILABLE), Pause)
     rig.call().begin(rig.now)
-    assert isinstance(call.ended(UNAVAILABLE, rig.now, committed=False), Queued)
+    assert isinstance(call.resume(rig.now + 1), Queued)
     assert call.refused() is DONE
     assert "no endpoint fell below" in call.gave_up
 
@@ -321,8 +321,11 @@ class Line(RuleBasedStateMachine):
         call = self._one(self._runs, at)
         if call is None:
             return
-        self.rig.end(call.attempts[-1], outcome)
-        self.follow(call, DONE if outcome is OK else call.ended(outcome, self.rig.now, committed=False))
+        if outcome is OK:
+            self.rig.end(call.attempts[-1], outcome)
+            self.follow(call, DONE)
+        else:
+            self.follow(call, self.rig.fail(call, outcome))
 
     @rule(at=st.integers(0, 99))
     def resume(self, at: int) -> None:

@@ -89,11 +89,11 @@ class Simulation:
     def ended(self, call: Call, attempt: Attempt, outcome: Outcome) -> None:
         """The server has answered, or not."""
         now = self.clock()
-        self.balancer.ended(attempt, outcome, now)
         if outcome is OK:
+            call.give_back(attempt, outcome, now)
             self.close(call, "ok")
         else:
-            self.perform(call, call.ended(outcome, now, committed=False))
+            self.perform(call, call.ended(attempt, outcome, now, committed=False).action)
 
     def close(self, call: Call, answer: str) -> None:
         """The call is over, and within its deadline."""
