@@ -31,5 +31,10 @@ class Departures:
 
     def _send(self) -> None:
         starting, self._starting = self._starting, []
-        for call in starting:
-            call.context.run(call.send)
+        for number, call in enumerate(starting, 1):
+            try:
+                call.context.run(call.send)
+            except BaseException:  # Ctrl-C in a serializer: the others go on
+                for other in starting[number:]:
+                    self.send_soon(other)
+                raise

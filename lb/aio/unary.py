@@ -198,12 +198,14 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         self._settle(None if task.cancelled() or task.exception() is not None else task.result())
 
     def _failed(self, error: BaseException) -> None:
-        """Grpcio could not carry out the attempt."""
+        """The attempt could not be carried out. Whoever awaits the call gets the error; Ctrl-C goes on from here."""
         general = self.general()
         if not general.done():  # else it was cancelled
             general.execution.abandon(error)
             self._error = error
         self._settle(None)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
 
     def _settle(self, response: bytes | None) -> None:
         self.channel.departures.running.discard(self)
