@@ -145,7 +145,9 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
                     waiter = self._waiter = asyncio.get_running_loop().create_future()
                 yield from waiter
             if self._task is not None:
-                yield from self._task
+                response = yield from self._task
+                if self._running:  # the task has just ended, and its callback comes in the loop's next turn
+                    self._settle(response)
         except asyncio.CancelledError:
             if not self.cancelled():
                 self.cancel()

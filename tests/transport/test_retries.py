@@ -29,6 +29,7 @@ from tests.transport.kit import (
     SS,
     SU,
     US,
+    UU,
     First,
     Kind,
     channel_to,
@@ -68,6 +69,19 @@ async def test_an_idempotent_call_goes_to_another_endpoint(fleet: Fleet, kind: K
     assert [a.why for a in attempts] == ["", "retry: UNAVAILABLE: scripted failure"]
     assert (len(one.received), len(two.received)) == (1, 1)
     assert two.received[0].messages == kind.sent()
+
+
+async def test_a_call_that_is_awaited_just_as_its_retry_has_ended_has_the_response(fleet: Fleet) -> None:
+    """In the very turn of the loop in which the call is done, its response is there."""
+    one, two, channel = await pair(fleet, retry=IDEMPOTENT)
+    async with channel:
+        one.always(fail())
+        for _ in range(20):
+            call = UU.start(channel)
+            while not call.done():  # noqa: ASYNC110  # the turn in which that changes is what counts here
+                await asyncio.sleep(0)
+            assert await call == UU.echo()[0]
+    assert len(two.received) == 20
 
 
 async def test_a_call_that_is_not_idempotent_fails_at_once(
