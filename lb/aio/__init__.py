@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lb.aio._channel import Channel, channel
 from lb.aio._incoming import incoming
-from lb.aio.channel import Channel, channel
 from lb.core.later import later
 
 if TYPE_CHECKING:

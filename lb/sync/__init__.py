@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from lb.sync._channel import Channel, channel
 from lb.sync._incoming import incoming
-from lb.sync.channel import Channel, channel
 
 __all__ = ["Channel", "channel", "incoming"]

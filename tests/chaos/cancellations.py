@@ -17,8 +17,8 @@ import grpc
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import lb
+from lb.aio import Channel
 from lb.aio.calls import LogicalCall
-from lb.aio.channel import Channel
 from tests.chaos.load import BODY
 from tests.chaos.server import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY, UNARY_STREAM
 from tests.support.process import Process

@@ -14,7 +14,7 @@ import grpc
 from tenacity import wait_none
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Backend
 
 REQUESTS = (b"one", b"two", b"three")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from tests.transport.kit import UU, Kind
 
 NO_SDK = "needs the OpenTelemetry SDK (extra: services)"

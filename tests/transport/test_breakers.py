@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 import lb
+from lb.aio import Channel
 from lb.aio._grpcio import InternalError
-from lb.aio.channel import Channel
 from lb.testing import Backend
 from lb.testing.backend import Gate, echo, fail, hang, hold, pushback
 from tests.transport.conftest import Fleet

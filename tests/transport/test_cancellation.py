@@ -12,7 +12,7 @@ import pytest
 from tenacity import wait_fixed
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.testing import Backend
 from lb.testing.backend import METHODS, echo, fail, hang, pushback
 from tests.transport.conftest import Fleet

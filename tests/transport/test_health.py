@@ -14,7 +14,7 @@ from grpc_health.v1.health import aio as health
 from hyperframe.frame import DataFrame
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.testing.backend import UNARY_UNARY
 from tests.support import http2
 from tests.transport.conftest import Fleet

@@ -11,7 +11,7 @@ import pytest
 from tenacity import wait_fixed, wait_none
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.core.outcome import Origin
 from lb.core.quantile import LEAST_SAMPLES
 from lb.testing.backend import METHODS, Backend, Gate, answered_by, fail, hang, hold, pushback

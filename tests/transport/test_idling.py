@@ -11,7 +11,7 @@ import grpc
 from tenacity import wait_fixed
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.testing.backend import METHODS, Gate, fail, hold
 from tests.support.wait import longer
 from tests.transport.conftest import Fleet

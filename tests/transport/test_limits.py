@@ -13,7 +13,7 @@ import pytest
 from tenacity import wait_fixed, wait_none
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.shared import scopes
 from lb.shared.scopes import Scope
 from lb.testing.backend import METHODS, Gate, fail, hang, hold, pushback

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 import lb
-from lb.aio.channel import Channel
+from lb.aio import Channel
 from lb.testing import Backend
 from lb.testing.backend import Gate, answered_by, hold
 from tests.transport.conftest import Fleet
