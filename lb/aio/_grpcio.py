@@ -175,7 +175,7 @@ def check_arguments(
         # Core must not see it: it counts its users down for a channel that it never counted up.
         raise TypeError(f"credentials is {credentials!r}; expected grpc.ChannelCredentials or None")
     if compression is not None and compression not in grpc.Compression.__members__.values():
-        wrong = ValueError if isinstance(compression, int) else TypeError
+        wrong = ValueError if isinstance(compression, (int, str)) else TypeError  # as grpcio has it
         accepted = ", ".join(f"grpc.Compression.{name}" for name in grpc.Compression.__members__)
         raise wrong(f"compression is {compression!r}; expected one of {accepted}, or None")
     if not options and compression is None and credentials is None:
