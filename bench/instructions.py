@@ -17,6 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,22 +44,24 @@ def count(name: str, addresses: list[str], calls: int, checkout: Path | None = N
     """Instructions per call (or message) of one process."""
     client = [sys.executable, str(ROOT / "bench" / "client.py"), name, ",".join(addresses), str(calls)]
     environment = os.environ | {"PYTHONHASHSEED": "0", "COUNTED_CHECKOUT": str(checkout or "")}
-    worker = subprocess.Popen(
-        [*VALGRIND, *client],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    try:
-        rig.answer(name, worker)
-        _count_from_now(worker, "on")
-        rig.tell(worker)
-        done = rig.answer(name, worker)["done"]
-        _count_from_now(worker, "off")
-    finally:
-        _, said = worker.communicate()
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        worker = subprocess.Popen(
+            [*VALGRIND, f"--log-file={log}", *client],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        try:
+            rig.answer(name, worker)
+            _count_from_now(worker, "on")
+            rig.tell(worker)
+            done = rig.answer(name, worker)["done"]
+            _count_from_now(worker, "off")
+        finally:
+            worker.communicate()
+        said = log.read_text()
     found = COLLECTED.search(said)
     if worker.returncode or found is None:
         raise SystemExit(f"{name}: the client ended with status {worker.returncode}: {said[-2000:]}")
