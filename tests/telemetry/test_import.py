@@ -123,7 +123,7 @@ async def test_a_call_does_not_wait_for_imports(backend: Backend, name: str) -> 
     [
         ("lb.aio.channel('dns:///localhost:1')", ["lb.aio.resolvers.dns"]),
         ("lb.aio.channel('static:///a:1', policy='p2c')", ["lb.core.policies.p2c"]),
-        ("lb.sync.channel('static:///a:1').close()", ["lb.sync.channel"]),
+        ("lb.sync.channel('static:///a:1').close()", ["lb.sync"]),
         ("lb.aio.channel('static:///a:1', service_config='{}')", ["json", "lb.core.service_config"]),
     ],
 )
