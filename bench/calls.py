@@ -1,6 +1,6 @@
 """What calls cost in the client: ours against grpcio's own, with and without telemetry, and against the usual pile.
 
-Run ``python bench/calls.py [--turns 15] [--calls 500] [--counted] [ROW ...]``. Four servers in processes of their own,
+Run ``python bench/calls.py [--turns 12] [--calls 500] [--counted] [ROW ...]``. Four servers in processes of their own,
 100-byte messages over loopback; 64 calls in flight, or 16 threads, or 16 streams of 100 messages. Every resilience
 feature of ours is on: retries with a time-out for attempts, budget, breakers that also watch for slow calls, ejection,
 and an adaptive limit with its line. See `bench.rig` for how it is compared.
@@ -120,7 +120,7 @@ def main() -> int:
     """Measure, print, keep; exit status 1 for a missed goal only with STRICT=1."""
     measured = [*ROWS, *LIMITS]
     parser = argparse.ArgumentParser(description="client CPU per call and message, ours against grpcio's")
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--calls", type=int, default=500)
     parser.add_argument("--counted", action="store_true", help="count instructions, too, where valgrind is")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {'; '.join(measured)}".replace("%", "%%"))
