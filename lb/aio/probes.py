@@ -31,7 +31,7 @@ async def why_failing(lower: Any) -> str:
     finally:
         if not call.done():
             call.cancel("not needed")
-    details: str = call._status.details() or ""
+    details: str = _grpcio.status_now(call).details() or ""
     return details
 
 
@@ -50,7 +50,7 @@ async def closing(lower: Any) -> bool:
     except (StopIteration, asyncio.CancelledError, _grpcio.InternalError):
         if not call.done():
             raise
-    status = call._status
+    status = _grpcio.status_now(call)
     return (
         _grpcio.STATUS_CODES[status.code()] is grpc.StatusCode.UNAVAILABLE
         and not _grpcio.of_server(call)
