@@ -77,7 +77,11 @@ def run(names: Iterable[str], calls: int = CALLS) -> dict[str, float]:
     """Instructions per call of each row that can be counted, from one run each, two at a time."""
     counted = [name for name in names if name in ROWS]
     with rig.servers() as addresses, concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(counted, pool.map(lambda name: count(name, addresses, calls), counted), strict=True))
+        found = {name: pool.submit(count, name, addresses, calls) for name in counted}
+        failed = {name: error for name, future in found.items() if (error := future.exception())}
+        for error in failed.values():
+            print(error, file=sys.stderr)  # the other rows have their figures
+        return {name: future.result() for name, future in found.items() if name not in failed}
 
 
 def main() -> int:
