@@ -417,4 +417,5 @@ async def _end(step: Step, context: _Context) -> None:
 
 def answered_by(trailing_metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """The name of the backend that sent this trailing metadata. Empty if none did."""
-    return str(dict(trailing_metadata or ()).get(NAME_KEY, ""))
+    # dict() of grpcio's own type asks it for keys, which are pairs in older releases.
+    return str(dict(tuple(trailing_metadata or ())).get(NAME_KEY, ""))

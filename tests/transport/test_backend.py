@@ -288,7 +288,7 @@ async def test_servicers_of_ones_own(kind: str, method: str, requests: list[int]
         backend.script(fail(grpc.StatusCode.ABORTED, "not now", after=after, trailing_metadata=(("x-why", "script"),)))
         error = await failure(start(channel, kind, method, requests))
         assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "not now")
-        assert dict(error.trailing_metadata() or ())["x-why"] == "script"
+        assert dict(tuple(error.trailing_metadata() or ()))["x-why"] == "script"
         call = start(channel, kind, method, requests)
         assert await answers(call) == expected
         assert answered_by(await call.trailing_metadata()) == "a"

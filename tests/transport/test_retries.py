@@ -347,7 +347,7 @@ async def test_the_last_failure_is_the_calls(fleet: Fleet, kind: Kind) -> None:
         two.always(fail(details="the second", trailing_metadata=(("x-last", "yes"),)))
         error = await failure(kind.start(channel))
     assert error.details() == "the second"
-    assert dict(error.trailing_metadata() or ()).get("x-last") == "yes"
+    assert dict(tuple(error.trailing_metadata() or ())).get("x-last") == "yes"
 
 
 async def test_a_retry_tells_how_many_came_before_it(backend: Backend, kind: Kind) -> None:
@@ -492,7 +492,7 @@ async def test_what_came_when_an_attempts_time_ran_out_counts(what: str) -> None
             answer.set()
             time.sleep(0.4)  # noqa: ASYNC251  # holds the loop up, which is the point
             assert await reading == [b"first"]
-            assert dict(await call.initial_metadata()) == ({"late": "yes"} if what == "headers" else {})
+            assert dict(tuple(await call.initial_metadata())) == ({"late": "yes"} if what == "headers" else {})
             assert [a.outcome and a.outcome.code.name for a in lb.attempts(call)] == ["OK"]
     finally:
         server.stop(None).wait()
