@@ -391,7 +391,7 @@ class UpperChannel(_Base):
         made: Any = super().unary_unary(*arguments, **named)
         made.__class__ = UnaryUnary  # grpcio names its class where it makes one, and takes no other
         made.method = made._method
-        made.registered = made._registered_call_handle != 0
+        made.registered = HAS_HANDLES and made._registered_call_handle != 0
         return made
 
     def _register_call(self, call: Any) -> None:
