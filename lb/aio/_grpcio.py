@@ -439,9 +439,10 @@ def _as_newest(make: Callable[..., Any]) -> Callable[..., Any]:
         _registered_method: bool | None = False,
     ) -> Any:
         stub = make(self, method, request_serializer, response_deserializer, _registered_method)
-        handles = self._channel.get_registered_call_handle
-        stub._registered_call_handle = handles(method.encode()) if _registered_method else 0
-        stub.registered = bool(_registered_method)
+        # A connection's own channel of such a release has none (`lb.sync` puts this layer over one, too).
+        handles = getattr(self._channel, "get_registered_call_handle", None)
+        stub._registered_call_handle = handles(method.encode()) if _registered_method and handles is not None else 0
+        stub.registered = stub._registered_call_handle != 0
         if not TELLS_OF_CALLS:
             stub._python_channel = self
             if type(stub) is not UnaryUnary:
