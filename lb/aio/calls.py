@@ -72,6 +72,11 @@ class LogicalCall:
     def _initial_metadata(self) -> Any:
         return self.execution.result.headers
 
+    @property
+    def _channel(self) -> Any:
+        """Before 1.83 a channel of grpcio's own asks all calls of the loop for this when it closes."""
+        return self.execution.channel
+
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Call back once the call has its final status; at once if it has it."""
         self.execution.result.add_done_callback(callback)
