@@ -89,6 +89,7 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
                 self._headers = live.headers()
         except BaseException as error:
             self.general().execution.abandon(error)
+            self._settle(None)
             raise
         channel.departures.send_soon(self)
 

@@ -13,7 +13,18 @@ import lb
 from lb.testing import Backend
 from lb.testing.backend import Gate, hang, hold
 from tests.transport.conftest import Fleet
-from tests.transport.kit import HANGS_S, UU, Kind, Told, channel_to, endpoints, eventually, failure, lb_tasks
+from tests.transport.kit import (
+    HANGS_S,
+    UU,
+    Kind,
+    Told,
+    channel_to,
+    endpoints,
+    eventually,
+    failure,
+    in_flight,
+    lb_tasks,
+)
 
 IDLE = grpc.ChannelConnectivity.IDLE
 READY = grpc.ChannelConnectivity.READY
@@ -175,3 +186,21 @@ async def test_two_channels_are_two(backend: Backend) -> None:
             await UU.run(one)
             await UU.run(other)
         assert await UU.run(one) == UU.echo()
+
+
+async def test_a_call_that_could_not_be_made_is_not_kept(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection was closed just now, and grpcio refuses: the caller gets that, and nothing of the call stays."""
+
+    def closed(*_: object) -> None:
+        raise grpc.aio.UsageError("Channel is closed.")
+
+    async with channel_to(backend) as channel:
+        await UU.run(channel)  # the first call of a method goes another way
+        (candidate,) = channel._channel.balancer.candidates
+        with monkeypatch.context() as patched:
+            patched.setattr(candidate.handle, "call", closed)
+            with pytest.raises(grpc.aio.UsageError):
+                UU.start(channel)
+        assert channel._channel.departures.running == set()
+        assert in_flight(channel) == 0
+        await UU.run(channel)
