@@ -53,7 +53,7 @@ class _Incoming(Around):
 def _enter(context: Any) -> None:
     scope = Scope(context.time_remaining())
     enter(scope)
-    # Not the context's own done callback: it can not tell a cancelled call, and makes a cycle of what it holds.
+    # Not the context's own done callback: it cannot tell a cancelled call, and makes a cycle of what it holds.
     task = asyncio.current_task()
     if task is not None:
         task.add_done_callback(partial(_ended, scope))

@@ -72,14 +72,13 @@ class LiveAttempt:
 
     # ---- its beginning ----
 
-    def open(self) -> LowerCall:
+    def open(self) -> None:
         """Make its lower call, unless it has one.
 
         Raises whatever grpcio raises, when the connection was closed a moment ago.
         """
         if self.lower is not None:
-            made: LowerCall = self.lower
-            return made
+            return
         carrier = self._carrier
         deadline = _grpcio.on_wall_clock(carrier.record.deadline)
         # Waiting for a connection is done by the call, over all endpoints: core must not wait for this one.
@@ -88,12 +87,12 @@ class LiveAttempt:
         if carrier.channel.measure_sizes:
             self._sizes = Sizes()
             lower = Counted(lower, self._sizes)
-        self.lower = made = lower
-        return made
+        self.lower = lower
 
     def open_stream(self, ended: Callable[[Any], None]) -> LowerCall:
         """The same for a stream of responses; ``ended`` is called when its status is here."""
-        lower: Any = self.open()
+        self.open()
+        lower = self.lower
         if self._sizes is None:
             lower = ResponseStream(lower, ended)
         else:

@@ -33,7 +33,6 @@ import grpc
 from lb.aio import _grpcio
 from lb.aio._grpcio import EOF
 from lb.aio.execution import ILLEGAL, Execution
-from lb.aio.outbox import Outbox
 from lb.aio.protocols import Metadata
 from lb.aio.responses import Responses
 from lb.core.attempt import Attempt
@@ -58,7 +57,6 @@ class LogicalCall:
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.record = execution.record
-        self._outbox: Outbox | None = None
         self._responses: Responses | None = None
         self._locally_cancelled = False
 
@@ -187,7 +185,7 @@ class LogicalCall:
             if isinstance(action, Attempt):
                 try:
                     live = execution.opened(action)
-                    execution.begun()
+                    execution.result.attempt_begins()
                     outbox.attach(live.lower)
                     response: bytes | None = await live.lower.stream_unary(
                         live.headers(), outbox.metadata_sent, *context
@@ -228,16 +226,11 @@ class LogicalCall:
 
     def send_serialized_message(self, message: bytes) -> Awaitable[None]:
         """Send one message; it is awaited, and returns when flow control lets the next one in."""
-        return self._requests().send(message)
+        return self.execution.requests().send(message)
 
     async def send_receive_close(self) -> None:
         """Say that no more messages follow."""
-        await self._requests().half_close()
-
-    def _requests(self) -> Outbox:
-        if self._outbox is None:
-            self._outbox = self.execution.requests()
-        return self._outbox
+        await self.execution.requests().half_close()
 
     def _take(self, metadata: Metadata) -> Action | None:
         self.execution.channel.unbegun.discard(self)

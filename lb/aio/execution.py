@@ -21,7 +21,7 @@ from lb.aio.attempt import CANCELLED, LiveAttempt
 from lb.aio.errors import FailedStatus
 from lb.aio.hedge import Race
 from lb.aio.outbox import Outbox
-from lb.aio.protocols import LowerCall, Metadata, Owner
+from lb.aio.protocols import Carrier, LowerCall, Metadata, Owner
 from lb.aio.records import policy_raised, told
 from lb.aio.result import NO_METADATA, Result
 from lb.core.attempt import Attempt
@@ -116,6 +116,21 @@ class Execution:
                 self.abandon(error)
                 raise
 
+    @classmethod
+    def taking_over(cls, carrier: Carrier, live: LiveAttempt | None) -> Execution:
+        """What carries out the rest of a call that began elsewhere, with its attempt so far."""
+        made = cls(
+            carrier.channel,
+            carrier.method,
+            carrier.record,
+            credentials=carrier.credentials,
+            registered=carrier.registered,
+            span=carrier.span,
+            metadata=carrier.metadata,
+        )
+        made.live = live
+        return made
+
     def go_on(self, live: LiveAttempt | None, action: Action | None) -> None:
         """Take over a call that began elsewhere: its attempt so far, and what is to follow (in `unary_unary`)."""
         self.live = live
@@ -186,10 +201,6 @@ class Execution:
         live = self.hold(attempt)
         live.open()
         return live
-
-    def begun(self) -> None:
-        """Another attempt begins."""
-        self.result.attempt_begins()
 
     def await_response(self, lower: LowerCall) -> None:
         """The requests are sent: from now on the attempt's time-out counts, until the first response."""

@@ -65,7 +65,7 @@ class Responses:
         try:
             live = call.hold(action)
             lower = live.open_stream(functools.partial(self._status_arrived, live))
-            call.begun()
+            call.result.attempt_begins()
             headers = live.headers()
             if self._outbox is None:
                 call.await_response(lower)

@@ -171,18 +171,9 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         """The call as a `LogicalCall`, from now on."""
         general = self._general
         if general is None:
-            execution = Execution(
-                self.channel,
-                self.method,
-                self.record,
-                credentials=self.credentials,
-                registered=self.registered,
-                span=self.span,
-                metadata=self.metadata,
-            )
-            self._general = general = LogicalCall(execution)
             live = self.live
-            execution.go_on(live, None)
+            execution = Execution.taking_over(self, live)
+            self._general = general = LogicalCall(execution)
             if live is not None and not self._running:
                 execution.recall(status_now(live.lower), headers_now(live.lower))
         return general

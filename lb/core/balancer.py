@@ -292,6 +292,7 @@ class Balancer:
                 self._ended(candidate, outcome, took_s, now)
             except Exception as error:  # noqa: BLE001  # the hook of a user's policy may raise anything
                 raised = error
+        # Most attempts end where nothing is to be done: they need not ask (a frame of each call).
         if closable or raised is not None or self.waiting or candidate.breaker.last is not None:
             return self._upkeep(candidate, now, closable=closable, raised=raised)
         return None

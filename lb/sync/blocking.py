@@ -214,16 +214,7 @@ class BlockingCall:
 
     def _general(self, live: LiveAttempt | None) -> Execution:
         """The same call as the loop can carry it out, from here on."""
-        self._execution = execution = Execution(
-            self.channel,
-            self.method,
-            self.record,
-            credentials=self.credentials,
-            registered=self.registered,
-            span=self.span,
-            metadata=self.metadata,
-        )
-        execution.go_on(live, None)
+        self._execution = execution = Execution.taking_over(self, live)
         return execution
 
     def _event(self, status: Any, response: bytes | None, headers: Any) -> Event:

@@ -48,7 +48,7 @@ class Handle:
     """What grpcio's layer holds of a `LoopCall`. Once nobody holds it, nobody waits for the call: it is ended.
 
     grpcio cancels calls that were forgotten, but not those that it took for ended: where a response
-    can not be deserialized it forgets a stream that would wait for its reader for ever.
+    cannot be deserialized it forgets a stream that would wait for its reader for ever.
     """
 
     __slots__ = ("cancel", "held", "next_event", "operate")
