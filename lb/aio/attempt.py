@@ -21,6 +21,7 @@ import grpc
 from lb.aio import _grpcio
 from lb.aio._grpcio import AioRpcStatus, status_now
 from lb.aio.protocols import Carrier, LowerCall, Metadata
+from lb.aio.records import log_policy
 from lb.aio.response_stream import ResponseStream
 from lb.aio.sizes import Counted, Sizes
 from lb.core import words
@@ -214,12 +215,11 @@ class LiveAttempt:
     def failed(self, outcome: Outcome, now: float, *, committed: bool, replayable: bool, running: int) -> Action:
         """It ended so, not OK: give it back, and learn what follows. The arguments are those of `Call.ended`."""
         carrier = self._carrier
-        channel = carrier.channel
         ended = carrier.record.ended(
             self.attempt, outcome, now, committed=committed, replayable=replayable, running=running
         )
         if ended.raised is not None:
-            _log.error("%s: the policy %s failed", channel.target, channel.balancer.policy.name, exc_info=ended.raised)
+            log_policy(carrier.channel, ended.raised)
         self._over(ended.upkeep)
         return ended.action
 

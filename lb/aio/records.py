@@ -37,10 +37,14 @@ def new_record(
 
 
 def policy_raised(channel: Owner, error: Exception) -> Failed:
-    """What follows when a user's policy raises."""
-    policy = channel.balancer.policy.name
-    _log.error("%s: the policy %s failed", channel.target, policy, exc_info=error)
-    return policy_failed(policy, error)
+    """What follows when a user's policy raises; the log is told."""
+    log_policy(channel, error)
+    return policy_failed(channel.balancer.policy.name, error)
+
+
+def log_policy(channel: Owner, error: Exception) -> None:
+    """Write to the log what a user's policy raised."""
+    _log.error("%s: the policy %s failed", channel.target, channel.balancer.policy.name, exc_info=error)
 
 
 def told(channel: Owner, record: Call, span: Any, status: Any) -> None:
