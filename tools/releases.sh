@@ -3,8 +3,8 @@
 # asyncio and threads. A table, one line each; what pytest says stands in .cache/releases. Exits 1 if one fails.
 # RELEASES="1.80.0 1.80.1" names others than the last of each minor version that lb supports.
 set -u
-tests="tests/transport/test_names.py tests/transport/test_words.py tests/transport/test_goaway.py
-  tests/transport/test_goaway_frames.py tests/transport/test_conformance*.py
+tests="tests/aio/test_names.py tests/aio/test_words.py tests/aio/test_goaway.py
+  tests/aio/test_goaway_frames.py tests/aio/test_conformance*.py
   tests/sync/test_names.py tests/sync/test_conformance*.py"
 logs=.cache/releases failed=0
 mkdir -p "$logs"

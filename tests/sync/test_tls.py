@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.aio.test_tls import Certificate, NoToken, self_signed
 from tests.sync.kit import UU, Kind, Server, channel_to, eventually, fail, failure, ready
-from tests.transport.telemetry import Recording
-from tests.transport.test_tls import Certificate, NoToken, self_signed
+from tests.telemetry.kit import Recording
 
 Code = grpc.StatusCode
 NAME = (("grpc.ssl_target_name_override", "catalog"),)

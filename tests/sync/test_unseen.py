@@ -1,4 +1,4 @@
-"""What no server has seen is sent again, for threads: see tests/transport/test_unseen.py, whose servers these are."""
+"""What no server has seen is sent again, for threads: see tests/aio/test_unseen.py, whose servers these are."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lb.core.outcome import Origin
 from lb.core.words import Meaning, Words
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY
+from tests.aio.kit import eventually
 from tests.support.http2 import Narrow, goaway, raw, settings
 from tests.support.passing_on import EACH_WORDING, passing_on
 from tests.support.process import gopeer
 from tests.sync.kit import HANGS_S, KINDS, UU, Kind, failure, in_flight, ready
-from tests.transport.kit import eventually
 
 IDEMPOTENT = lb.Retry(idempotent=[UNARY_UNARY])
 CALLERS = 64

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.transport.conftest import backend, fleet, kind
+from tests.aio.conftest import backend, fleet, kind
 
 __all__ = ["backend", "fleet", "kind"]

@@ -21,8 +21,8 @@ from lb.telemetry.late import Late
 from lb.telemetry.spans import Spans
 from lb.testing import Backend
 from lb.testing.backend import hang
-from tests.transport.kit import UU, channel_to
-from tests.transport.telemetry import NO_SDK, Measured, Recording
+from tests.aio.kit import UU, channel_to
+from tests.telemetry.kit import NO_SDK, Measured, Recording
 
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace", reason=NO_SDK)
 sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)

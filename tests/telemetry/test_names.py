@@ -27,7 +27,7 @@ from lb.telemetry._opentelemetry import (
     is_stand_in,
     suppressed,
 )
-from tests.transport.telemetry import NO_SDK
+from tests.telemetry.kit import NO_SDK
 
 ROOT = Path(lb.telemetry.__file__).parent
 FENCE = ROOT / "_opentelemetry.py"

@@ -10,7 +10,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 
 from lb.telemetry._opentelemetry import Bulk
 from lb.telemetry.instruments import NO_CONTEXT, Histogram, Instruments
-from tests.transport.telemetry import NO_SDK
+from tests.telemetry.kit import NO_SDK
 
 metrics: Any = pytest.importorskip("opentelemetry.sdk.metrics", reason=NO_SDK)
 export: Any = pytest.importorskip("opentelemetry.sdk.metrics.export", reason=NO_SDK)

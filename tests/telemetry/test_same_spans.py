@@ -18,10 +18,10 @@ from lb.telemetry._opentelemetry import MOST_ATTRIBUTES
 from lb.telemetry.late import Late
 from lb.testing import Backend
 from lb.testing.backend import fail, hang
-from tests.transport.conftest import Fleet
-from tests.transport.kit import IDEMPOTENT, UU, First, Kind, channel_to, ready
-from tests.transport.kit import Told as Resolver
-from tests.transport.telemetry import NO_SDK, Recording
+from tests.aio.conftest import Fleet
+from tests.aio.kit import IDEMPOTENT, UU, First, Kind, channel_to, ready
+from tests.aio.kit import Told as Resolver
+from tests.telemetry.kit import NO_SDK, Recording
 
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace", reason=NO_SDK)
 sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)

@@ -1,0 +1,135 @@
+"""What is changed while calls run, and what raises where a user's policy is asked: no call suffers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import lb
+from lb.testing.backend import METHODS, Gate, fail, hang, hold
+from tests.aio.conftest import Fleet
+from tests.aio.kit import (
+    AT_ONCE,
+    HANGS_S,
+    UU,
+    First,
+    Kind,
+    Told,
+    channel_to,
+    endpoints,
+    eventually,
+    in_flight,
+    ready,
+)
+from tests.telemetry.kit import Recording
+
+POLICIES = ("round_robin", "p2c", "least_request", "random", "weighted_round_robin", "weighted_random")
+
+
+class Raising(First):
+    """Its hooks raise."""
+
+    def ended(self, *arguments: Any) -> None:
+        """The end of each attempt."""
+        raise ZeroDivisionError("ended")
+
+    def report(self, *arguments: Any) -> None:
+        """A server's report."""
+        raise ZeroDivisionError("report")
+
+
+async def test_policy_and_weights_change_under_load(fleet: Fleet, kind: Kind) -> None:
+    """Every few calls another policy and other weights: no call fails, nothing is left in flight."""
+    backends = await fleet(3)
+    async with channel_to(*backends) as channel:
+        await ready(channel, 3)
+
+        async def worker() -> None:
+            for _ in range(25):
+                assert await kind.run(channel) == kind.echo()
+
+        workers = asyncio.gather(*(worker() for _ in range(8)))
+        turn = 0
+        while not workers.done():
+            channel.change_policy(POLICIES[turn % len(POLICIES)])
+            channel.change_weights({backends[turn % 3].address: turn % 4})
+            turn += 1
+            await asyncio.sleep(0.002)
+        await workers
+        assert turn > 3
+        assert in_flight(channel) == 0
+
+
+async def test_changed_weights_are_followed(fleet: Fleet) -> None:
+    """From the next call on, and no longer once they are taken back."""
+    one, two = await fleet(2)
+    async with channel_to(one, two) as channel:
+        await ready(channel, 2)
+        channel.change_weights({one.address: 3})
+        for _ in range(8):
+            await UU.run(channel)
+        assert (len(one.received), len(two.received)) == (6, 2)
+        channel.change_weights({})
+        for _ in range(8):
+            await UU.run(channel)
+        assert (len(one.received), len(two.received)) == (10, 6)
+        with pytest.raises(ValueError, match="weights"):
+            channel.change_weights({one.address: -1})
+        with pytest.raises(ValueError, match=r"weights\['a'\] is 10000000000; expected a whole number >= 0, at most"):
+            channel.change_weights({"a": 10**10})
+        with pytest.raises(TypeError, match="weights is None; expected weights by endpoint id"):
+            channel.change_weights(None)  # type: ignore[arg-type]  # the point of the test
+
+
+async def test_hooks_that_raise_harm_no_call(fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer comes, a retry follows, places come free, and each bug is told."""
+    one, two = await fleet(2)
+    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE)
+    limit = lb.ConcurrencyLimit(limit=1, queue_s=20)
+    async with channel_to(one, two, policy=Raising(), retry=retry, limit=limit) as channel:
+        await ready(channel, 2)
+        one.script(fail())
+        with caplog.at_level(logging.CRITICAL, "lb.channel"):
+            calls = [kind.start(channel) for _ in range(12)]
+            async with asyncio.timeout(HANGS_S):
+                assert await asyncio.gather(*map(kind.responses, calls)) == [kind.echo()] * 12
+        assert in_flight(channel) == 0
+        assert not channel._channel.waiting.line
+
+
+async def test_a_hook_that_raises_keeps_no_connection(fleet: Fleet) -> None:
+    """An endpoint that left the set is closed after its last attempt, whatever the hook does."""
+    one, two = await fleet(2)
+    gate = Gate()
+    one.always(hold(gate))
+    told = Told(*endpoints(one, two))
+    async with lb.aio.channel(told, policy=Raising()) as channel:
+        await ready(channel, 2)
+        handle = channel._channel.balancer.candidates[0].handle
+        call = UU.start(channel)
+        await one.until(lambda: one.in_flight == 1)
+        told.say(*endpoints(two))
+        assert not handle._closed
+        gate.open()
+        assert await UU.responses(call) == UU.echo()
+        assert handle._closed
+
+
+async def test_the_spans_of_both_attempts_end(fleet: Fleet) -> None:
+    """Winner and loser of a hedged call, each once, below the call's."""
+    one, two = await fleet(2)
+    one.always(hang())
+    settings: dict[str, Any] = {"policy": First(), "hedging": lb.Hedging(delay_s=0.0)}
+    async with channel_to(one, two, retry=lb.Retry(idempotent=METHODS), **settings) as channel:
+        recording = Recording()
+        recording.of(channel)
+        await ready(channel, 2)
+        assert await UU.run(channel) == UU.echo()
+        await eventually(lambda: len(recording.spans) == 3, "three spans have ended")
+        assert Counter(span.name.partition(".")[0] for span in recording.spans) == {"Sent": 1, "Attempt": 2}
+        assert {span.parent.span_id for span in recording.attempts} == {recording.call.context.span_id}
+        recording.provider.shutdown()
