@@ -281,6 +281,7 @@ class Engine:
         if not self.balancer.resolver_error and self._home.loop is not None:
             self._home.loop.call_later(RESOLVER_GRACE_S, self.waiting.wake)
         self.balancer.resolver_failed(message, time.monotonic())
+        self.metrics.resolver_failed()
         self.waiting.wake()  # what waits takes the message along
 
     def _connection_changed(self, look_again: bool) -> None:

@@ -334,7 +334,7 @@ class Execution:
         if self.done():
             return
         self.result.settle(status, initial_metadata)
-        self.record.leave_line()
+        self.record.settled()
         if self._race is not None:
             self._race.stop()
         if self._outbox is not None:

@@ -18,7 +18,6 @@ costs one rebuild.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from random import Random
 
@@ -31,12 +30,13 @@ from lb.core.ejection import Ejection
 from lb.core.elsewhere import untried, with_room
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.judgement import Judgement
+from lb.core.line import Line
 from lb.core.members import Changes, Members
 from lb.core.outcome import OK, Outcome, Verdict
 from lb.core.policies.base import CallInfo, Picker, Policy
 from lb.core.pulse import BEAT_S, Pulse
 from lb.core.throttle import ThrottleState
-from lb.core.unpicked import FULL, Unpicked, none_ready
+from lb.core.unpicked import Unpicked, none_ready
 from lb.core.upkeep import Upkeep
 
 # Reading a member of an enum takes longer than reading a global, and every call does it.
@@ -44,16 +44,6 @@ _CLOSED, _SUCCESS = State.CLOSED, Verdict.SUCCESS
 
 Ended = Callable[[Candidate, Outcome, float, float], object]
 """A policy's optional hook: candidate, outcome, duration in seconds, now."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a channel has met since it was made. An object of its own: metrics keep it when the channel is gone."""
-
-    refused: int = 0
-    """Calls that found no place below the concurrency limits, in line or in time; they count themselves."""
-    resolver_errors: int = 0
-    """How often the resolver could not read its source."""
 
 
 class Balancer:
@@ -72,10 +62,8 @@ class Balancer:
     ) -> None:
         self.target = target
         self.rng = rng
-        self.waiting = 0
-        """How many calls wait in line for a place below the concurrency limit; they count themselves."""
-        self.counts = Counts()
-        self.limit = limit
+        self.line = Line(target, limit)
+        """The calls that wait for a place below the concurrency limit."""
         self.throttle = throttle
         self.pulse = Pulse()
         """For how long the driver was held; it puts its own here."""
@@ -111,7 +99,6 @@ class Balancer:
 
     def resolver_failed(self, message: str, now: float) -> None:
         """The resolver cannot read its source. What it said last still holds; else calls wait for a moment only."""
-        self.counts.resolver_errors += 1
         self._members.resolver_failed(message, now)
 
     def set_connectivity(
@@ -208,7 +195,7 @@ class Balancer:
         ):
             roomy = with_room(picker, self._pool, tried, self.rng)
             if roomy is None:
-                return Unpicked(f"{self.target}: {FULL}", wait=True, full=True)
+                return self.line.full
             candidate = roomy
         return self._admit(candidate, now, number, why)
 
@@ -293,7 +280,7 @@ class Balancer:
             except Exception as error:  # noqa: BLE001  # the hook of a user's policy may raise anything
                 raised = error
         # Most attempts end where nothing is to be done: they need not ask (a frame of each call).
-        if closable or raised is not None or self.waiting or candidate.breaker.last is not None:
+        if closable or raised is not None or self.line.waiting or candidate.breaker.last is not None:
             return self._upkeep(candidate, now, closable=closable, raised=raised)
         return None
 
@@ -303,8 +290,8 @@ class Balancer:
         move = candidate.breaker.last
         if move is not None and (move.at != now or move.after is State.HALF_OPEN):
             move = None  # an earlier one, or one that a pick has made
-        if closable or raised is not None or self.waiting or move is not None:
-            return Upkeep(candidate, closable, move, self.waiting > 0, raised)
+        if closable or raised is not None or self.line.waiting or move is not None:
+            return Upkeep(candidate, closable, move, self.line.waiting > 0, raised)
         return None
 
     def judged(self, attempt: Attempt, outcome: Outcome, now: float) -> None:

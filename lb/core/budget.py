@@ -80,6 +80,9 @@ class BudgetState:
         window.marked += 1
         return True
 
+    def failed(self) -> None:
+        """An attempt failed: this changes nothing. Only what follows it has a price."""
+
     def balance(self, now: float) -> float:
         """How many retries could be withdrawn at ``now``, >= 0. Changes nothing."""
         calls, retries = self._window.totals(now)

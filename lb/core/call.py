@@ -18,8 +18,6 @@ an attempt runs, a driver asks for a `hedge` each time that `hedge_delay_s` has 
 
 from __future__ import annotations
 
-from math import inf
-
 from grpc import StatusCode
 
 from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued, policy_failed
@@ -29,7 +27,7 @@ from lb.core.hedging import goes_on, next_delay_s
 from lb.core.outcome import Origin, Outcome, Retryable, classify
 from lb.core.retry import Again, GiveUp, decide
 from lb.core.shared import Shared, Tally
-from lb.core.unpicked import FULL, Unpicked
+from lb.core.unpicked import Unpicked
 from lb.core.upkeep import Ended, Upkeep
 
 __all__ = ["DONE", "Action", "Call", "Done", "Failed", "Others", "Pause", "Queued", "Shared", "Tally"]
@@ -84,8 +82,8 @@ class Call:
         self.shared.budget.deposit(now)
         if self.deadline is not None and now >= self.deadline:
             return self.expired(now)
-        if self._balancer.waiting:  # no call overtakes the line
-            return self._join_line(f"{self._balancer.target}: {FULL}")
+        if self._balancer.line.waiting:  # no call overtakes the line
+            return self._join_line()
         picked = self._balancer.pick(self, now)
         if isinstance(picked, Unpicked):
             return self._unpicked(picked)
@@ -104,23 +102,20 @@ class Call:
         if self.deadline is not None and now >= self.deadline:
             return self.expired(now)
         attempts = self.attempts
-        if attempts:
-            picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
-        else:
-            picked = self._balancer.pick(self, now)
+        picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
         if isinstance(picked, Unpicked):
             return self._unpicked(picked)
         if self._queued:
             self._queued = False
-            self.leave_line()
+            self._leave_line()
         attempts.append(picked)
         self.shared.tally.attempts += 1
         return picked
 
     def _unpicked(self, picked: Unpicked) -> Action:
         if picked.full:
-            return self._join_line(picked.message)
-        self.leave_line()
+            return self._join_line()
+        self._leave_line()
         if picked.wait or self.wait_for_ready:
             self._queued = True
             return Queued(picked.message)
@@ -138,42 +133,38 @@ class Call:
         waited = now - self.started_at
         tried = f"; tried {self.tried()}" if self.attempts else ""
         if self._in_line:
-            reason = f"{self._balancer.target}: {FULL}"
+            reason = self._balancer.line.queued.message
         elif self._queued:
             reason = self._balancer.unpicked(now).message
         else:
             reason = "between attempts" if self.attempts else "before the first attempt"
         return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
 
-    # ---- the line ----
-
-    def _join_line(self, message: str) -> Action:
-        limit = self._balancer.limit  # None: the limit was learnt from the server; core queues without bound, too
+    def _join_line(self) -> Action:
+        line = self._balancer.line
         if not self._in_line:
-            if limit is not None and self._balancer.waiting >= limit.queue:
-                return self._refuse(f"{message} and {self._balancer.waiting} calls wait already")
+            if refused := line.join():
+                return self._unavailable(refused)
             self._in_line = True
-            self._balancer.waiting += 1
         self._queued = True
-        return Queued(message, inf if limit is None else limit.queue_s)
+        return line.queued
 
-    def leave_line(self) -> None:
-        """The call does not wait any more. Drivers call this when a call ends, whatever it did before."""
+    def _leave_line(self) -> None:
         if self._in_line:
             self._in_line = False
-            self._balancer.waiting -= 1
-        if self._doubt is not None:  # it ends before the news came: as if there were none
-            doubt, self._doubt = self._doubt, None
-            self._judged(doubt, attempt_of(self.attempts, doubt).ended_at or self.started_at)
+            self._balancer.line.leave()
 
     def refused(self) -> Action:
         """It waited in line for as long as the limit lets a call wait."""
-        self.leave_line()
-        return self._refuse(f"{self._balancer.target}: no endpoint fell below its concurrency limit in time")
+        self._leave_line()
+        return self._unavailable(self._balancer.line.refuse())
 
-    def _refuse(self, message: str) -> Action:
-        self._balancer.counts.refused += 1
-        return self._unavailable(message)
+    def settled(self) -> None:
+        """The call has ended: it waits for nothing any more. Drivers say so whatever the call did before."""
+        self._leave_line()
+        if self._doubt is not None:  # it ends before the news came: as if there were none
+            doubt, self._doubt = self._doubt, None
+            self._judged(doubt, attempt_of(self.attempts, doubt).ended_at or self.started_at)
 
     # ---- while an attempt runs ----
 
@@ -190,7 +181,7 @@ class Call:
             return None
         attempts = self.attempts
         paid = self._promised is not None
-        if self._balancer.waiting or (not paid and self.shared.budget.balance(now) < 1):
+        if self._balancer.line.waiting or (not paid and self.shared.budget.balance(now) < 1):
             return None
         tried = [a.candidate for a in attempts]
         attempt = self._balancer.pick_another(self, now, len(attempts) + 1, f"hedge: {why}", tried)
@@ -287,7 +278,7 @@ class Call:
             if outcome.origin is Origin.CLOSING:
                 if in_doubt(attempt_of(self.attempts, outcome), now):
                     self._doubt = outcome
-                    self._queued = True  # if the call ends meanwhile: see `leave_line`
+                    self._queued = True  # if the call ends meanwhile: see `settled`
                     return Pause(PAUSE_S)
                 outcome = self._judged(outcome, now)
             if self._unseen < _MOST_UNSEEN.get(outcome.origin, 0) and (
@@ -301,7 +292,7 @@ class Call:
         if not goes_on(self.rules.hedging, outcome, idempotent=self.rules.idempotent):
             self.gave_up = f"{outcome.code.name} ends all attempts"
             return DONE
-        self._failed()
+        self.shared.budget.failed()
         pushback_s = outcome.pushback_s
         if pushback_s is not None and pushback_s < 0:
             self._no_hedges = True
@@ -318,7 +309,7 @@ class Call:
         """Another attempt by the rules of hedging and retrying, or the end."""
         counted = self._hedges_go_on(outcome)
         if counted:
-            self._failed()
+            self.shared.budget.failed()
             if not outcome.pushback_s:
                 # The next hedge need not wait for its turn (gRFC A6).
                 attempt = self.hedge(now, outcome.reason())
@@ -329,7 +320,7 @@ class Call:
         kept = promised if outcome.origin is Origin.ATTEMPT_TIMEOUT else None
         choice = self._decide(outcome, now) if kept is None else kept
         if not counted and (isinstance(choice, Again) or choice.counts):
-            self._failed()
+            self.shared.budget.failed()
         if isinstance(choice, GiveUp):
             self.error = choice.error
             return self._exhausted(outcome, choice.why)
@@ -396,18 +387,13 @@ class Call:
         """The number of attempts before this one, as its server is told: without those that were never sent (A6)."""
         return attempt.number - 1 - self._unseen - self._unsent
 
-    def _failed(self) -> None:
-        """A failure that gRFC A6's throttle counts."""
-        if self._balancer.throttle is not None:
-            self._balancer.throttle.failed()
-
     def _count(self, outcome: Outcome, now: float) -> None:
         """Tell the throttle of a failure that could have been retried, had the call not been committed (as in core)."""
         if self._balancer.throttle is None or outcome.origin in _MOST_UNSEEN:
             return
         choice = self._decide(outcome, now)
         if isinstance(choice, Again) or choice.counts or self._hedges_go_on(outcome):
-            self._failed()
+            self.shared.budget.failed()
 
     def tried(self) -> str:
         """The attempts in words, for messages."""

@@ -13,7 +13,7 @@ retried" is decided by the document's codes and by the table of verdicts
 (`lb.core.outcome`). All methods of a channel count together.
 
 A budget counts calls and retries; this counts successes and failures. It has the same
-methods (`deposit`, `withdraw`, `balance`), and two more: `succeeded` and `failed`.
+methods (`deposit`, `failed`, `withdraw`, `balance`), and one more: `succeeded`.
 """
 
 from __future__ import annotations

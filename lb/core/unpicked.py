@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lb.core.candidate import Candidate
 from lb.core.members import Members
 
-FULL = "every endpoint is at its concurrency limit"
 RESOLVER_GRACE_S = 1.0
 """How long calls wait for the first answer of a resolver that reports errors; then they fail, or wait for ready."""
 _SHOWN = 5

@@ -181,15 +181,15 @@ class LockedCall(Call):
         with self._balancer.lock:
             return Call.resume(self, now)
 
-    def leave_line(self) -> None:
-        """See there."""
-        with self._balancer.lock:
-            Call.leave_line(self)
-
     def refused(self) -> Action:
         """See there."""
         with self._balancer.lock:
             return Call.refused(self)
+
+    def settled(self) -> None:
+        """See there."""
+        with self._balancer.lock:
+            Call.settled(self)
 
     def hedge_delay_s(self) -> float | None:
         """See there."""

@@ -23,15 +23,16 @@ class Counts:
     def __init__(self, balancer: Balancer) -> None:
         self.tallies: dict[str, Tally] = {}
         self.moves: Counter[State] = Counter()
-        self._of_core = balancer.counts
-        self._limited = balancer.limit is not None
+        self.resolver_errors = 0
+        """How often the resolver could not read its source."""
+        self._line = balancer.line
 
     def all(self) -> dict[Key, int]:
         """Every count, under its instrument, and an attribute with its value."""
         found = {(STARTED, "grpc.method", label): tally.attempts for label, tally in self.tallies.copy().items()}
         for state, number in self.moves.copy().items():
             found[TRANSITIONS, "lb.state", state.value] = number
-        if self._limited:
-            found[REFUSED, "", ""] = self._of_core.refused
-        found[RESOLVER_ERRORS, "", ""] = self._of_core.resolver_errors
+        if self._line.limited:
+            found[REFUSED, "", ""] = self._line.refused
+        found[RESOLVER_ERRORS, "", ""] = self.resolver_errors
         return found

@@ -81,6 +81,10 @@ class Metrics:
         """The resolver's source was read. From any thread."""
         self.answered_at = now
 
+    def resolver_failed(self) -> None:
+        """It could not be read."""
+        self.counts.resolver_errors += 1
+
     def breaker_moved(self, move: Transition) -> None:
         """A breaker opened or closed. From any thread."""
         with self._moves_lock:

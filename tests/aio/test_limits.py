@@ -39,7 +39,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 def waiting(channel: Channel) -> int:
     """How many calls stand in line."""
-    return channel._channel.balancer.waiting
+    return channel._channel.balancer.line.waiting
 
 
 async def limited(fleet: Fleet, size: int = 1, *, limit: int = 1, **settings: Any) -> Any:

@@ -94,7 +94,7 @@ async def test_whatever_happens_nothing_hangs_and_nothing_stays(fleet: Fleet, se
             backend.always(None)
         logical = channel._channel
         await eventually(lambda: not in_flight(channel) and not logical.unbegun, "nothing is in flight", HANGS_S)
-        assert (logical.balancer.waiting, len(logical.waiting.line), logical.balancer.leaving) == (0, 0, [])
+        assert (logical.balancer.line.waiting, len(logical.waiting.line), logical.balancer.leaving) == (0, 0, [])
         told.say(*endpoints(*backends))
         channel.change_weights({})
         left = 10

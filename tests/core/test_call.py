@@ -577,7 +577,7 @@ def test_a_doubtful_end_of_a_call_that_ends_meanwhile_is_judged(by: str) -> None
     assert rig.candidate("a").breaker.state is State.HALF_OPEN
     assert rig.fail(call, CLOSING) == Pause(0.005)
     if by == "caller":
-        call.leave_line()
+        call.settled()
     else:
         rig.clock.advance(0.005)
         failed = call.resume(rig.now)

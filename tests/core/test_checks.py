@@ -226,7 +226,7 @@ def test_what_is_accepted_works(data: st.DataObject, seed: int) -> None:
         if call.attempts:
             call.hedge_delay_s()
             rig.fail(call, INTERNAL) if step % 3 else rig.end(call.attempts[-1], OK)
-        call.leave_line()
+        call.settled()
         rig.balancer.admission(rig.now)
         assert rig.budget.balance(rig.now) >= 0
 

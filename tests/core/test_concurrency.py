@@ -205,7 +205,7 @@ def test_calls_beyond_the_limit_wait_in_line_and_those_beyond_the_line_are_refus
     assert actions[3] == Failed(
         StatusCode.UNAVAILABLE, "static:///shop: every endpoint is at its concurrency limit and 2 calls wait already"
     )
-    assert rig.balancer.waiting == 2
+    assert rig.balancer.line.waiting == 2
 
 
 def test_no_queue_means_refused_at_once() -> None:
@@ -213,7 +213,7 @@ def test_no_queue_means_refused_at_once() -> None:
     rig = Rig("a", limit=ConcurrencyLimit(limit=1, queue=0))
     rig.call().begin(rig.now)
     assert isinstance(rig.call().begin(rig.now), Failed)
-    assert rig.balancer.waiting == 0
+    assert rig.balancer.line.waiting == 0
 
 
 def test_nobody_goes_past_the_line() -> None:
@@ -225,7 +225,7 @@ def test_nobody_goes_past_the_line() -> None:
     rig.end(first.attempts[0])
     assert isinstance(third.begin(rig.now), Queued)
     assert isinstance(second.resume(rig.now), Attempt)
-    assert rig.balancer.waiting == 1
+    assert rig.balancer.line.waiting == 1
 
 
 def test_who_waited_too_long_is_refused() -> None:
@@ -237,7 +237,7 @@ def test_who_waited_too_long_is_refused() -> None:
     assert call.refused() == Failed(
         StatusCode.UNAVAILABLE, "static:///shop: no endpoint fell below its concurrency limit in time"
     )
-    assert rig.balancer.waiting == 0
+    assert rig.balancer.line.waiting == 0
 
 
 def test_a_deadline_in_line_says_for_what_it_waited() -> None:
@@ -260,7 +260,7 @@ def test_who_waits_for_a_connection_does_not_stand_in_line() -> None:
     call.begin(rig.now)
     rig.connect("a", CONNECTING)
     assert call.resume(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
-    assert rig.balancer.waiting == 0
+    assert rig.balancer.line.waiting == 0
     assert rig.call().begin(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
 
 
@@ -297,7 +297,7 @@ class Line(RuleBasedStateMachine):
             if isinstance(action, Queued) and action.line_s is not None:
                 self.in_line.add(call)
         else:
-            call.leave_line()  # the driver settles
+            call.settled()  # the driver settles
 
     def _one(self, of: Any, at: int) -> Call | None:
         calls = sorted((call for call in self.alive if of(call)), key=lambda call: call.number)  # type: ignore[attr-defined]
@@ -361,7 +361,7 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def the_line_counts_right(self) -> None:
         """``waiting`` is the number of calls in line, at most ``queue``."""
-        assert self.rig.balancer.waiting == len(self.in_line) <= self.LIMIT.queue
+        assert self.rig.balancer.line.waiting == len(self.in_line) <= self.LIMIT.queue
 
     @invariant()
     def limits_hold(self) -> None:
@@ -377,7 +377,7 @@ class Line(RuleBasedStateMachine):
             if self._runs(call):
                 self.rig.end(call.attempts[-1], CANCELLED)
             self.follow(call, None)
-        assert self.rig.in_flight == self.rig.balancer.waiting == 0
+        assert self.rig.in_flight == self.rig.balancer.line.waiting == 0
 
 
 TestLine = Line.TestCase
