@@ -13,7 +13,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lb.aio._grpcio import AioRpcStatus, InternalError, on_monotonic_clock, on_wall_clock, status_now
+from lb.aio._grpcio import (
+    AioRpcStatus,
+    InternalError,
+    name_of_registered,
+    on_monotonic_clock,
+    on_wall_clock,
+    status_now,
+)
 from lb.aio.attempt import LiveAttempt
 from lb.aio.calls import LogicalCall
 from lb.aio.engine import Engine
@@ -184,16 +191,17 @@ class BlockingCall:
             operations = (_grpcio.send_metadata(live.headers()), *operations[1:])
         flags, method, host, metadata, context = self._arguments
         blocking = subchannel.blocking()
+        handle = subchannel.registered(method) if self.registered else None
         segregated = blocking.segregated_call(
             flags,
-            method,
+            name_of_registered(method) if handle else method,
             host,
             on_wall_clock(self.record.deadline),
             metadata,
             self._core_credentials,
             ((operations, None),),
             context,
-            subchannel.registered(method) if self.registered else None,
+            handle,
         )
         self._sending = live.lower = sent = Sent(segregated)
         if self.channel.measure_sizes:
