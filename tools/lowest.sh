@@ -15,7 +15,7 @@ echo "${GRPCIO:+grpcio==$GRPCIO}" >"$venv/constraint.txt"
 "$uv" pip install --quiet --python "$venv/bin/python" -r "$venv/lowest.txt" grpcio-health-checking==1.50.0 \
   $(for tool in pytest pytest-asyncio hypothesis httpx2 cryptography h2; do locked $tool; done)
 grep -E '^(grpcio|protobuf|py-consul|tenacity|opentelemetry-api)==' "$venv/lowest.txt"
-[ $# -gt 0 ] || set -- tests/core tests/telemetry tests/aio tests/sync tests/shells tests/testing \
+[ $# -gt 0 ] || set -- tests/core tests/telemetry tests/aio tests/sync tests/shared tests/shells tests/testing \
   tests/test_import.py tests/test_without_consul.py
 # Before 1.83 an asyncio call of grpcio's raises in __del__ what its interceptor raised.
 "$venv/bin/python" -m pytest -o pythonpath=. -o "filterwarnings=error

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import gc
 import inspect
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +17,11 @@ import pytest
 import lb
 import lb.sync
 from lb.shared import scopes
-from lb.shared.handlers import Handlers
 from lb.shared.scopes import Scope
 from lb.testing import Backend
-from lb.testing.backend import SERVICE, echo, hang, hold
+from lb.testing.backend import SERVICE, hang, hold
 from lb.testing.backend import Gate as Held
-from tests.aio.kit import HANGS_S, KINDS, REQUESTS, UU, Kind, channel_to, eventually, failure, in_flight
+from tests.aio.kit import KINDS, UU, Kind, channel_to, eventually, failure, in_flight
 
 Handle = Callable[[Any, Any], Any]
 
@@ -321,92 +316,7 @@ async def test_ended_calls_leave_nothing_in_the_scope(backend: Backend) -> None:
     assert repr(scope) == "<Scope no deadline calls=0>"
 
 
-# ---- the scope itself ----
-
-
-class Noted:
-    """An outgoing call that counts how often it was told."""
-
-    def __init__(self) -> None:
-        self.told = 0
-
-    def incoming_cancelled(self) -> None:
-        """Count."""
-        self.told += 1
-
-
-def test_a_scope_holds_no_call() -> None:
-    """It tells those that are there, and those that come later; it keeps none alive."""
-    scope = Scope(10)
-    first, gone = Noted(), Noted()
-    scope.add(first)
-    scope.add(gone)
-    del gone
-    assert "calls=1" in repr(scope)
-    scope.cancel()
-    late = Noted()
-    scope.add(late)
-    assert (first.told, late.told) == (1, 1)
-    assert "cancelled" in repr(scope)
-
-
-@pytest.mark.parametrize("remaining", [None, 9.2e18, 1e10])
-def test_a_deadline_in_centuries_is_none(remaining: float | None) -> None:
-    """That is how grpcio's threads tell a call without one."""
-    scope = Scope(remaining)
-    assert scope.deadline is None
-    assert scope.bound(None) is None
-    assert scope.bound(5.0) == 5.0
-
-
-def test_the_earlier_deadline_is_taken() -> None:
-    """On the monotonic clock, which nobody sets."""
-    scope = Scope(10)
-    now = time.monotonic()
-    inherited = scope.bound(None)
-    assert inherited is not None
-    assert now + 9 < inherited < now + 11
-    assert scope.bound(now + 5) == now + 5
-    bound = scope.bound(now + 50)
-    assert bound is not None
-    assert bound < now + 11
-
-
-def test_detached_blocks_nest() -> None:
-    """The scope is there again behind the block, also when it is left by an error."""
-    scope = Scope(None)
-
-    def body() -> None:
-        scopes.enter(scope)
-        with lb.detached():
-            with lb.detached():
-                assert scopes.current() is None
-            assert scopes.current() is None
-        assert scopes.current() is scope
-        with contextlib.suppress(ZeroDivisionError), lb.detached():
-            raise ZeroDivisionError
-        assert scopes.current() is scope
-
-    contextvars.copy_context().run(body)
-
-
-def test_a_handler_is_wrapped_once_for_as_long_as_it_is_the_same() -> None:
-    """By method and identity; its serializers stay."""
-    handlers = Handlers(lambda method, handler: lambda request, context: None)
-    grpcio: Any = grpc
-    first = grpcio.unary_unary_rpc_method_handler(lambda r, c: b"", len, repr)
-    second = grpcio.stream_stream_rpc_method_handler(lambda r, c: b"")
-    wrapped: Any = handlers.wrapped("/a/b", first)
-    assert handlers.wrapped("/a/b", first) is wrapped
-    serializers: tuple[Any, ...] = (len, repr)
-    assert (wrapped.request_deserializer, wrapped.response_serializer) == serializers
-    other = handlers.wrapped("/a/b", second)
-    assert other.stream_stream is not None
-    assert other.request_streaming
-    assert other.response_streaming
-    for n in range(5000):
-        handlers.wrapped(f"/a/{n}", first)
-    assert len(handlers._wrapped) <= 4096
+# ---- the interceptor itself ----
 
 
 async def test_the_kind_of_function_stays() -> None:
@@ -458,141 +368,3 @@ async def test_a_writing_handler(servers: Servers, backend: Backend) -> None:
         client = await servers.client(await servers.serve(kind, handle))
         assert await kind.run(client, timeout=30) == [b"one"]
         assert backend.received[0].timeout_s is not None
-
-
-# ---- threads ----
-
-
-class Threaded:
-    """A ``grpc.server`` with the interceptor; its handlers show their scopes."""
-
-    def __init__(self) -> None:
-        self.scopes: list[Scope] = []
-        self.noted: list[Noted] = []
-        self.reached = threading.Event()
-        self.release = threading.Event()
-        self.ended = threading.Event()
-        self._threads = ThreadPoolExecutor(4)
-        self._server = grpc.server(self._threads, interceptors=[lb.sync.incoming()], options=[("grpc.so_reuseport", 0)])
-        handlers = {
-            kind.method.rpartition("/")[2]: getattr(grpc, f"{kind}_rpc_method_handler")(
-                self._many if kind.streams_responses else self._one
-            )
-            for kind in KINDS
-        }
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-
-    def __enter__(self) -> Threaded:
-        self._server.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release.set()
-        self._server.stop(None).wait(5)
-        self._threads.shutdown()
-
-    def _one(self, request: Any, context: Any) -> bytes:
-        scope = scopes.current()
-        assert scope is not None
-        noted = Noted()
-        scope.add(noted)
-        self.scopes.append(scope)
-        self.noted.append(noted)
-        self.reached.set()
-        self.release.wait(HANGS_S)
-        self.ended.set()
-        return b"answer"
-
-    def _many(self, request: Any, context: Any) -> Any:
-        answer = self._one(request, context)
-        yield answer
-        assert scopes.current() is self.scopes[-1]
-        yield answer
-
-
-async def test_threads_the_deadline(kind: Kind) -> None:
-    """The scope of a handler in a thread has the call's deadline, and each call one of its own."""
-    with Threaded() as server:
-        server.release.set()
-        async with grpc.aio.insecure_channel(server.address) as client:
-            # Without requests: grpcio's writer would turn an end that it runs into to INTERNAL.
-            requests = () if kind.streams_requests else REQUESTS
-            await kind.run(client, requests, timeout=30)
-            await kind.run(client, requests)
-        first, second = server.scopes
-        assert first.deadline is not None
-        assert 20 < first.deadline - time.monotonic() < 30.5
-        assert second.deadline is None
-        assert [noted.told for noted in server.noted] == [0, 0]
-    assert scopes.current() is None
-
-
-async def test_threads_cancellation(kind: Kind) -> None:
-    """The client cancels: the calls of the running handler are cancelled at once, while it still runs."""
-    with Threaded() as server:
-        async with grpc.aio.insecure_channel(server.address) as client:
-            call = kind.start(client)
-            await eventually(server.reached.is_set)
-            call.cancel()
-            await eventually(lambda: server.noted[0].told == 1)
-            assert not server.ended.is_set()
-
-
-async def test_threads_a_reader_that_leaves() -> None:
-    """A stream that is cancelled between two answers ends its scope, too."""
-    kind = KINDS[1]
-    with Threaded() as server:
-        async with grpc.aio.insecure_channel(server.address) as client:
-            call = kind.start(client)
-            await eventually(server.reached.is_set)
-            call.cancel()
-            server.release.set()
-            await eventually(lambda: server.noted[0].told >= 1)
-
-
-async def test_threads_an_ended_handler_cancels_nothing() -> None:
-    """Once the handler is through, the end of its call is none of its calls' business."""
-    with Threaded() as server:
-        server.release.set()
-        async with grpc.aio.insecure_channel(server.address) as client:
-            assert await UU.run(client) == [b"answer"]
-            await eventually(server.ended.is_set)
-    assert not server.scopes[0].cancelled
-
-
-async def test_threads_unknown_methods() -> None:
-    """What is not served is UNIMPLEMENTED, as ever."""
-    with Threaded() as server:
-        async with grpc.aio.insecure_channel(server.address) as client:
-            unknown: Any = client.unary_unary("/no.Such/Method")
-            error = await failure(unknown(b""))
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-async def test_from_threads_to_the_next_server(backend: Backend, kind: Kind) -> None:
-    """A handler in a thread calls through an `lb` channel for threads: less time, and cancelled with its caller."""
-    backend.script(echo(), hang())
-    with lb.sync.channel(f"static:///{backend.address}") as channel:
-        stub = kind.stub(channel)
-        threads = ThreadPoolExecutor(2)
-        server = grpc.server(threads, interceptors=[lb.sync.incoming()], options=[("grpc.so_reuseport", 0)])
-        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-        handlers = {kind.method.rpartition("/")[2]: make(lambda request, context: stub(request))}
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client:
-                assert await kind.run(client, timeout=30) == kind.echo()
-                timeout = backend.received[0].timeout_s
-                assert timeout is not None
-                assert 20 < timeout < 30.5
-                call = kind.start(client, timeout=30)
-                await backend.until(lambda: backend.in_flight == 1)
-                call.cancel()
-                await backend.until(lambda: backend.in_flight == 0)
-                assert backend.received[1].cancelled
-        finally:
-            server.stop(None).wait(5)
-            threads.shutdown()
