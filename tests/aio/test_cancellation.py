@@ -229,7 +229,7 @@ async def test_a_cancelled_call_is_not_retried_whatever_a_strategy_says(backend:
 
 
 @pytest.mark.parametrize("kind", [US, SS], ids=str)
-async def test_a_stream_that_is_forgotten_is_cancelled(backend: Backend, kind: Kind) -> None:
+async def test_a_forgotten_call_is_cancelled(backend: Backend, kind: Kind) -> None:
     """As in grpcio: nobody holds the call object any more, so the server is told and the place given back."""
     backend.always(hang(after=1))
     async with channel_to(backend) as channel:

@@ -64,27 +64,6 @@ async def test_policy_and_weights_change_under_load(fleet: Fleet, kind: Kind) ->
         assert in_flight(channel) == 0
 
 
-async def test_changed_weights_are_followed(fleet: Fleet) -> None:
-    """From the next call on, and no longer once they are taken back."""
-    one, two = await fleet(2)
-    async with channel_to(one, two) as channel:
-        await ready(channel, 2)
-        channel.change_weights({one.address: 3})
-        for _ in range(8):
-            await UU.run(channel)
-        assert (len(one.received), len(two.received)) == (6, 2)
-        channel.change_weights({})
-        for _ in range(8):
-            await UU.run(channel)
-        assert (len(one.received), len(two.received)) == (10, 6)
-        with pytest.raises(ValueError, match="weights"):
-            channel.change_weights({one.address: -1})
-        with pytest.raises(ValueError, match=r"weights\['a'\] is 10000000000; expected a whole number >= 0, at most"):
-            channel.change_weights({"a": 10**10})
-        with pytest.raises(TypeError, match="weights is None; expected weights by endpoint id"):
-            channel.change_weights(None)  # type: ignore[arg-type]  # the point of the test
-
-
 async def test_hooks_that_raise_harm_no_call(fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     """The answer comes, a retry follows, places come free, and each bug is told."""
     one, two = await fleet(2)

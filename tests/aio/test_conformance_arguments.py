@@ -432,7 +432,7 @@ async def test_a_target_that_is_no_text(target: Any, ours: bool) -> None:
         Side("", ours, 1).channel_for(target)
 
 
-async def test_arguments_of_running_calls_do_not_mix(world: World) -> None:
+async def test_running_calls_do_not_mix(world: World) -> None:
     """Calls of all kinds at once, each with its own timeout and metadata."""
     gate = Gate()
     world.always(hold(gate))

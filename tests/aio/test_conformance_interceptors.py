@@ -99,7 +99,7 @@ async def test_what_an_interceptor_may_change(side: Side, fleet: Fleet, kind: Ki
 
 
 @pytest.mark.parametrize("kind", [UU], ids=str)
-async def test_an_answer_of_its_own(side: Side, fleet: Fleet, kind: Kind) -> None:
+async def test_an_interceptor_that_answers(side: Side, fleet: Fleet, kind: Kind) -> None:
     """Nothing is sent; the call is done, OK, and has no metadata."""
     backends = await fleet(side.backends)
 
@@ -143,7 +143,7 @@ async def test_responses_through_an_iterator_of_its_own(side: Side, fleet: Fleet
 
 
 @ONE_RESPONSE
-async def test_calling_twice(side: Side, fleet: Fleet, kind: Kind) -> None:
+async def test_an_interceptor_that_retries(side: Side, fleet: Fleet, kind: Kind) -> None:
     """A retry of the interceptor's own: the first call fails, the second's answer is the caller's."""
     backends = await fleet(side.backends)
     for backend in backends:
@@ -167,7 +167,7 @@ async def test_calling_twice(side: Side, fleet: Fleet, kind: Kind) -> None:
     assert sum(len(backend.received) for backend in backends) == 2
 
 
-async def test_an_error_of_its_own(side: Side, fleet: Fleet, kind: Kind) -> None:
+async def test_an_interceptor_that_raises(side: Side, fleet: Fleet, kind: Kind) -> None:
     """Comes out of the call as it is; nothing is sent."""
     backends = await fleet(side.backends)
 

@@ -161,7 +161,7 @@ async def test_an_unused_channel_is_forgotten_quietly(side: Side) -> None:
         await eventually(lambda: gc.collect() >= 0 and gone() is None, "it is gone")
 
 
-async def test_a_call_keeps_its_channel(side: Side, fleet: Fleet, kind: Kind) -> None:
+async def test_a_stub_keeps_its_channel(side: Side, fleet: Fleet, kind: Kind) -> None:
     """A stub is enough to go on, though nobody holds the channel."""
     stub = kind.stub(side.to(await fleet(side.backends)))
     gc.collect()

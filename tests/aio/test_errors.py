@@ -30,37 +30,6 @@ from tests.aio.kit import (
 
 AWAY = "static:///127.0.0.1:1"
 
-BAD_SETTINGS: list[Any] = [
-    pytest.param({"target": "consul:///"}, ValueError, "consul:///", id="no service"),
-    pytest.param({"target": "static:///"}, ValueError, "static:///", id="no endpoint"),
-    pytest.param({"target": "static:///host"}, ValueError, "host", id="no port"),
-    pytest.param({"target": "static:///h:1,h:2?weights=1"}, ValueError, "weights", id="too few weights"),
-    pytest.param({"target": "static:///h:1?weights=-1"}, ValueError, "-1", id="a negative weight"),
-    pytest.param({"target": 7}, TypeError, "7", id="not a target"),
-    pytest.param({"target": None}, TypeError, "None", id="no target"),
-    pytest.param({"policy": "best"}, ValueError, "best", id="unknown policy"),
-    pytest.param({"policy": 3}, TypeError, "3", id="not a policy"),
-    pytest.param({"policy": lb.RoundRobin}, TypeError, "RoundRobin", id="a class for a policy"),
-    pytest.param({"retry": 3}, TypeError, "lb.Retry", id="not a retry"),
-    pytest.param({"retry": lb.Breaker()}, TypeError, "lb.Retry", id="a breaker for a retry"),
-    pytest.param({"breaker": 3}, TypeError, "lb.Breaker", id="not a breaker"),
-    pytest.param({"breaker": True}, TypeError, "False (off)", id="True for a breaker"),
-    pytest.param({"methods": {"Get": 1}}, ValueError, "/package.Service/Method", id="not the name of a method"),
-    pytest.param({"timeout_s": 0}, ValueError, "timeout_s is 0", id="no timeout"),
-    pytest.param({"credentials": "secret"}, TypeError, "credentials", id="not credentials"),
-    pytest.param({"interceptors": [object()]}, ValueError, "Interceptor", id="not an interceptor"),
-    pytest.param({"options": [("grpc.x", object())]}, TypeError, "", id="an option of a wrong type"),
-    pytest.param({"options": [("grpc.x",)]}, (TypeError, ValueError), "", id="an option without a value"),
-]
-
-
-@pytest.mark.parametrize(("settings", "error", "words"), BAD_SETTINGS)
-def test_a_bad_setting_is_refused_when_the_channel_is_made(settings: dict[str, Any], error: Any, words: str) -> None:
-    """Not at the first call; the message names what was given or what is accepted."""
-    with pytest.raises(error) as raised:
-        lb.aio.channel(settings.pop("target", AWAY), **settings)
-    assert words in str(raised.value)
-
 
 @pytest.mark.parametrize("options", [[("grpc.x", object())], [("grpc.x",)]], ids=["type", "pair"])
 async def test_bad_options_are_what_they_are_in_grpcio(options: Any) -> None:
@@ -79,14 +48,6 @@ async def test_an_interceptor_of_no_kind_is_refused_in_grpcios_words() -> None:
     with pytest.raises(ValueError, match="must be UnaryUnaryClientInterceptor or") as ours:
         lb.aio.channel(AWAY, interceptors=wrong)
     assert str(theirs.value).startswith("Interceptor <object") == str(ours.value).startswith("Interceptor <object")
-
-
-async def test_no_endpoint_fails_at_once(kind: Kind) -> None:
-    """UNAVAILABLE with the target and the resolver's note, though the call has time."""
-    async with lb.aio.channel(Told(note="no such service"), breaker=NO_BREAKER) as channel:
-        error = await failure(kind.start(channel, timeout=30))
-    assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.details() == "told has no endpoint: no such service"
 
 
 async def test_nothing_resolved_fails_at_the_deadline(kind: Kind) -> None:

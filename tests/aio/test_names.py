@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import inspect
 import subprocess
@@ -221,19 +220,3 @@ async def test_how_core_words_a_call_without_a_connection(backend: Backend) -> N
         details = unsent._status.details()
         assert words.meaning(details) is words.Meaning.NEVER_CONNECTED, details
         assert words.names(details, backend.address)
-
-
-def test_one_file_in_each_shell_knows_private_modules() -> None:
-    """``grpc._cython`` and modules of ``grpc.aio`` that begin with ``_`` are imported by one file in each shell."""
-    package = Path(lb.__file__).parent
-    found = set()
-    for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            if any(name.startswith("grpc") and "._" in name for name in names):
-                found.add(path.relative_to(package).as_posix())
-    assert found == {"aio/_grpcio.py", "sync/_grpcio.py"}

@@ -229,18 +229,3 @@ async def test_ring_hash_by_a_header(fleet: Fleet) -> None:
     seen = Counter((call.metadata["user-id"], backend.name) for backend in backends for call in backend.received)
     assert set(seen.values()) == {2}
     assert all(backend.received for backend in backends)
-
-
-@pytest.mark.parametrize("make", [lb.aio.channel, lb.sync.channel], ids=["aio", "sync"])
-def test_a_bad_document_is_refused_at_construction(make: Any) -> None:
-    """In words that name the path; nothing has begun by then. (grpcio makes a channel whose calls all fail.)"""
-    bad = method(retryPolicy={**RETRY, "maxAttempts": 1})
-    words = r"service config: methodConfig\[0\].retryPolicy.maxAttempts is 1; expected a whole number >= 2"
-    with pytest.raises(ValueError, match=words):
-        make("static:///127.0.0.1:1", service_config=bad)
-    with pytest.raises(ValueError, match=words):
-        make("static:///127.0.0.1:1", options=[("grpc.service_config", json.dumps(bad))])
-    with pytest.raises(ValueError, match="no JSON"):
-        make("static:///127.0.0.1:1", service_config="{")
-    with pytest.raises(TypeError, match="service config"):
-        make("static:///127.0.0.1:1", service_config=7)

@@ -48,6 +48,13 @@ class Shell:
             answers = await asyncio.to_thread(made.run, channel, **options)
         assert answers == made.echo()
 
+    async def ready(self, channel: Any, count: int) -> None:
+        """Wait until so many endpoints are connected."""
+        if self.name == "aio":
+            await kit.ready(channel, count)
+        else:
+            await asyncio.to_thread(sync_kit.ready, channel, count)
+
     async def failure(self, channel: Any, **options: Any) -> Any:
         """The error of a call."""
         with pytest.raises(grpc.RpcError) as raised:

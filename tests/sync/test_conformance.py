@@ -115,7 +115,7 @@ def ended(call: Any) -> None:
 # ---- answers ----
 
 
-def test_each_kind_answers(where: Where, channel: Any, kind: Kind) -> None:
+def test_the_answer(where: Where, channel: Any, kind: Kind) -> None:
     """A call of each kind brings what the server answers, and the server gets what was sent."""
     assert kind.run(channel) == kind.echo()
     assert where.received[0].requests == kind.sent()
@@ -142,22 +142,17 @@ def test_with_call(channel: Any, kind: Kind) -> None:
     assert call.add_callback(lambda: None) is False
 
 
-def test_empty_messages(channel: Any, kind: Kind) -> None:
-    """Messages without a byte are messages."""
-    empty = [b"", b"", b""]
-    assert kind.run(channel, empty) == kind.echo(empty)
+@pytest.mark.parametrize("size", [0, 1 << 20], ids=["empty", "beyond a flow-control window"])
+def test_messages_of_any_size(channel: Any, kind: Kind, size: int) -> None:
+    """Empty ones are messages, too."""
+    messages = [bytes(size)] * 3
+    assert kind.run(channel, messages) == kind.echo(messages)
 
 
 @pytest.mark.parametrize("kind", REQUEST_STREAMS, ids=str)
-def test_no_requests(channel: Any, kind: Kind) -> None:
+def test_a_stream_without_requests(channel: Any, kind: Kind) -> None:
     """A stream without requests is a call."""
     assert kind.run(channel, []) == kind.echo([])
-
-
-def test_large_messages(channel: Any, kind: Kind) -> None:
-    """Messages larger than a flow-control window pass."""
-    large = [bytes(1 << 20)] * 3
-    assert kind.run(channel, large) == kind.echo(large)
 
 
 def test_serializers(channel: Any, kind: Kind) -> None:
@@ -178,7 +173,7 @@ def test_registered_methods(channel: Any, kind: Kind) -> None:
         assert (list(answer) if kind.streams_responses else [answer]) == kind.echo()
 
 
-def test_many_calls_at_once(channel: Any, kind: Kind) -> None:
+def test_running_calls_do_not_mix(channel: Any, kind: Kind) -> None:
     """Calls that run at once do not disturb each other."""
     calls = [kind.start(channel, [b"%d" % i, b"."]) for i in range(20)]
     for i, call in enumerate(calls):
@@ -202,7 +197,7 @@ def test_many_threads(channel: Any, kind: Kind) -> None:
     assert answers == {i: kind.echo([b"%d" % i, b"."]) for i in range(12)}
 
 
-def test_unknown_method(channel: Any, kind: Kind) -> None:
+def test_an_unknown_method(channel: Any, kind: Kind) -> None:
     """A method that the server does not have ends UNIMPLEMENTED."""
     stub = getattr(channel, kind.name)("/lb.testing.Echo/Nothing")
     answer = failure(lambda: list(stub(kind.argument())) if kind.streams_responses else stub(kind.argument()))
@@ -213,16 +208,20 @@ def test_unknown_method(channel: Any, kind: Kind) -> None:
 # ---- arguments ----
 
 
-def test_metadata_arrives(where: Where, channel: Any, kind: Kind) -> None:
-    """The server sees the caller's metadata, text and binary, and grpcio's user agent."""
-    kind.run(channel, metadata=(("x-user", "7"), ("x-bin", b"\x00\xff")))
+def test_metadata_goes_both_ways(where: Where, channel: Any, kind: Kind) -> None:
+    """The server sees the caller's, text and binary, and grpcio's user agent; the caller sees headers and trailers."""
+    where.script(headers(("x-head", "1")))
+    call = kind.start(channel, metadata=(("x-user", "7"), ("x-bin", b"\x00\xff")))
+    kind.finish(call)
+    assert dict(call.initial_metadata())["x-head"] == "1"
+    assert dict(call.trailing_metadata())[NAME_KEY]
     metadata = where.received[0].metadata
     assert metadata["x-user"] == "7"
     assert metadata["x-bin"] == b"\x00\xff"
     assert str(metadata["user-agent"]).startswith("grpc-python/")
 
 
-def test_metadata_as_a_list(where: Where, channel: Any, kind: Kind) -> None:
+def test_metadata_in_any_form(where: Where, channel: Any, kind: Kind) -> None:
     """Any sequence of pairs will do, for futures and streams, too."""
     kind.finish(kind.start(channel, metadata=[("x-user", "7")]))
     assert where.received[0].metadata["x-user"] == "7"
@@ -241,7 +240,7 @@ def test_metadata_as_a_list(where: Where, channel: Any, kind: Kind) -> None:
         ((("x", "\ud800"),), UnicodeEncodeError),
     ],
 )
-def test_metadata_of_wrong_types(channel: Any, kind: Kind, metadata: Any, error: type[Exception]) -> None:
+def test_metadata_of_a_wrong_type(channel: Any, kind: Kind, metadata: Any, error: type[Exception]) -> None:
     """It raises where the call is made."""
     with pytest.raises(error):
         kind.start(channel, metadata=metadata)
@@ -256,7 +255,7 @@ def test_metadata_without_a_value(where: Where, channel: Any, kind: Kind) -> Non
 
 
 @pytest.mark.parametrize("metadata", [(("X-User", "7"),), (("x", "\n"),), (("", "x"),), ((None, "x"),)])
-def test_illegal_metadata(where: Where, channel: Any, kind: Kind, metadata: Any) -> None:
+def test_illegal_metadata_on_a_connection(where: Where, channel: Any, kind: Kind, metadata: Any) -> None:
     """What can not be a header ends the call INTERNAL."""
     since(where.ours, 1, 81)
     error = failure(lambda: kind.finish(kind.start(channel, metadata=metadata)))
@@ -267,7 +266,7 @@ def test_illegal_metadata(where: Where, channel: Any, kind: Kind, metadata: Any)
 
 
 @pytest.mark.parametrize("timeout", [-1, float("inf"), float("nan"), 1e12])
-def test_a_deadline_that_is_none(channel: Any, kind: Kind, timeout: float) -> None:
+def test_numbers_that_are_no_instants(channel: Any, kind: Kind, timeout: float) -> None:
     """What has passed, or is further away than core can count, ends the call at once."""
     for call in (lambda: kind.finish(kind.start(channel, timeout=timeout)), lambda: kind.run(channel, timeout=timeout)):
         error = failure(call)
@@ -275,7 +274,7 @@ def test_a_deadline_that_is_none(channel: Any, kind: Kind, timeout: float) -> No
         assert error.details().startswith("Deadline Exceeded")
 
 
-def test_timeout(where: Where, channel: Any, kind: Kind) -> None:
+def test_the_deadline_passes(where: Where, channel: Any, kind: Kind) -> None:
     """A call whose time is up ends DEADLINE_EXCEEDED."""
     gate = gated(where)
     error = failure(lambda: kind.run(channel, timeout=0.2))
@@ -283,14 +282,14 @@ def test_timeout(where: Where, channel: Any, kind: Kind) -> None:
     gate.set()
 
 
-def test_timeout_reaches_the_server(where: Where, channel: Any, kind: Kind) -> None:
+def test_the_deadline_reaches_the_server(where: Where, channel: Any, kind: Kind) -> None:
     """The server knows how much time is left."""
     kind.run(channel, timeout=30)
     assert 20 < where.received[0].time_remaining < 31
 
 
 @pytest.mark.parametrize("timeout", [-1, -1e9])
-def test_no_time_at_all(channel: Any, kind: Kind, timeout: float) -> None:
+def test_a_timeout_that_has_passed(channel: Any, kind: Kind, timeout: float) -> None:
     """A time-out in the past ends the call at once."""
     assert failure(lambda: kind.run(channel, timeout=timeout)).code() is Code.DEADLINE_EXCEEDED
 
@@ -306,7 +305,7 @@ def test_time_remaining(where: Where, channel: Any, kind: Kind) -> None:
     kind.finish(endless)
 
 
-def test_wait_for_ready(where: Where, channel: Any, kind: Kind) -> None:
+def test_wait_for_ready_with_a_server(where: Where, channel: Any, kind: Kind) -> None:
     """It is an argument of every call."""
     assert kind.run(channel, wait_for_ready=True) == kind.echo()
     assert kind.run(channel, wait_for_ready=False) == kind.echo()
@@ -316,7 +315,7 @@ def test_wait_for_ready(where: Where, channel: Any, kind: Kind) -> None:
 @pytest.mark.parametrize(
     "compression", [grpc.Compression.Gzip, grpc.Compression.Deflate, grpc.Compression.NoCompression]
 )
-def test_compression_of_a_call(channel: Any, kind: Kind, compression: grpc.Compression) -> None:
+def test_compression_of_one_call(channel: Any, kind: Kind, compression: grpc.Compression) -> None:
     """A compressed call brings the same."""
     large = [b"x" * 10_000] * 3
     answer = kind.stub(channel)(kind.argument(large), compression=compression)
@@ -330,20 +329,20 @@ def test_compression_of_a_channel(where: Where, kind: Kind) -> None:
     assert kind.run(channel, large) == kind.echo(large)
 
 
-def test_options_reach_the_connection(where: Where, kind: Kind) -> None:
+def test_channel_options_reach_each_connection(where: Where, kind: Kind) -> None:
     """A limit among the channel's options holds for each call."""
     channel = where.open(options=(("grpc.max_receive_message_length", 100),))
     error = failure(lambda: kind.run(channel, [bytes(200)] * 2))
     assert error.code() is Code.RESOURCE_EXHAUSTED
 
 
-def test_a_user_agent_of_ones_own(where: Where, kind: Kind) -> None:
+def test_the_user_agent_option(where: Where, kind: Kind) -> None:
     """It stands before grpcio's."""
     kind.run(where.open(options=(("grpc.primary_user_agent", "mine/1"),)))
     assert str(where.received[0].metadata["user-agent"]).startswith("mine/1 grpc-python/")
 
 
-def test_credentials_on_a_plain_channel(channel: Any, kind: Kind) -> None:
+def test_call_credentials_on_a_plain_channel(channel: Any, kind: Kind) -> None:
     """Call credentials are never sent in clear."""
     token = grpc.access_token_call_credentials("secret")
     words = "Established channel does not have a sufficient security level to transfer call credential."
@@ -365,7 +364,7 @@ def test_bad_arguments_of_a_call(channel: Any, kind: Kind) -> None:
         kind.start(channel, compression=5)
 
 
-def test_bad_methods(channel: Any, kind: Kind) -> None:
+def test_a_method_that_is_no_text(channel: Any, kind: Kind) -> None:
     """A method is a text."""
     with pytest.raises(AttributeError):
         getattr(channel, kind.name)(5)
@@ -400,7 +399,7 @@ def test_initial_metadata(where: Where, channel: Any, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", [US, SU, SS], ids=str)
 @pytest.mark.parametrize("pairs", [(("x-head", "1"),), ()], ids=["filled", "empty"])
-def test_early_initial_metadata(where: Where, channel: Any, kind: Kind, pairs: Any) -> None:
+def test_headers_before_anything_else(where: Where, channel: Any, kind: Kind, pairs: Any) -> None:
     """Headers come before the first message; asking for them waits for them alone."""
     gate = threading.Event()
 
@@ -417,7 +416,7 @@ def test_early_initial_metadata(where: Where, channel: Any, kind: Kind, pairs: A
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_initial_metadata_of_a_call_that_ends_at_once(where: Where, channel: Any, kind: Kind) -> None:
+def test_headers_that_come_with_the_status(where: Where, channel: Any, kind: Kind) -> None:
     """Headers and the end in one go: the headers are told, whichever of the two is seen first."""
 
     def begin_and_fail(context: Any) -> None:
@@ -431,7 +430,7 @@ def test_initial_metadata_of_a_call_that_ends_at_once(where: Where, channel: Any
         assert call.code() is Code.UNAVAILABLE
 
 
-def test_initial_metadata_of_a_failed_call(where: Where, channel: Any, kind: Kind) -> None:
+def test_headers_of_a_failure(where: Where, channel: Any, kind: Kind) -> None:
     """They are empty where the server sent none."""
     where.script(fail(Code.NOT_FOUND))
     call = kind.start(channel)
@@ -442,7 +441,7 @@ def test_initial_metadata_of_a_failed_call(where: Where, channel: Any, kind: Kin
 # ---- failures ----
 
 
-def test_an_error_is_a_call(where: Where, channel: Any, kind: Kind) -> None:
+def test_a_failure(where: Where, channel: Any, kind: Kind) -> None:
     """What is raised tells all that the server said."""
     where.script(fail(Code.NOT_FOUND, "no such thing", x_why="gone"))
     error = failure(lambda: kind.run(channel))
@@ -482,7 +481,7 @@ def test_a_failed_call_object(where: Where, channel: Any, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("code", [code for code in Code if code is not Code.OK], ids=lambda code: code.name)
-def test_every_code(where: Where, channel: Any, code: Code) -> None:
+def test_every_code_comes_through(where: Where, channel: Any, code: Code) -> None:
     """Each code arrives as itself, blocking and not."""
     where.script(fail(code, "words"))
     error = failure(lambda: UU.run(channel))
@@ -503,8 +502,8 @@ def test_an_exception_in_the_handler(where: Where, channel: Any, kind: Kind) -> 
     assert "broken" in error.details()
 
 
-def test_a_stream_that_breaks(where: Where, channel: Any) -> None:
-    """The messages before the failure arrive."""
+def test_cancel_between_messages(where: Where, channel: Any) -> None:
+    """Those before it have arrived; the next read raises."""
     call = SS.start(channel, iter_then_wait(b"one", gate := threading.Event()))
     assert next(call) == b"one"
     assert call.cancel()
@@ -524,7 +523,7 @@ def iter_then_wait(first: bytes, gate: threading.Event) -> Any:
     return Requests()
 
 
-def test_a_serializer_that_raises(channel: Any, kind: Kind) -> None:
+def test_a_request_that_can_not_be_serialized(channel: Any, kind: Kind) -> None:
     """The call ends INTERNAL, in grpcio's words."""
 
     def broken(request: Any) -> bytes:
@@ -536,14 +535,14 @@ def test_a_serializer_that_raises(channel: Any, kind: Kind) -> None:
     assert error.details() == "Exception serializing request!"
 
 
-def test_a_serializer_that_returns_none(channel: Any, kind: Kind) -> None:
+def test_a_serializer_that_gives_no_bytes(channel: Any, kind: Kind) -> None:
     """So does one that has nothing to say."""
     stub = kind.stub(channel, request_serializer=lambda request: None)
     error = failure(lambda: list(stub(kind.argument())) if kind.streams_responses else stub(kind.argument()))
     assert error.code() is Code.INTERNAL
 
 
-def test_a_deserializer_that_raises(channel: Any, kind: Kind) -> None:
+def test_a_response_that_can_not_be_read(channel: Any, kind: Kind) -> None:
     """The call ends INTERNAL, in grpcio's words."""
 
     def broken(data: bytes) -> Any:
@@ -575,7 +574,7 @@ def test_a_request_iterator_that_raises(channel: Any, kind: Kind, blocking: bool
 
 
 @pytest.mark.parametrize("kind", REQUEST_STREAMS, ids=str)
-def test_requests_that_are_no_iterator(channel: Any, kind: Kind) -> None:
+def test_requests_that_are_no_iterable(channel: Any, kind: Kind) -> None:
     """They are asked with ``next``."""
     error = failure(
         lambda: kind.finish(kind.stub(channel)(5) if kind.streams_responses else kind.stub(channel).future(5))
@@ -584,7 +583,7 @@ def test_requests_that_are_no_iterator(channel: Any, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", REQUEST_STREAMS, ids=str)
-def test_a_request_that_is_not_wanted(where: Where, channel: Any, kind: Kind) -> None:
+def test_a_server_that_ends_first(where: Where, channel: Any, kind: Kind) -> None:
     """A call that fails while requests are still to come ends; the iterator is let go of."""
     where.script(fail(Code.PERMISSION_DENIED))
     gate = threading.Event()
@@ -711,7 +710,7 @@ def test_a_forgotten_call_is_cancelled(where: Where, channel: Any, kind: Kind) -
 # ---- futures ----
 
 
-def test_states_of_a_call(where: Where, channel: Any, kind: Kind) -> None:
+def test_before_during_and_after(where: Where, channel: Any, kind: Kind) -> None:
     """Running, then done."""
     gate = gated(where)
     call = kind.start(channel)
@@ -729,7 +728,7 @@ def test_states_of_a_call(where: Where, channel: Any, kind: Kind) -> None:
     assert "StatusCode.OK" in repr(call)
 
 
-def test_result_and_exception_of_a_good_call(channel: Any, kind: Kind) -> None:
+def test_the_final_status(channel: Any, kind: Kind) -> None:
     """A result, no exception, no traceback."""
     call = kind.start(channel)
     kind.finish(call)
@@ -806,7 +805,7 @@ def test_a_done_callback_that_raises(where: Where, channel: Any, kind: Kind) -> 
     assert kind.run(channel) == kind.echo()
 
 
-def test_callbacks_of_a_cancelled_call(where: Where, channel: Any, kind: Kind) -> None:
+def test_done_callbacks_of_a_cancelled_call(where: Where, channel: Any, kind: Kind) -> None:
     """They are called, too."""
     gate = gated(where)
     call = kind.start(channel)
@@ -818,7 +817,7 @@ def test_callbacks_of_a_cancelled_call(where: Where, channel: Any, kind: Kind) -
 
 
 @pytest.mark.parametrize("method", ["code", "details", "trailing_metadata"])
-def test_asking_waits_for_the_end(where: Where, channel: Any, kind: Kind, method: str) -> None:
+def test_who_asks_early_waits(where: Where, channel: Any, kind: Kind, method: str) -> None:
     """What only the end brings is waited for."""
     gate = gated(where)
     call = kind.start(channel)
@@ -847,7 +846,7 @@ def test_an_iterator_in_another_thread(channel: Any, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", STREAMS, ids=str)
-def test_an_exhausted_iterator_stays_so(channel: Any, kind: Kind) -> None:
+def test_iterating_twice(channel: Any, kind: Kind) -> None:
     """``next`` after the end raises StopIteration again."""
     call = kind.start(channel)
     assert list(call) == kind.echo()
@@ -858,7 +857,7 @@ def test_an_exhausted_iterator_stays_so(channel: Any, kind: Kind) -> None:
         call.next()
 
 
-def test_a_conversation(channel: Any) -> None:
+def test_a_dialogue_is_not_held_back(channel: Any) -> None:
     """Requests that depend on responses: each goes out when it is made."""
     turns: list[bytes] = []
     more = threading.Semaphore(1)
@@ -874,7 +873,7 @@ def test_a_conversation(channel: Any) -> None:
     assert turns == [b"0", b"1", b"2", b"3", b"4"]
 
 
-def test_a_long_stream(channel: Any) -> None:
+def test_a_writer_and_a_reader_side_by_side(channel: Any) -> None:
     """Flow control holds the requests back, and nothing is lost or out of order."""
     sent = [b"%d" % i * 50 for i in range(500)]
     assert list(SS.stub(channel)(iter(sent))) == sent

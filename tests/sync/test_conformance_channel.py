@@ -90,7 +90,7 @@ class OnlyUnary(grpc.UnaryUnaryClientInterceptor):
 # ---- interceptors ----
 
 
-def test_one_class_for_all_kinds(where: Where, kind: Kind) -> None:
+def test_one_class_of_all_kinds_serves_all(where: Where, kind: Kind) -> None:
     """It sees each call once, and what it changes reaches the server."""
     recorder = Recorder()
     channel = where.open(interceptors=[recorder])
@@ -111,7 +111,7 @@ def test_interceptors_of_call_objects(where: Where, kind: Kind) -> None:
         assert len(recorder.log) == 2
 
 
-def test_order_of_interceptors(where: Where, kind: Kind) -> None:
+def test_the_first_in_the_list_is_outermost(where: Where, kind: Kind) -> None:
     """The first is the outermost."""
     log: list[str] = []
     channel = where.open(interceptors=[Recorder("one", log), Recorder("two", log)])
@@ -141,7 +141,7 @@ def test_an_interceptor_of_another_kind(where: Where, kind: Kind) -> None:
     assert len(seen) == (kind is UU)
 
 
-def test_a_wrong_interceptor(where: Where) -> None:
+def test_a_bad_interceptor(where: Where) -> None:
     """It is refused when the channel is made."""
     with pytest.raises(TypeError, match="interceptor must be"):
         where.open(interceptors=[object()])
@@ -211,7 +211,7 @@ def test_an_interceptor_that_answers(where: Where) -> None:
     assert where.received == []
 
 
-def test_an_interceptor_sees_a_failure(where: Where) -> None:
+def test_a_failure_through_an_interceptor(where: Where) -> None:
     """As a call that has ended."""
     where.script(fail(Code.NOT_FOUND, "gone"))
     seen: list[Any] = []
@@ -240,7 +240,7 @@ class States:
         self.seen.append(state)
 
 
-def test_idle_until_asked(channel: Any) -> None:
+def test_a_new_channel_is_idle_and_stays_so(channel: Any) -> None:
     """A subscription alone connects nothing; with ``try_to_connect`` it does."""
     states = States()
     channel.subscribe(states)
@@ -277,7 +277,7 @@ def test_a_subscriber_that_raises(channel: Any) -> None:
     channel.unsubscribe(states)
 
 
-def test_channel_ready_future(channel: Any) -> None:
+def test_channel_ready(channel: Any) -> None:
     """It is done when the channel is ready."""
     ready = grpc.channel_ready_future(channel)
     seen: list[Any] = []
@@ -305,7 +305,7 @@ def test_channel_ready_future_of_nobody(free_port: int) -> None:
                 ready.result()
 
 
-def test_a_call_makes_the_channel_ready(channel: Any) -> None:
+def test_a_first_call_connects_it(channel: Any) -> None:
     """A subscriber learns of it."""
     states = States()
     channel.subscribe(states)
@@ -330,7 +330,7 @@ def test_a_lost_server(world: Where, fleet: Fleet) -> None:
     where.close()
 
 
-def test_nobody_there(free_port: int, kind: Kind) -> None:
+def test_without_a_server_a_call_fails_fast_or_waits(free_port: int, kind: Kind) -> None:
     """A call to where nobody listens fails UNAVAILABLE, or waits for ready until its deadline."""
     import lb.sync
 
@@ -349,7 +349,7 @@ def test_nobody_there(free_port: int, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("wait", [None, True], ids=["fail fast", "wait for ready"])
-def test_illegal_metadata_wait_for_no_connection(free_port: int, kind: Kind, wait: bool | None) -> None:
+def test_metadata_that_cannot_be_sent_wait_for_no_connection(free_port: int, kind: Kind, wait: bool | None) -> None:
     """What cannot be sent ends the call INTERNAL, also where nothing is connected, and at once."""
     import lb.sync
 
@@ -389,7 +389,7 @@ def test_wait_for_ready_waits(free_port: int, kind: Kind) -> None:
 # ---- life ----
 
 
-def test_context_manager(where: Where, kind: Kind) -> None:
+def test_a_channel_is_a_context_manager(where: Where, kind: Kind) -> None:
     """It gives the channel, and closes it."""
     with where.open() as channel:
         assert kind.run(channel) == kind.echo()
@@ -423,7 +423,7 @@ def test_close_without_use(where: Where) -> None:
     where.open().close()
 
 
-def test_close_cancels_calls(where: Where, channel: Any, kind: Kind) -> None:
+def test_closing_the_channel_cancels_its_calls(where: Where, channel: Any, kind: Kind) -> None:
     """Running calls end CANCELLED."""
     gate = gated(where)
     call = kind.start(channel)
@@ -497,7 +497,7 @@ def test_subscribers_at_close(channel: Any) -> None:
     channel.unsubscribe(states)
 
 
-def test_a_stub_outlives_the_channel_object(where: Where, kind: Kind) -> None:
+def test_a_stub_keeps_its_channel(where: Where, kind: Kind) -> None:
     """Who forgets the channel and keeps a stub can call."""
     channel = where.open()
     where._opened.clear()
@@ -543,7 +543,7 @@ def test_targets(where: Where) -> None:
     ],
     ids=str,
 )
-def test_bad_arguments_of_a_channel(where: Where, settings: Any) -> None:
+def test_bad_options(where: Where, settings: Any) -> None:
     """They raise when the channel is made."""
     with pytest.raises((TypeError, ValueError, AttributeError)):
         where.open(**settings)

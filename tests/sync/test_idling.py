@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from random import Random
 from typing import Any
 
 import grpc
-import pytest
 
 import lb
-from lb.aio.subchannel import Subchannel
-from lb.core.candidate import Candidate, Connectivity
-from lb.core.connection import Pace
-from lb.sync.subchannel import SharedSubchannel
 from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, IDEMPOTENT, UU, Kind, Server, channel_to, eventually, in_flight
 
@@ -41,7 +35,7 @@ def test_it_closes_its_connections_and_connects_again(fleet: Fleet, kind: Kind) 
             eventually(lambda: asleep(channel), "all connections are closed")
 
 
-def test_who_asks_for_a_connection_wakes_it(server: Server) -> None:
+def test_asking_to_connect_wakes_it(server: Server) -> None:
     """As a channel that has not been used yet, it is told the state from before."""
     # Long enough for a busy machine to connect in, before it falls asleep again.
     with channel_to(server, connection=lb.Connection(idle_s=0.5)) as channel:
@@ -52,28 +46,6 @@ def test_who_asks_for_a_connection_wakes_it(server: Server) -> None:
         eventually(lambda: State.READY in states)
         channel.unsubscribe(states.append)
         assert states[0] is State.IDLE
-
-
-@pytest.mark.parametrize("subchannel", [Subchannel, SharedSubchannel], ids=["asyncio", "threads"])
-async def test_a_closed_connection_says_nothing_more(server: Server, subchannel: Any) -> None:
-    """By the time its watch ends the endpoint may have another connection, which must not be thought lost."""
-    candidate = Candidate(lb.Endpoint(server.address), lb.Breaker().new_state())
-    told: list[Connectivity] = []
-    stands = asyncio.Event()
-
-    def report(candidate: Candidate, state: Connectivity, trouble: str, **_: bool) -> None:
-        told.append(state)
-        if state is Connectivity.READY:
-            stands.set()
-
-    made = subchannel(candidate, (), None, None, report, Pace(lb.Connection(), Random(1)))
-    async with asyncio.timeout(HANGS_S):
-        await stands.wait()
-    told.clear()
-    ended = made.close()
-    assert ended is not None
-    await asyncio.wait((ended,))
-    assert told == []
 
 
 def test_calls_that_meet_its_falling_asleep(fleet: Fleet) -> None:

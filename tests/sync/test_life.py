@@ -62,7 +62,7 @@ def run(code: str, *arguments: str, **environment: str) -> list[str]:
 # ---- threads ----
 
 
-def test_no_thread_before_the_first_use(server: Server) -> None:
+def test_nothing_starts_before_the_first_use(server: Server) -> None:
     """Making a channel starts nothing; the first call starts the loop; the last close ends it."""
     eventually(lambda: lb_threads() == [], "a neighbour's loop has ended")
     with channel_to(server) as one, channel_to(server) as two:
@@ -158,7 +158,7 @@ def test_one_thread_for_each_stream_of_requests(server: Server) -> None:
 # ---- what is left ----
 
 
-def test_a_forgotten_channel(server: Server, recwarn: pytest.WarningsRecorder, caplog: Any) -> None:
+def test_a_forgotten_channel_cleans_up(server: Server, recwarn: pytest.WarningsRecorder, caplog: Any) -> None:
     """Nobody closed it: it goes with its last reference, without a word, and so does the loop."""
     channel = channel_to(server)
     stub = channel.unary_unary(UU.method)
@@ -198,7 +198,7 @@ def test_no_call_is_left(server: Server, kind: Kind) -> None:
         assert channel._front._running == set()
 
 
-def test_cancelling_at_random(fleet: Fleet, kind: Kind) -> None:
+def test_calls_cancelled_at_random_moments_leave_nothing_behind(fleet: Fleet, kind: Kind) -> None:
     """Calls cancelled at any moment leave nothing in flight, and no thread waiting."""
     servers = fleet(2)
     with channel_to(*servers, retry=IDEMPOTENT) as channel:
@@ -531,7 +531,7 @@ FORK = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_of_a_process_that_used_it(server: Server) -> None:
+def test_a_forked_child_is_told(server: Server) -> None:
     """The child gets an error, for the old channel and for new ones; the parent goes on."""
     # Core's own handlers are kept out: they crash a child now and then, grpcio's own channels alike.
     lines = run(FORK, server.address, "used", GRPC_ENABLE_FORK_SUPPORT="0")
@@ -539,7 +539,7 @@ def test_a_fork_of_a_process_that_used_it(server: Server) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_before_the_first_use(server: Server) -> None:
+def test_a_child_of_a_parent_that_used_none(server: Server) -> None:
     """A channel that is made and not used works on both sides."""
     lines = run(FORK, server.address, "made", GRPC_ENABLE_FORK_SUPPORT="0")
     assert lines == ["b'x'", "b'x'", "[b'x', b'x', b'x']", "b'x'", "parent"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import logging
 import pickle
 import re
@@ -84,22 +83,6 @@ def test_threads_share_one_sequence(fleet: Fleet) -> None:
         drained(channel)
 
 
-def test_snapshot_policy_and_weights(fleet: Fleet) -> None:
-    """The channel can be looked at, and told to choose in another way, while it works."""
-    servers = fleet(2)
-    with channel_to(*servers, policy="round_robin") as channel:
-        ready(channel, 2)
-        assert "READY" in str(channel.snapshot())
-        assert channel.snapshot().policy == "round_robin"
-        channel.change_policy(lb.WeightedRoundRobin())
-        channel.change_weights({servers[0].address: 3, servers[1].address: 1})
-        for _ in range(8):
-            UU.run(channel)
-        assert names(servers) == [6, 2]
-        with pytest.raises(ValueError, match="expected a whole number"):
-            channel.change_weights({"a": -1})
-
-
 class ByMetadata:
     """A policy that reads the call's metadata."""
 
@@ -126,7 +109,7 @@ def test_a_policy_that_reads_metadata(fleet: Fleet, kind: Kind) -> None:
         assert names(servers) == [1, 0, 2]
 
 
-def test_a_policy_that_raises(server: Server, kind: Kind) -> None:
+def test_a_policy_that_raises_ends_the_call_with_its_words(server: Server, kind: Kind) -> None:
     """The call ends INTERNAL and says why; nothing hangs."""
     with channel_to(server, policy=ByMetadata()) as channel:
         ready(channel, 1)
@@ -205,7 +188,7 @@ def test_when_all_answer_badly_nobody_is_left_out(fleet: Fleet) -> None:
 # ---- retries ----
 
 
-def test_a_retry_goes_elsewhere(fleet: Fleet, kind: Kind) -> None:
+def test_an_idempotent_call_goes_to_another_endpoint(fleet: Fleet, kind: Kind) -> None:
     """A call that fails UNAVAILABLE is tried again on another endpoint; the caller sees the answer alone."""
     servers = fleet(3)
     for server in servers:
@@ -230,7 +213,7 @@ def test_a_retry_of_a_future(fleet: Fleet, kind: Kind) -> None:
         drained(channel)
 
 
-def test_no_retry_after_headers(server: Server, kind: Kind) -> None:
+def test_headers_commit_a_call(server: Server, kind: Kind) -> None:
     """A response that had begun is the caller's (gRFC A6), also when its end comes with the headers."""
 
     def begin_and_fail(context: Any) -> None:
@@ -248,7 +231,7 @@ def test_no_retry_after_headers(server: Server, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [UU, SU], ids=str)
-def test_attempts_of_a_blocking_call(fleet: Fleet, kind: Kind) -> None:
+def test_attempts_of_the_error_that_was_raised(fleet: Fleet, kind: Kind) -> None:
     """``with_call`` tells them for a call that went well, and the error for one that did not."""
     servers = fleet(2)
     with channel_to(*servers, retry=IDEMPOTENT, policy="round_robin") as channel:
@@ -281,7 +264,9 @@ def test_attempts_under_interceptors(server: Server, kind: Kind) -> None:
             assert len(lb.attempts(call)) == 1
 
 
-def test_no_retry_where_it_may_harm(fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_is_not_idempotent_fails_at_once(
+    fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
     """A method that is not idempotent is tried once. At DEBUG the log says so."""
     servers = fleet(2)
     servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "maybe done")
@@ -294,7 +279,7 @@ def test_no_retry_where_it_may_harm(fleet: Fleet, kind: Kind, caplog: pytest.Log
     assert len([words for words in said if " fails: the method is not declared idempotent; tried " in words]) == 1
 
 
-def test_pushback(fleet: Fleet) -> None:
+def test_a_refusal_is_retried_at_once_elsewhere(fleet: Fleet) -> None:
     """A refusal is tried elsewhere; one that says so is not."""
     servers = fleet(2)
     servers[0].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "0"}))
@@ -309,7 +294,7 @@ def test_pushback(fleet: Fleet) -> None:
         assert sum(names(servers)) == 4
 
 
-def test_previous_attempts_are_told(fleet: Fleet) -> None:
+def test_a_retry_tells_how_many_came_before_it(fleet: Fleet) -> None:
     """The header of gRFC A6 says how many there were."""
     servers = fleet(2)
     servers[0].script(fail(Code.UNAVAILABLE))
@@ -321,7 +306,7 @@ def test_previous_attempts_are_told(fleet: Fleet) -> None:
         assert sorted(str(count) for count in told) == ["1", "2", "None"]
 
 
-def test_the_deadline_holds_over_all_attempts(fleet: Fleet, kind: Kind) -> None:
+def test_all_attempts_share_one_deadline(fleet: Fleet, kind: Kind) -> None:
     """A call waits for no retry beyond its time-out."""
     servers = fleet(2)
     servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "no")
@@ -333,7 +318,7 @@ def test_the_deadline_holds_over_all_attempts(fleet: Fleet, kind: Kind) -> None:
         assert sum(names(servers)) == 1
 
 
-def test_attempt_timeout(fleet: Fleet) -> None:
+def test_an_attempts_own_timeout_leaves_time_for_another(fleet: Fleet) -> None:
     """An endpoint that hangs is given up in time, and another one answers."""
     servers = fleet(2)
     gate = threading.Event()
@@ -417,7 +402,7 @@ def test_a_server_dies_under_load(fleet: Fleet) -> None:
 # ---- breaker, hedging, limits, service config ----
 
 
-def test_a_breaker_opens(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_endpoint_that_keeps_failing_is_avoided(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
     """An endpoint that fails is left out after a while, whichever thread meets its failures; the log says so."""
     servers = fleet(2)
     servers[0].always = fail(Code.INTERNAL)
@@ -438,7 +423,7 @@ def test_a_breaker_opens(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None
     assert len([r for r in caplog.records if ": 3 failures in a row; INTERNAL" in r.getMessage()]) == 1
 
 
-def test_hedging(fleet: Fleet) -> None:
+def test_the_hedge_wins_and_the_first_is_cancelled(fleet: Fleet) -> None:
     """A call that gets no answer in time is sent to another endpoint, too, and the first answer wins."""
     servers = fleet(2)
     gate = threading.Event()
@@ -454,7 +439,7 @@ def test_hedging(fleet: Fleet) -> None:
     gate.set()
 
 
-def test_a_concurrency_limit(fleet: Fleet) -> None:
+def test_a_burst_keeps_the_limit(fleet: Fleet) -> None:
     """No endpoint gets more calls at once than it may; those beyond wait in line, or are refused."""
     servers = fleet(2)
     most = [0, 0]
@@ -496,7 +481,7 @@ def test_a_concurrency_limit(fleet: Fleet) -> None:
         drained(channel)
 
 
-def test_more_than_the_limit_is_refused(server: Server) -> None:
+def test_more_than_the_line_holds_is_refused_at_once(server: Server) -> None:
     """At once, where no line is allowed."""
     gate = threading.Event()
     server.always = wait_for(gate)
@@ -511,7 +496,7 @@ def test_more_than_the_limit_is_refused(server: Server) -> None:
         assert UU.finish(running) == UU.echo()
 
 
-def test_a_service_config(fleet: Fleet) -> None:
+def test_the_listed_codes_are_retried_for_that_method(fleet: Fleet) -> None:
     """The document of gRPC is understood: here a time-out and a retry policy for a method."""
     servers = fleet(1)
     servers[0].script(fail(Code.ABORTED), fail(Code.ABORTED))
@@ -538,25 +523,6 @@ def test_a_service_config(fleet: Fleet) -> None:
 
 
 # ---- errors in words ----
-
-
-def test_no_endpoint(kind: Kind) -> None:
-    """A set that is known to be empty fails at once, and says so."""
-
-    class Nothing:
-        target = "nothing"
-
-        def start(self, listener: Any) -> None:
-            listener.update(lb.Resolution((), "there is none"))
-
-        def close(self) -> None:
-            pass
-
-    with lb.sync.channel(Nothing()) as channel:
-        error = failure(lambda: kind.run(channel, timeout=HANGS_S))
-        assert error.code() is Code.UNAVAILABLE
-        assert "nothing has no endpoint: there is none" in error.details()
-        assert "no endpoint" in failure(lambda: kind.finish(kind.start(channel, timeout=HANGS_S))).details()
 
 
 def test_a_resolver_of_ones_own(fleet: Fleet) -> None:
@@ -617,21 +583,3 @@ def test_closing_ends_calls_on_an_endpoint_that_left(fleet: Fleet) -> None:
         finally:
             gate.set()
             channel.close()
-
-
-def test_bad_settings() -> None:
-    """They raise when the channel is made, as of `lb.aio.channel`."""
-    with pytest.raises(ValueError, match="policy"):
-        lb.sync.channel("static:///127.0.0.1:1", policy="nonsense")
-    with pytest.raises(TypeError, match="retry"):
-        lb.sync.channel("static:///127.0.0.1:1", retry=5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="target"):
-        lb.sync.channel("static:///")
-    with pytest.raises(TypeError, match="credentials"):
-        lb.sync.channel("static:///127.0.0.1:1", credentials="nonsense")  # type: ignore[arg-type]
-
-
-def test_both_channels_take_the_same_arguments() -> None:
-    """What one knows, the other does."""
-    ours, theirs = (inspect.signature(module.channel).parameters for module in (lb.sync, lb.aio))
-    assert list(ours) == list(theirs)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import grpc
 import pytest
 
 from tests.aio.test_tls import Certificate, NoToken, self_signed
-from tests.sync.kit import UU, Kind, Server, channel_to, eventually, fail, failure, ready
-from tests.telemetry.kit import Recording
+from tests.sync.kit import UU, Kind, Server, channel_to, failure, ready
 
 Code = grpc.StatusCode
 NAME = (("grpc.ssl_target_name_override", "catalog"),)
@@ -39,7 +37,7 @@ class Token(grpc.AuthMetadataPlugin):
 
 
 @pytest.mark.leaks("grpcio asks the plugin in threads of its core, which stay known to Python as dummies")
-def test_tls_and_call_credentials(secure: Server, catalog: Certificate, kind: Kind) -> None:
+def test_call_credentials_reach_the_server(secure: Server, catalog: Certificate, kind: Kind) -> None:
     """Credentials of the channel and of a call, of every kind, blocking or not."""
     credentials = grpc.ssl_channel_credentials(catalog.certificate)
     with channel_to(secure, credentials=credentials, options=NAME) as channel:
@@ -66,29 +64,10 @@ def test_failing_call_credentials_blame_no_endpoint(secure: Server, catalog: Cer
         assert (endpoint.breaker, endpoint.last_error) == ("CLOSED", "")
 
 
-def test_a_certificate_that_nobody_trusts(secure: Server) -> None:
+def test_a_stranger_is_not_trusted(secure: Server) -> None:
     """The call says why there is no connection."""
     other = grpc.ssl_channel_credentials(self_signed("other").certificate)
     with channel_to(secure, credentials=other, options=NAME) as channel:
         error = failure(lambda: UU.run(channel, timeout=20))
         assert error.code() is Code.UNAVAILABLE
         assert "certificate_verify_failed" in error.details().lower()
-
-
-def test_spans(server: Server, kind: Kind) -> None:
-    """A call has a span and one for each attempt, blocking or not; the server gets the attempt's context."""
-    from tests.sync.kit import IDEMPOTENT
-
-    with channel_to(server, retry=IDEMPOTENT) as channel:
-        ready(channel, 1)
-        for blocking in (True, False):
-            recording = Recording()
-            inside: Any = type("Channel", (), {"_channel": channel._front.engine})
-            recording.of(inside)
-            server.reset()
-            server.script(fail(Code.UNAVAILABLE))
-            assert (kind.run(channel) if blocking else kind.finish(kind.start(channel))) == kind.echo()
-            eventually(lambda recording=recording: len(recording.spans) == 3, "all spans ended")  # type: ignore[misc]
-            assert [span.parent.span_id for span in recording.attempts] == [recording.call.context.span_id] * 2
-            sent = [str(received.metadata["traceparent"]).split("-")[2] for received in server.received]
-            assert sent == [f"{span.context.span_id:016x}" for span in recording.attempts]
