@@ -322,7 +322,7 @@ def test_compression_of_one_call(channel: Any, kind: Kind, compression: grpc.Com
     assert (list(answer) if kind.streams_responses else [answer]) == kind.echo(large)
 
 
-def test_compression_of_a_channel(where: Where, kind: Kind) -> None:
+def test_compression_of_calls_and_channels(where: Where, kind: Kind) -> None:
     """So does a compressed channel."""
     channel = where.open(compression=grpc.Compression.Gzip)
     large = [b"x" * 10_000] * 3
@@ -352,14 +352,26 @@ def test_call_credentials_on_a_plain_channel(channel: Any, kind: Kind) -> None:
         assert error.details() == words
 
 
-def test_bad_arguments_of_a_call(channel: Any, kind: Kind) -> None:
-    """They raise what they raise in grpcio, where the call is made."""
+def test_call_credentials_of_no_kind(channel: Any, kind: Kind) -> None:
+    """``AttributeError`` where the call is made."""
     with pytest.raises(AttributeError):
         kind.start(channel, credentials=5)
+
+
+def test_a_timeout_that_is_no_number(channel: Any, kind: Kind) -> None:
+    """``TypeError`` where the call is made."""
     with pytest.raises(TypeError):
         kind.start(channel, timeout="soon")
+
+
+def test_unknown_arguments(channel: Any, kind: Kind) -> None:
+    """``TypeError`` where the call is made."""
     with pytest.raises(TypeError):
         kind.start(channel, nothing=1)
+
+
+def test_a_compression_of_no_kind(channel: Any, kind: Kind) -> None:
+    """``KeyError`` where the call is made."""
     with pytest.raises(KeyError):
         kind.start(channel, compression=5)
 

@@ -128,8 +128,8 @@ def test_intercept_channel(where: Where, kind: Kind) -> None:
     assert log == [f"outer {kind}", f"inner {kind}"]
 
 
-def test_an_interceptor_of_another_kind(where: Where, kind: Kind) -> None:
-    """It is passed over."""
+def test_each_kind_sees_its_calls_once(where: Where, kind: Kind) -> None:
+    """An interceptor of another kind is passed over."""
     seen: list[str] = []
 
     def act(continuation: Any, details: Any, request: Any) -> Any:
