@@ -15,8 +15,8 @@ help: ## list these targets
 demo: $(RUN) ## run the shop on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
 	@exec $(PY) -m services.demo
 
-test: $(DEV) ## run all tests; ARGS="-k retry" passes options to pytest
-	@$(PY) -m pytest $(ARGS)
+test: $(DEV) ## run all tests, several at a time; ARGS="-k retry" passes options to pytest
+	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEV) ## run ruff and mypy --strict; check that stubs and docs are up to date and contracts compatible
 	@$(PY) -m ruff check .

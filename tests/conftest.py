@@ -1,4 +1,4 @@
-"""For every test: skips without the real servers, and a look at what it left behind."""
+"""For every test: skips without the real servers, its turn among several workers, and a look at what it left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import leaks, servers
+from tests.support import leaks, network, servers, turns
 from tests.support.ports import free_ports
 
 # How long an example takes is the machine's affair, and a run repeats the one before it.
@@ -26,11 +26,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before the first test module imports grpcio: each server that a test stops would be worth a line to it.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+_MOST_WORKERS = 8
+_NOT_FOUND = " on PATH or in .cache/bin"
 _GRACE_S = 15.0
 _COLLECT_S = 0.05
 _loop: asyncio.AbstractEventLoop | None = None
 _before = leaks.Snapshot()
-_missing: dict[str, int] = {}
+_worker = turns.worker()
+if _worker is not None:
+    network.leave_the_shared_one()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,19 +48,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip (or, in CI, fail) what needs a server that is not there."""
     for name in servers.SERVERS:
         if item.get_closest_marker(name) and servers.find(name) is None:
-            _missing[name] = _missing.get(name, 0) + 1
-            reason = f"no {name} on PATH or in .cache/bin: {servers.HOW_TO_GET}"
+            reason = f"no {name}{_NOT_FOUND}: {servers.HOW_TO_GET}"
             if servers.required():
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many workers ``-n auto`` has: more than cores, because half of the time the tests wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, _MOST_WORKERS)
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Note what is alive before the test and its fixtures."""
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Take the test's turn, and note what is alive before the test and its fixtures."""
     global _before
-    _before = leaks.take(_loop)
-    return (yield)
+    if _worker is not None:
+        _worker.begin(item)
+    try:
+        _before = leaks.take(_loop)
+        return (yield)
+    finally:
+        if _worker is not None:
+            _worker.end(item, nextitem)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -102,9 +118,11 @@ def _left_behind() -> dict[object, str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how to get the servers without which tests were skipped."""
-    if _missing:
-        words = ", ".join(f"{count} for want of {name}" for name, count in sorted(_missing.items()))
+    """Say how to get the servers without which tests were skipped. (Reports, because workers skipped them.)"""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
+    missing = {name: sum(f"no {name}{_NOT_FOUND}" in reason for reason in reasons) for name in servers.SERVERS}
+    if any(missing.values()):
+        words = ", ".join(f"{count} for want of {name}" for name, count in sorted(missing.items()) if count)
         terminalreporter.write_line(f"tests not run: {words}. {servers.HOW_TO_GET}.")
 
 

@@ -367,7 +367,11 @@ async def test_a_bad_compression_of_a_channel(side: Side, algorithm: Any) -> Non
         side.make("127.0.0.1:1", compression=algorithm)
 
 
-@pytest.mark.parametrize("interceptors", [[object()], ["x"], [grpc.UnaryUnaryClientInterceptor], [None]], ids=str)
+@pytest.mark.parametrize(
+    "interceptors",
+    [[object()], ["x"], [grpc.UnaryUnaryClientInterceptor], [None]],
+    ids=["object", "text", "class", "none"],
+)
 async def test_a_bad_interceptor(side: Side, interceptors: Any) -> None:
     """``ValueError`` at construction that names it and the four kinds."""
     with pytest.raises(ValueError, match="must be UnaryUnaryClientInterceptor or UnaryStreamClientInterceptor or"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -22,10 +23,14 @@ def free_ports(count: int) -> Iterator[list[int]]:
     """Ports of 127.0.0.1 that are free for TCP and UDP, all different, and held until the block ends.
 
     None is of those that the system gives to outgoing connections and to servers that bind port 0: such a port
-    may be taken for minutes by the time at which its program has started.
+    may be taken for minutes by the time at which its program has started. Nor may another of pytest-xdist's workers
+    be given it.
     """
     ports: list[int] = []
-    candidates = random.sample(range(_FROM, max(_below(), _FROM + 1_000)), k=1_000)
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = range(_FROM + number % workers, max(_below(), _FROM + 1_000 * workers), workers)
+    candidates = random.sample(ours, k=1_000)
     with contextlib.ExitStack() as held:
         while len(ports) < count:
             port = candidates.pop()

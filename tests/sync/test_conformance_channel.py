@@ -541,7 +541,7 @@ def test_targets(where: Where) -> None:
         {"options": (("a",),)},
         {"compression": "gzip"},
     ],
-    ids=str,
+    ids=["an option's value", "no options", "an option without a value", "compression by name"],
 )
 def test_bad_options(where: Where, settings: Any) -> None:
     """They raise when the channel is made."""

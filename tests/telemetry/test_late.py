@@ -247,7 +247,9 @@ class Half(sampling.TraceIdRatioBased):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    "sampler", [Half(0.5), sampling.ParentBased(Half(0.5)), Sampler(SAMPLE), sampling.ALWAYS_OFF], ids=repr
+    "sampler",
+    [Half(0.5), sampling.ParentBased(Half(0.5)), Sampler(SAMPLE), sampling.ALWAYS_OFF],
+    ids=["a subclass", "with a parent", "its own", "never"],
 )
 def test_other_samplers_are_asked(sampler: Any) -> None:
     """A class of somebody else's is, even where it comes from one that is known."""

@@ -109,6 +109,7 @@ async def test_ids_are_checked(bench: Bench) -> None:
         ({**PROTOBUF, "Content-Encoding": "br"}, b"", 415),
         ({**PROTOBUF, "Content-Encoding": "gzip"}, gzip.compress(bytes(traces.LARGEST_UNPACKED + 1)), 413),
     ],
+    ids=["json", "no protobuf", "no gzip", "cut off", "another coding", "too large"],
 )
 async def test_bad_exports_are_refused(bench: Bench, headers: dict[str, str], content: bytes, status: int) -> None:
     """Each with its status, and google.rpc.Status in the body as OTLP wants it. A bomb is not unpacked."""
