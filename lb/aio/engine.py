@@ -219,7 +219,6 @@ class Engine:
         known = self.methods.get(stub.method)
         if (
             known is None
-            or known.rules.hedging is not None
             or self._home.loop is not get_running_loop()
             or self._idling.asleep
             or self._closing

@@ -95,7 +95,6 @@ class Execution:
 
     def race(self, request: bytes, context: tuple[Any, ...]) -> Race:
         """Its attempts run beside each other, from now on."""
-        self.record.hedged = True
         self._race = race = Race(self, request, context)
         return race
 

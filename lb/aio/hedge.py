@@ -1,24 +1,25 @@
 """A hedged call: its attempts run beside each other, and the first answer wins.
 
-The call's own task carries out the first attempt, as in a call without hedging. A timer begins
-the others, each in a task of its own. When one of these decides the call, it cancels the wait of
-the call's task, which then settles the call itself and returns in the same step. So no instant
-lies between the two in which a cancellation could be lost: a caller cancelled before that step
-gets its ``CancelledError``, and the call is CANCELLED. Which attempt may begin, and what a failure
-means while others run, is ruled by `lb.core.call`.
+The call's own task carries out the first attempt, or waits for what it brings if it was sent before there was a task
+(`lb.aio.unary`: as long as it is alone, it needs none). A timer begins the others, each in a task of its own. When one
+of these decides the call, it cancels the wait of the call's task, which then settles the call itself and returns in the
+same step. So no instant lies between the two in which a cancellation could be lost: a caller cancelled before that step
+gets its ``CancelledError``, and the call is CANCELLED. Which attempt may begin, and what a failure means while others
+run, is ruled by `lb.core.call`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from lb.aio import pulse
 from lb.aio._grpcio import status_now
 from lb.aio.attempt import LiveAttempt
 from lb.core.attempt import Attempt
-from lb.core.call import DONE, Action, Done, Others
+from lb.core.call import DONE, Action, Call, Done, Others
 from lb.core.outcome import LOST, Outcome, lost
 from lb.core.pulse import BEAT_S
 
@@ -33,7 +34,7 @@ _FASTER = "another attempt was faster"
 class Race:
     """The attempts of one call with one request and one response. Lives as long as the call runs."""
 
-    __slots__ = ("_call", "_context", "_decided", "_delay_s", "_hedges", "_next", "_request", "_task", "_tasks",
+    __slots__ = ("_call", "_context", "_decided", "_hedges", "_next", "_request", "_task", "_tasks",
                  "_timer", "_winner_s")  # fmt: skip
 
     def __init__(self, call: Execution, request: bytes, context: tuple[Any, ...]) -> None:
@@ -43,17 +44,11 @@ class Race:
         self._hedges: list[LiveAttempt] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._delay_s = 0.0
         self._next: asyncio.Future[Action | None] | None = None
         self._task: asyncio.Task[Any] | None = None
         self._decided: tuple[LiveAttempt, bytes | None] | None = None
         """The hedge that has decided the call, and its response."""
         self._winner_s: float | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether another hedge is to begin at some time."""
-        return self._timer is not None
 
     @property
     def running(self) -> int:
@@ -64,8 +59,8 @@ class Race:
         """How many hedges run beside this attempt that were not given up."""
         return sum(other.lower is not lower and not other.timed_out for other in self._hedges)
 
-    async def run(self, action: Action | None) -> bytes | None:
-        """The whole call; None when it did not end OK."""
+    async def run(self, action: Action | None, sent: Awaitable[bytes | None] | None = None) -> bytes | None:
+        """The whole call; None when it did not end OK. ``sent``: what this attempt brings, if it was sent already."""
         call = self._call
         self._task = task = asyncio.current_task()
         assert call is not None
@@ -75,9 +70,12 @@ class Race:
             while action is not None:
                 if isinstance(action, Attempt):
                     live = call.opened(action)
-                    live.watch(action.started_at)
-                    self._arm()
-                    response: bytes | None = await live.lower.unary_unary(self._request, live.headers(), *self._context)
+                    if sent is None:
+                        live.watch(action.started_at)
+                        self._arm()
+                        sent = live.lower.unary_unary(self._request, live.headers(), *self._context)
+                    response: bytes | None
+                    response, sent = await sent, None
                     if not call.done() and status_now(live.lower).code() == 0:
                         self._won(live, time.monotonic())
                     action = call.answered(live)
@@ -123,8 +121,12 @@ class Race:
             return
         delay = call.record.hedge_delay_s()
         if delay is not None:
-            self._delay_s = delay = max(delay, least_s)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._due)
+            self.hedge_after(time.monotonic(), max(delay, least_s))
+
+    def hedge_after(self, since: float, delay_s: float) -> None:
+        """Begin another attempt when the client has run for so long ``since`` then: see `lb.core.pulse`."""
+        left_s = max(0.0, since + delay_s - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._due, since, delay_s)
 
     def _disarm(self) -> None:
         if self._timer is not None:
@@ -141,16 +143,14 @@ class Race:
         else:
             self._begin()
 
-    def _due(self, since: float | None = None) -> None:
+    def _due(self, since: float, delay_s: float) -> None:
         """The delay has passed. If the loop was held meanwhile it goes on: an answer may lie in the socket."""
-        call, timer, delay_s = self._call, self._timer, self._delay_s
-        if call is None or timer is None:
+        call = self._call
+        if call is None:
             return
-        if since is None:
-            since = timer.when() - delay_s
         left_s = call.channel.pulse.left_s(since, delay_s, time.monotonic())
         if left_s > 0.0:
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._due, since)
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._due, since, delay_s)
         else:
             self._begin()
 
@@ -221,15 +221,12 @@ class Race:
 
     def _won(self, live: LiveAttempt, now: float) -> None:
         """Take in the winner's latency: that of the losers is not known."""
-        winner_s = now - live.attempt.started_at
-        self._winner_s = winner_s if winner_s < BEAT_S else _ran_s(live, now)
         call = self._call
-        latency = None if call is None else call.record.shared.latency
-        if latency is not None:
-            latency.observe(self._winner_s)
+        if call is not None:
+            self._winner_s = took(call.record, live.attempt, now)
 
     def _lost(self, live: LiveAttempt, now: float) -> Outcome:
-        return LOST if self._winner_s is None else lost(_ran_s(live, now), self._winner_s)
+        return LOST if self._winner_s is None else lost(_ran_s(live.attempt, now), self._winner_s)
 
     def _decide(self, call: Execution, live: LiveAttempt, response: bytes | None, now: float) -> None:
         """A hedge has decided the call: the other attempts end now, and the call's task settles it in its next step."""
@@ -244,5 +241,15 @@ class Race:
         self.stop()
 
 
-def _ran_s(live: LiveAttempt, now: float) -> float:
-    return pulse.current().pulse.ran_s(live.attempt.started_at, now)
+def took(record: Call, attempt: Attempt, now: float) -> float:
+    """How long the attempt took that brought the answer, in seconds. The method's 95th percentile learns it."""
+    took_s = now - attempt.started_at
+    if took_s >= BEAT_S:
+        took_s = _ran_s(attempt, now)
+    if record.shared.latency is not None:
+        record.shared.latency.observe(took_s)
+    return took_s
+
+
+def _ran_s(attempt: Attempt, now: float) -> float:
+    return pulse.current().pulse.ran_s(attempt.started_at, now)

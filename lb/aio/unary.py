@@ -3,7 +3,8 @@
 ::
 
     start ──pick, open──► (next turn of the loop) send ──► _arrived ──OK──► settled: who awaits it goes on
-                                                              └──else──► `LogicalCall` goes on, in a task
+                                                    │         └──else──► `LogicalCall` goes on, in a task
+                                                    └─ hedging delay ──► `Race` goes on with it, in a task
 
 It needs no task: the future of the attempt's batch calls back. Whatever is not a first attempt that ends OK, and
 whoever asks the call object for more than its response, gets the general call of `lb.aio.calls`, made then and
@@ -13,7 +14,8 @@ there (`general`), which goes on as if it had been there from the beginning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+import types
+from collections.abc import Coroutine, Generator
 from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from lb.aio._grpcio import headers_now, status_now
 from lb.aio.attempt import LiveAttempt
 from lb.aio.calls import LogicalCall
 from lb.aio.execution import Execution
+from lb.aio.hedge import took
 from lb.aio.protocols import LowerCall, Metadata
 from lb.aio.records import policy_raised, told
 from lb.core.attempt import Attempt
@@ -59,6 +62,8 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         self.context = copy_context()
         self._headers = metadata
         self._steps: Any = None
+        self._batch: Any = None
+        self._timer: asyncio.TimerHandle | None = None
         self._general: LogicalCall | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -101,7 +106,11 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         live.watch(live.attempt.started_at)
         try:
             self._steps = live.lower.unary_unary(self._stub.serialize(self._request), self._headers)
-            self._steps.send(None).add_done_callback(self._arrived, context=self.context)
+            self._batch = self._steps.send(None)
+            self._batch.add_done_callback(self._arrived, context=self.context)
+            if self.record.rules.hedging is not None and (delay_s := self.record.hedge_delay_s()) is not None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(delay_s, self._hedge, delay_s, context=self.context)
         except BaseException as error:  # noqa: BLE001  # who awaits the call gets it
             self._failed(error)
 
@@ -125,7 +134,10 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         if self._general is None:
             status = status_now(live.lower)
             if status.code() == 0:
-                live.succeeded(status, monotonic())
+                now = monotonic()
+                if self.record.shared.latency is not None:
+                    took(self.record, live.attempt, now)
+                live.succeeded(status, now)
                 if self.span is not None or self.channel.metrics.on:
                     told(self.channel, self.record, self.span, status)
                 self._settle(response)
@@ -182,11 +194,30 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         """What follows takes time: a task."""
         general = self.general()
         general.execution.go_on(self.live, action)
-        coroutine = general.unary_unary(self._stub.serialize(self._request), self.metadata)
+        self._in_task(general.unary_unary(self._stub.serialize(self._request), self.metadata))
+
+    def _hedge(self, delay_s: float) -> None:
+        """There is no answer after this delay: another attempt may begin beside the first, in a task."""
+        timer, live, steps, batch = self._timer, self.live, self._steps, self._batch
+        if timer is None or live is None or batch.done():
+            return  # the answer has just come
+        self._timer = self._steps = None
+        batch.remove_done_callback(self._arrived)
+        race = self.general().execution.race(self._stub.serialize(self._request), ())
+        race.hedge_after(timer.when() - delay_s, delay_s)
+        self._in_task(race.run(live.attempt, _rest(steps, batch)))
+
+    def _in_task(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
+        self._disarm()
         self._task = asyncio.get_running_loop().create_task(coroutine, context=self.context)
         self._task.add_done_callback(self._task_done)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)  # who awaits the call waits for the task from now on
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _task_done(self, task: asyncio.Task[bytes | None]) -> None:
         self._settle(None if task.cancelled() or task.exception() is not None else task.result())
@@ -203,6 +234,8 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
 
     def _settle(self, response: bytes | None) -> None:
         self.channel.departures.running.discard(self)
+        if self._timer is not None:
+            self._disarm()
         if self._running:
             self._response = response
             self._running = False
@@ -214,9 +247,9 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
 
     replayable = True
 
-    def rivals(self, _: LowerCall) -> int:
-        """See `Carrier`: none."""
-        return 0
+    def rivals(self, lower: LowerCall) -> int:
+        """See `Carrier`."""
+        return 0 if self._general is None else self._general.execution.rivals(lower)
 
     def done(self) -> bool:
         """Whether the call has its final status."""
@@ -243,3 +276,20 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
     def incoming_cancelled(self) -> None:
         """The incoming call that this one is made for was cancelled. From any thread."""
         self.channel.in_loop(self._end, scopes.CANCELLED)
+
+
+@types.coroutine
+def _rest(steps: Coroutine[Any, Any, bytes | None], batch: Any) -> Generator[Any, None, bytes | None]:
+    """What is left of a coroutine that has come as far as its only wait, that for this batch."""
+    batch._asyncio_future_blocking = False  # asyncio's protocol: it may be waited for, once more
+    try:
+        try:
+            yield from batch
+        except BaseException as error:  # noqa: BLE001  # as if it were awaited itself
+            steps.throw(error)
+        else:
+            steps.send(None)
+    except StopIteration as stop:
+        response: bytes | None = stop.value
+        return response
+    raise RuntimeError("grpcio's unary_unary waits twice")

@@ -55,7 +55,7 @@ class Call:
         self.wait_for_ready = rules.wait_for_ready if wait_for_ready is None else wait_for_ready
         self.started_at = now
         self.metadata: tuple[tuple[str, str | bytes], ...] = ()  # what the caller sends, for policies that read it
-        self.hedged = False  # the driver runs attempts beside each other: it does for one request and one response
+        self._hedged = False  # the driver runs attempts beside each other: it does for one request and one response
         self.slept_s = 0.0  # between attempts
         self.gave_up = ""  # why the last failed attempt was not followed by another
         self.error: Exception | None = None  # what a user's retry strategy raised; the driver writes it to its log
@@ -169,7 +169,11 @@ class Call:
     # ---- while an attempt runs ----
 
     def hedge_delay_s(self) -> float | None:
-        """Seconds from an attempt to the next one beside it; None: no hedges for this call (now)."""
+        """Seconds from an attempt to the next one beside it; None: no hedges for this call (now).
+
+        Who runs attempts beside each other asks for each. The failures of a call that is never asked are not a hedge's.
+        """
+        self._hedged = True
         return next_delay_s(self.rules.hedging, self.shared.latency) if self._may_hedge() else None
 
     def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
@@ -377,7 +381,7 @@ class Call:
         )
 
     def _hedges_go_on(self, outcome: Outcome) -> bool:
-        return self.hedged and goes_on(self.rules.hedging, outcome, idempotent=self.rules.idempotent)
+        return self._hedged and goes_on(self.rules.hedging, outcome, idempotent=self.rules.idempotent)
 
     @property
     def _counted_attempts(self) -> int:

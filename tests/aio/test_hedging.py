@@ -97,27 +97,47 @@ async def test_the_first_wins_and_the_hedge_is_cancelled(fleet: Fleet) -> None:
         assert two.received[0].cancelled
 
 
-async def test_a_quick_answer_needs_no_hedge(fleet: Fleet) -> None:
+def timers(monkeypatch: pytest.MonkeyPatch, delay_s: float) -> list[asyncio.TimerHandle]:
+    """The running loop's timers of about this delay, as they are set from now on."""
+    handles = []
+    loop = asyncio.get_running_loop()
+    set_timer = loop.call_later
+
+    def call_later(delay: float, *arguments: Any, **named: Any) -> asyncio.TimerHandle:
+        handle = set_timer(delay, *arguments, **named)
+        if abs(delay - delay_s) < 0.1 * delay_s:
+            handles.append(handle)
+        return handle
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    return handles
+
+
+async def test_a_quick_answer_needs_no_hedge(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """One attempt, and no timer that begins one later."""
-    channel, one, two = await hedged(fleet, hedging=lb.Hedging(delay_s=60))
+    channel, one, two = await hedged(fleet, hedging=lb.Hedging(delay_s=77))
+    begun = timers(monkeypatch, 77)
     async with channel:
         for _ in range(20):
             call = UU.start(channel)
             await answer(call)
             assert len(lb.attempts(call)) == 1
-            assert call._cython_call.execution._race.waits is False
+        assert len(begun) == 20
+        assert all(timer.cancelled() for timer in begun)
     assert (len(one.received), len(two.received)) == (20, 0)
 
 
-async def test_at_most_n_attempts_each_elsewhere(fleet: Fleet) -> None:
-    """Three of five backends get the call, however long it takes; with two backends two do."""
-    channel, *backends = await hedged(fleet, 5, hedging=lb.Hedging(delay_s=0.01, max_attempts=3))
+async def test_at_most_n_attempts_each_elsewhere(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of five backends get the call, however long it takes, and no timer runs for a fourth."""
+    channel, *backends = await hedged(fleet, 5, hedging=lb.Hedging(delay_s=0.013, max_attempts=3))
+    begun = timers(monkeypatch, 0.013)
     async with channel:
         for backend in backends:
             backend.always(hang())
         call = UU.start(channel)
         await eventually(lambda: sum(backend.in_flight for backend in backends) == 3, "three have it")
-        assert call._cython_call.execution._race.waits is False, "a fourth is to come"
+        after = asyncio.get_running_loop().time()
+        assert all(timer.cancelled() or timer.when() < after for timer in begun), "a fourth is to come"
         call.cancel()
         await nothing_left(channel, *backends)
         assert len(lb.attempts(call)) == 3
@@ -262,24 +282,19 @@ async def test_after_a_failure_the_next_goes_out_at_once(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("failing", [0, 1], ids=["the first", "the hedge"])
 async def test_beside_what_runs_the_next_goes_out_at_once(fleet: Fleet, failing: int) -> None:
-    """No timer is needed: the one that failed makes room for it."""
-    channel, *backends = await hedged(fleet, 3, hedging=lb.Hedging(delay_s=60, max_attempts=3))
-    gate = Gate()
+    """Before its turn: the one that failed makes room for it."""
+    channel, *backends = await hedged(fleet, 3, hedging=lb.Hedging(delay_s=1.0, max_attempts=3))
+    gates = {backend: Gate() for backend in backends}
     async with channel:
         for backend in backends:
-            backend.script(hold(gate, fail()) if backend is backends[0] else hang())
+            backend.script(hold(gates[backend], fail()))
         call = UU.start(channel)
-        await backends[0].until(lambda: backends[0].in_flight == 1)
-        race = call._cython_call.execution._race
-        race._begin()  # as its timer would
-        race._disarm()
         await eventually(lambda: sum(backend.in_flight for backend in backends) == 2, "the hedge has arrived")
-        if failing:
-            (hedge,) = race._hedges
-            hedge.cancel("as if its server had failed")
-        else:
-            gate.open()
+        (hedge,) = (backend for backend in backends[1:] if backend.in_flight)
+        gates[hedge if failing else backends[0]].open()
         await eventually(lambda: len(lb.attempts(call)) == 3, "the third attempt began")
+        _, second, third = lb.attempts(call)
+        assert third.started_at < second.started_at + 1.0
         assert not call.done()
         call.cancel()
         await nothing_left(channel, *backends)
@@ -421,7 +436,9 @@ async def test_no_hedges_before_the_p95_is_known(fleet: Fleet) -> None:
 # ---- what is left of it ----
 
 
-async def test_what_raises_in_a_policy_ends_hedging_alone(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_raises_in_a_policy_ends_hedging_alone(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first attempt goes on; the bug is told once."""
 
     class Broken(First):
@@ -438,8 +455,9 @@ async def test_what_raises_in_a_policy_ends_hedging_alone(fleet: Fleet, caplog: 
         one.always(hold(gate))
         with caplog.at_level(logging.ERROR, "lb.channel"):
             call = UU.start(channel)
+            begun = timers(monkeypatch, 0.01)
             await eventually(lambda: caplog.records, "the bug is told")
-            assert call._cython_call.execution._race.waits is False, "it would be asked again"
+            assert not begun, "it would be asked again"
             gate.open()
             assert await answer(call) == b"one"
         await nothing_left(channel, one, two)

@@ -139,9 +139,7 @@ class Rig:
         """A call that has not begun."""
         rules = Rules(retry=self.retry, hedging=self.hedging, idempotent=idempotent)
         shared = Shared("/shop.Shop/Get", rules, self.balancer, self.budget, self.latency)
-        call = Call(shared, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
-        call.hedged = self.hedging is not None
-        return call
+        return Call(shared, None if timeout is None else self.now + timeout, wait_for_ready, self.now)
 
     def fail(
         self, call: Call, outcome: Outcome, *, committed: bool = False, replayable: bool = True, at: int = -1

@@ -53,6 +53,7 @@ def begun(rig: Rig, hedges: int = 1, **settings: Any) -> Call:
     """A call with so many hedges beside its first attempt."""
     call = rig.call(**settings)
     assert isinstance(call.begin(rig.now), Attempt)
+    call.hedge_delay_s()
     for _ in range(hedges):
         assert isinstance(call.hedge(rig.now), Attempt)
     return call
@@ -195,8 +196,7 @@ def test_a_stream_is_retried_and_not_hedged() -> None:
     """A driver that runs no attempts beside each other keeps the pauses between them."""
     rig = Rig("abc", hedging=SOON, retry=Retry(wait=wait_fixed(5), jitter=0))
     call = rig.call()
-    call.hedged = False
-    call.begin(rig.now)
+    call.begin(rig.now)  # and nobody asks for the delay to a hedge
     assert rig.fail(call, UNAVAILABLE) == Pause(5.0)
 
 
