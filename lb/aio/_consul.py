@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from lb.core import checks
+from lb.core.peers import one_line
 from lb.core.target import CONSUL_PORT, join_host_port, split_host_port
 
-_BODY_SHOWN = 200
 # What a proxy answers when it waited too long, or lost its upstream.
 _CUT = (502, 504)
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class ConsulError(Exception):
@@ -192,7 +193,14 @@ class AgentClient:
 
     def refused(self, reply: Reply) -> ConsulError:
         """The error for an answer that is not what was asked for."""
-        words = " ".join(reply.body.split())[:_BODY_SHOWN] or "no reason given"
+        where = reply.headers.get("Location")
+        if where is not None and reply.status in _REDIRECTS:
+            words = (
+                f"it redirects to {one_line(where)}, which is not followed, because the token would be sent there;"
+                " name the right address as the agent's"
+            )
+        else:
+            words = one_line(" ".join(reply.body.split())) or "no reason given"
         return ConsulError(self.address.name, f"HTTP {reply.status}: {words}", reply.status)
 
     async def close(self) -> None:
@@ -218,10 +226,15 @@ class AgentClient:
         except aiohttp.ClientConnectorError as error:
             raise ConsulError(name, f"cannot connect: {_words(error.os_error)}") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ConsulError(name, f"connection lost: {error or type(error).__name__}", lost=True) from error
+            raise ConsulError(name, f"connection lost: {_told(error)}", lost=True) from error
         except ValueError as error:
-            raise ConsulError(name, f"the answer cannot be read: {error or type(error).__name__}") from error
+            raise ConsulError(name, f"the answer cannot be read: {_told(error)}") from error
         return reply
+
+
+def _told(error: Exception) -> str:
+    # aiohttp quotes what it could not read.
+    return one_line(str(error)) or type(error).__name__
 
 
 def _words(error: OSError) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from lb.aio._consul import AgentClient, ConsulError, agents_from, load
 from lb.core import checks
 from lb.core.consul_health import Instance, parse_answer
+from lb.core.peers import one_line
 
 __all__ = ["ConsulError", "Instance", "Registry"]
 
@@ -72,7 +73,7 @@ class Registry:
         try:
             return parse_answer(reply.headers, reply.json()).instances
         except ValueError as error:
-            raise ConsulError(client.address.name, str(error)) from error
+            raise ConsulError(client.address.name, one_line(str(error))) from error
 
     def __repr__(self) -> str:
         return f"<Registry {', '.join(address.name for address in self._addresses)}>"

@@ -10,6 +10,7 @@ import grpc
 
 from lb.core import health
 from lb.core.candidate import Connectivity
+from lb.core.peers import one_line
 
 
 class Tell(Protocol):
@@ -41,7 +42,7 @@ async def watch_health(channel: grpc.aio.Channel, service: str, connected: Calla
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 tell(Connectivity.READY)
                 return
-            why = f"{error.code().name}: {error.details()}"
+            why = f"{error.code().name}: {one_line(error.details() or '')}"
         finally:
             call.cancel()
         failures += 1

@@ -17,11 +17,11 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from lb.core.endpoint import MOST_WEIGHT, Endpoint
+from lb.core.peers import escaped, one_line
 from lb.core.target import join_host_port
 
 Status = Literal["passing", "warning", "critical", "maintenance", "no port"]
 
-_LONGEST_WHY = 200
 RIGHTS: Final = "service:read for the service and node:read for its nodes"
 """What a token must be allowed, to read a service's health."""
 
@@ -104,14 +104,14 @@ def _instance(entry: dict[str, Any]) -> Instance:
     if not port:
         status, judged, why = "no port", True, ""
     endpoint = Endpoint(
-        join_host_port(host, port),
-        id=service.get("ID") or service["Service"],
+        escaped(join_host_port(host, port)),
+        id=escaped(service.get("ID") or service["Service"]),  # whoever registers chooses it, and messages name it
         weight=_weight(service.get("Weights") or {}, status, meta),
         zone=meta.get(ZONE_META, ""),
         metadata=MappingProxyType(dict(meta)),
     )
     origin = (str(node.get("ID") or node["Node"]), int(service.get("CreateIndex") or 0))
-    return Instance(endpoint, status, judged, origin, str(node["Node"]), why)
+    return Instance(endpoint, status, judged, origin, escaped(str(node["Node"])), why)
 
 
 def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool, str]:
@@ -128,7 +128,7 @@ def _status(checks: list[dict[str, Any]]) -> tuple[Status, bool, str]:
             worst = "critical"
             output = check.get("Output") or ""
             judged = judged or bool(output)
-            why = why or " ".join(str(output).split())[:_LONGEST_WHY]
+            why = why or one_line(" ".join(str(output).split()))
     return worst, judged, why
 
 

@@ -36,7 +36,7 @@ def _check(name: str, values: object) -> None:
     for key, value in values.items():
         if not isinstance(key, str):
             raise TypeError(f"LoadReport.{name} has the name {checks.shown(key)}; expected a string")
-        what = f"LoadReport.{name}[{key!r}]"
+        what = f"LoadReport.{name}[{checks.shown(key)}]"
         checks.number(what, value, "a finite number", least=-_WIDEST, most=_WIDEST)
 
 

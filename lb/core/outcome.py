@@ -50,6 +50,8 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
+from lb.core.peers import one_line
+
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 REPORT_KEY = "lb-endpoint-load-metrics-bin"
 """The trailer with a server's load: gRFC A51's message under a key of our own, since grpcio hides
@@ -117,7 +119,7 @@ class Outcome:
     origin: Origin = Origin.PEER
     """Who produced the status."""
     details: str = ""
-    """The words that came with the code."""
+    """The words that came with the code, as they came."""
     pushback_s: float | None = None
     """Seconds that the server asked to wait (``grpc-retry-pushback-ms``), -1: do not retry; None: it asked nothing."""
 
@@ -140,7 +142,7 @@ class Outcome:
         words = self.code.name
         if self.origin is not Origin.PEER:
             words += f" ({self.origin.value})"
-        return f"{words}: {self.details}" if self.details else words
+        return f"{words}: {one_line(self.details)}" if self.details else words
 
 
 _NOT_COMPARED = (StatusCode.OK, StatusCode.RESOURCE_EXHAUSTED)

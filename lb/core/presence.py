@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lb.core.consul_health import SERVICE_MAINTENANCE, WEIGHT_META
+from lb.core.peers import one_line
 from lb.core.target import join_host_port
 
 LEAVING: Final = "lb: this instance is leaving"
@@ -137,7 +138,8 @@ class Presence:
 
     def _of_another(self, known: Json, *, owned: bool) -> Step:
         service = known["Service"]
-        other = f"{service.get('Service')} at {join_host_port(str(service.get('Address')), service.get('Port') or 0)}"
+        where = join_host_port(str(service.get("Address")), service.get("Port") or 0)
+        other = one_line(f"{service.get('Service')} at {where}")
         if owned:
             return Step(remark=f"the id is now that of {other}; this instance gives way", gives_way=True)
         reason = self._reason(known)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from lb.core.candidate import Candidate
 from lb.core.outcome import Origin
+from lb.core.peers import one_line
 
 NEWS_S = 0.5
 """So far apart the news of a lost connection and the end (or the beginning) of a call on it may be taken in."""
@@ -103,8 +104,8 @@ def handshake(why: str, *, secure: bool, name: str, whence: str) -> str:
     """
     for words, with_tls, without in _HANDSHAKES:
         if words in why and (meant := with_tls if secure else without):
-            return f"{meant.format(name=name, whence=whence)}: {why}"
-    return why
+            return f"{meant.format(name=name, whence=whence)}: {one_line(why)}"
+    return one_line(why)
 
 
 def find(details: str) -> Words | None:

@@ -23,6 +23,7 @@ from lb.core.breaker import State
 from lb.core.call import Call, Tally
 from lb.core.headers import legal
 from lb.core.outcome import LATE, LOST
+from lb.core.peers import one_line
 from lb.core.target import split_host_port
 from lb.telemetry._opentelemetry import LOW_HALF, Sdk, by_the_standard, suppressed
 from lb.telemetry.late import Late
@@ -32,6 +33,8 @@ Headers = tuple[tuple[str, str], ...]
 Attributes = dict[str, str | int]
 
 _log = logging.getLogger("lb.telemetry")
+# A call's words may be a message of ours, which names several endpoints and what each of them said.
+_LONGEST = 2000
 
 _OK = StatusCode.OK
 _CLOSED = State.CLOSED
@@ -235,7 +238,7 @@ class Tracing:
         if call.gave_up:
             attributes["lb.gave_up"] = call.gave_up
         attributes[_STATUS] = code.value[0]
-        _end(span, attributes, f"{code.name}: {details}" if details else code.name)
+        _end(span, attributes, f"{code.name}: {one_line(details, _LONGEST)}" if details else code.name)
 
 
 def _end(span: Span, attributes: Attributes, error: str | None = None) -> None:

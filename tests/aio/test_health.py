@@ -170,14 +170,14 @@ async def test_a_watch_that_ends_is_begun_again() -> None:
     def answer(connection: http2.Connection, stream: int) -> None:
         watches.append((connection, stream))
         if len(watches) < 3:
-            connection.trailers(stream, grpc.StatusCode.UNAVAILABLE.value[0], "restarting")
+            connection.trailers(stream, grpc.StatusCode.UNAVAILABLE.value[0], "restarting%0Anow")
         else:
             connection.headers(stream)
             connection.send(DataFrame(stream, b"\x00" + len(serving).to_bytes(4, "big") + serving))
 
     async with http2.raw(answer) as peer, lb.aio.channel(f"static:///{peer.address}", health="shop") as channel:
         said = str((await failure(UU.start(channel, timeout=HANGS_S))).details())
-        assert said.endswith("its health service cannot be watched: UNAVAILABLE: restarting")
+        assert said.endswith("its health service cannot be watched: UNAVAILABLE: restarting\\nnow")
         await ready(channel, 1)
         assert len(watches) == 3
         assert len(peer.connections) == 1

@@ -117,6 +117,19 @@ async def test_a_call_that_fails_says_why_there_is_no_other_attempt(backend: Bac
     assert recording.call.attributes["lb.gave_up"] == "the method is not declared idempotent"
 
 
+async def test_a_servers_words_on_one_line(backend: Backend, kind: Kind) -> None:
+    """Who reads a trace, too, sees no line and no escape sequence that a server made up; nor megabytes."""
+    backend.always(fail(details="away\nERROR all is lost \x1b[31m" + "x" * 4000))
+    recording = Recording()
+    async with channel_to(backend) as channel:
+        recording.of(channel)
+        await failure(kind.start(channel))
+    for span in (recording.call, *recording.attempts):
+        assert span.status.description.startswith(r"UNAVAILABLE: away\nERROR all is lost \x1b[31mxxx")
+        assert span.status.description.isprintable()
+        assert len(span.status.description) < 2100
+
+
 async def test_a_call_without_an_attempt_has_a_span(kind: Kind) -> None:
     """Nobody was there: one span, with the error and 0 attempts."""
     recording = Recording()

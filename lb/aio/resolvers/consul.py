@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from lb.aio._consul import AgentAddress, AgentClient, ConsulError, agents_from, load
 from lb.core.consul_health import Answer, parse_answer
 from lb.core.endpoint import Listener, Resolution
+from lb.core.peers import one_line
 from lb.core.target import ConsulTarget
 from lb.core.watch import HOLD_S, WAIT_S, Query, Watch
 
@@ -174,7 +175,7 @@ class _SharedWatch:
         try:
             return parse_answer(reply.headers, reply.json())
         except ValueError as error:
-            raise ConsulError(agent.name, str(error)) from error
+            raise ConsulError(agent.name, one_line(str(error))) from error
 
     def _failed(self, agent: AgentAddress, error: Exception) -> None:
         ours = isinstance(error, ConsulError)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Awaitable, Callable
 
 from lb.core.endpoint import Endpoint, Listener, Resolution
+from lb.core.peers import one_line
 from lb.core.target import REFRESH_S, join_host_port
 
 _log = logging.getLogger("lb.dns")
@@ -161,7 +162,9 @@ class DnsResolver:
             nowhere = isinstance(error, ValueError) or (  # ValueError: no name at all (an empty or too long label)
                 isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_NAME
             )
-            self._failed(listener, getattr(error, "strerror", None) or str(error) or repr(error), nowhere=nowhere)
+            self._failed(
+                listener, one_line(getattr(error, "strerror", None) or str(error) or repr(error)), nowhere=nowhere
+            )
             addresses = None
         finally:
             if lookup.cancel():

@@ -479,6 +479,22 @@ async def test_each_agents_trouble_is_logged_once(
     ]
 
 
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answers_words_stand_on_one_line(
+    watch: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """Of an error, and of an instance's id: nothing begins a line of its own, and no error fills the log."""
+    monkeypatch.setattr(Scripted, "words", "no\nERROR lb.consul: \x1b[31mall is lost" + "x" * 1000)
+    async with Scripted((status, 5, [entry("a\nERROR \x1b[31m", 1)])) as agent:
+        with caplog.at_level(logging.INFO, "lb.consul"):
+            seen = watch(f"consul://{agent.url}/a")
+            await seen.until(lambda r: r.errors if status == 500 else r.resolutions)
+    (line,) = caplog.messages
+    assert line.isprintable()
+    assert (r"\x1b[31mall is lostxxx" if status == 500 else r"a\nERROR \x1b[31m=") in line
+    assert len(line) < 300
+
+
 async def test_an_answer_is_read_while_bytes_come(watch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """5,000 instances over a slow line take longer in all than an agent may be silent."""
     monkeypatch.setattr("lb.core.watch._ANSWER_S", 0.6)

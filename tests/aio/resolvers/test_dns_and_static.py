@@ -205,6 +205,20 @@ async def test_whatever_a_lookup_raises(resolve: Opened, error: Exception) -> No
     assert [message.startswith("dns shop: ") for message in seen.errors] == [True]
 
 
+async def test_the_words_of_a_failed_lookup_stand_on_one_line(
+    resolve: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log and in the calls' errors."""
+    with caplog.at_level(logging.WARNING, "lb.dns"):
+        seen = resolve(OSError("away\nERROR " + "x" * 1000), ["10.0.0.1:1"])
+        await seen.ids("10.0.0.1:1")
+    (line,) = caplog.messages
+    assert seen.errors == [line]
+    assert line.startswith(r"dns shop: away\nERROR xxx")
+    assert line.isprintable()
+    assert len(line) < 220
+
+
 async def test_a_listener_that_raises() -> None:
     """Is in the log; the lookups go on."""
     resolver = DnsResolver("shop", 1, refresh_s=0.01, lookup=Names(["10.0.0.1:1"], ["10.0.0.2:1"]))
