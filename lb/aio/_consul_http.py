@@ -34,11 +34,14 @@ class Http(consul.aio.HTTPClient):  # type: ignore[misc]  # untyped, as above
         """As py-consul's, but ``connections_timeout`` bounds each silence, not the whole answer.
 
         An answer of 5,000 instances over a slow line takes longer than any limit that would find a dead agent soon.
+        A redirect is an answer, and is not followed: aiohttp would send the token to the other place, too.
         """
         timeout = aiohttp.ClientTimeout(
             total=connections_timeout + _LONGEST_ANSWER_S,
             connect=min(_CONNECT_S, connections_timeout),
             sock_read=connections_timeout,
         )
-        async with self._session.request(method, uri, headers=headers, data=data, timeout=timeout) as response:
+        async with self._session.request(
+            method, uri, headers=headers, data=data, timeout=timeout, allow_redirects=False
+        ) as response:
             return callback(response.status, response.headers, await response.text("utf-8"))
