@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.costs import goal_in_words
+from bench.costs import CALL, ENDPOINT, IMPORT, goal_in_words
 from bench.rows import LIMITS
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,14 +26,28 @@ BEGIN, END = "<!-- begin: python bench/report.py -->", "<!-- end -->"
 
 # The rows of README's short table, and what they are called there.
 SHORT = {
-    "lb": "a unary call, every resilience feature on",
-    "lb, metrics": "the same with metrics",
+    "lb": "a unary call with retries, breakers and a limit",
+    "lb, hedging": "the same with hedging",
+    "lb, metrics": "the same (without hedging) with metrics",
     "lb, traces at 1 %": "the same with traces, 1 % of them sampled",
     "lb, traces at 100 %": "the same with traces, all of them sampled",
     "lb, stream of responses, a message": "one message of a stream of responses",
-    "lb.sync, threads": "a blocking unary call from threads",
+    "lb.sync, threads": "threads: a blocking unary call",
+    "lb.sync, futures": "threads: a future",
+    "lb.sync, stream of responses, a message": "threads: one message of a stream of responses",
     "the pile, traces at 1 %": "for comparison: decorators and interceptors on grpcio's channel, 1 % sampled",
 }
+# What a channel costs beside its calls: the row, and its words with the figure of `lb`.
+SHORT_COSTS = {
+    CALL: "memory of a call that waits ({} KB)",
+    ENDPOINT: "memory of a connected endpoint ({} KB)",
+    IMPORT: "`import lb`, against `import grpc.aio` ({} ms of CPU, once)",
+}
+
+
+def shown(name: str) -> str:
+    """What the page calls a row of `bench.rows`."""
+    return name.replace("the pile", "decorators")
 
 
 def _kept(name: str) -> dict[str, Any]:
@@ -49,7 +64,7 @@ def _goal(row: dict[str, Any]) -> str:
     if row["goal"] is not None:
         return f"<= {row['goal']:.2f}{', missed' * (row['ratio'] > row['goal'])}"
     aim = row.get("aim")
-    return "" if aim is None else f"(aim {aim:.2f})"
+    return "" if aim is None else f"({aim:.2f})"
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
@@ -63,11 +78,11 @@ def _line(cells: Iterable[object]) -> str:
 
 def _calls(rows: dict[str, Any]) -> list[str]:
     """The table of clients."""
-    titles = ("client CPU", "goal", "ratio to grpcio", "quartiles", "to grpcio on a changed loop", "us", "grpcio us")
+    titles = ("client CPU", "goal", "to grpcio alone", "quartiles", "to grpcio beside `lb`", "us", "grpcio us")
     lines = [_line([*titles, "instructions", "of grpcio"]), "|---" * 9 + "|"]
     for name, row in rows.items():
         low, high = row["quartiles"]
-        cells = [name, _goal(row), f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
+        cells = [shown(name), _goal(row), f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
         cells += [_number(row.get("changed_ratio")), f"{row['us']:.0f}", f"{row['plain_us']:.0f}"]
         cells += [_number(row.get(key), ",.0f") for key in ("instructions", "plain_instructions")]
         lines.append(_line(cells))
@@ -92,6 +107,21 @@ def _limits(rows: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _missed(picks: list[str]) -> list[str]:
+    """A row for each kind of goal, with the policies that miss it and the worst figure of each."""
+    worst: dict[str, dict[str, str]] = {}
+    for text in picks:
+        found = re.fullmatch(r"(.*?) of (.*?)(?:, (?:equal weights|weights [\d, to]+))?: (.*)", text)
+        assert found, text
+        kind, policy, figure = found.groups()
+        policies = worst.setdefault(kind, {})
+        policies[policy] = max(figure, policies.get(policy, figure), key=lambda text: float(text.split()[0]))
+    if not worst:
+        return []
+    rows = [_line([kind, "; ".join(f"{name} {figure}" for name, figure in of.items())]) for kind, of in worst.items()]
+    return ["", "| missed | by (the worst mix of weights) |", "|---|---|", *rows]
+
+
 def tables() -> str:
     """The tables, in Markdown."""
     calls, costs = _kept("calls"), _kept("costs")
@@ -111,8 +141,8 @@ def tables() -> str:
         of_pick = (name, _small_and_large(pick), _small_and_large(whole), f"{pick['10000']['change_ms']:.2f}")
         lines.append("| " + " | ".join(of_pick) + " |")
     met = picks["goals"]
-    lines += ["", f"Picks, with all mixes of weights: {met['met']} of {met['of']} goals met; missed: "]
-    lines[-1] += "; ".join(met["missed"]) + "." if met["missed"] else "none."
+    lines += ["", f"Picks, with all mixes of weights: {met['met']} of {met['of']} goals met."]
+    lines += _missed(met["missed"])
     versions = ", ".join(f"{name} {version}" for name, version in calls["versions"].items())
     return "\n".join([*lines, "", f"With {versions}."])
 
@@ -124,7 +154,11 @@ def short() -> str:
     for name, words in SHORT.items():
         if name in calls["rows"]:
             lines.append(f"| {words} | {calls['rows'][name]['ratio']:.2f} |")
-    lines += [f"| {name} | {row['lb']} / {row['grpcio']} |" for name, row in costs["rows"].items()]
+    for name, words in SHORT_COSTS.items():
+        row = costs["rows"].get(name)
+        if row is None:
+            continue
+        lines.append(f"| {words.format(row['lb'])} | {row['lb'] / row['grpcio']:.2f} |")
     return "\n".join(lines)
 
 

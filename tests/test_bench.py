@@ -85,10 +85,12 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     low = aimed | {"ratio": 0.63, "us": 63.0, "instructions": None}
     rig.write("calls", {"lb": row, "slow": slow, "aimed": aimed, "grpc-go": low})
     waiting = {"lb": 17.0, "grpcio": 20.0, "goal": 16.0, "over": False}
-    rig.write("costs", {"waiting": waiting, "import": {"lb": 100.0, "grpcio": 60.0, "goal": 45.0, "over": True}})
+    rig.write("costs", {"waiting": waiting, costs.IMPORT: {"lb": 100.0, "grpcio": 60.0, "goal": 45.0, "over": True}})
     sizes = {"10": {"pick_ns": 100.0, "change_ms": 0.01}, "10000": {"pick_ns": 150.0, "change_ms": 1.0}}
     picks = {"weights 1, 2, 5": {"random": sizes}}
-    goals = {"met": 1, "of": 2, "missed": ["pick of random: 1.50"]}
+    missed = ["pick of random, equal weights: 1.52", "pick of random, weights 1, 2, 5: 1.50"]
+    missed.append("pick of p2c, all warm, weights 1 to 1,000: 1.60")
+    goals = {"met": 1, "of": 2, "missed": missed}
     (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": goals}))
     assert json.loads((elsewhere / "calls.json").read_text())["versions"]["grpcio"]
     (elsewhere / "chaos.json").write_text(json.dumps(CHAOS))
@@ -105,19 +107,20 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.endswith("\nafter\n")
     assert "| lb | <= 1.00 | 1.00 | 0.90 to 1.10 | 1.05 | 100 | 100 | 200,000 | 250,000 |" in text
     assert "| slow | <= 1.00, missed | 1.20 | 1.10 to 1.30 | 1.05 | 120 | 100 |  | 250,000 |" in text
-    assert "| aimed | (aim 1.10) | 1.00 | 0.90 to 1.10 |  | 100 | 100 | 200,000 | 250,000 |" in text
+    assert "| aimed | (1.10) | 1.00 | 0.90 to 1.10 |  | 100 | 100 | 200,000 | 250,000 |" in text
     assert "| a unary call | grpcio | lb | grpc-go |" in text
     assert "| client CPU, us | 100 | 100 | 63 |" in text
     assert "| ratio to grpcio | 1.00 | 1.00 | 0.63 |" in text
     assert "| waiting | 17.0 | 20.0 | <= 16, missed |" in text
-    assert "| import | 100.0 | 60.0 | <= 45 more than grpcio |" in text
+    assert f"| {costs.IMPORT} | 100.0 | 60.0 | <= 45 more than grpcio |" in text
     assert "| random | 100 / 150 (1.50) | 100 / 150 (1.50) | 1.00 |" in text
-    assert "1 of 2 goals met; missed: pick of random: 1.50." in text
+    assert "1 of 2 goals met." in text
+    assert "| pick | random 1.52; p2c, all warm 1.60 |" in text
     assert "old" not in text
     text = faults.read_text()
     assert "| 1 | aio: SIGKILL | 24.0 | 33.1 | 900 | 0 | 3 | 1 | 0.24 | **missed: p99**; a note |" in text
     assert "\nGoals: 1 of 2 met; missed: 1 aio p99, on x86_64, 2 cores; load before the start 0.5.\n" in text
-    assert "| import | 100.0 / 60.0 |" in readme.read_text()
+    assert "(100.0 ms of CPU, once) | 1.67 |" in readme.read_text()
 
 
 def test_the_costs(elsewhere: Path) -> None:

@@ -253,8 +253,9 @@ def row(policy: Policy) -> str:
     for scattered in (False, True):
         ended = list(calls(replace(scene, scattered=scattered), SLOW_UNTIL_S))
         well, ill = [call for call in ended if call[0] < SLOW_FROM_S], [c for c in ended if c[0] >= SLOW_FROM_S]
-        share = sum(name == "b" for _, name, _ in ill) / len(ill)
-        cells.append(f"{share:.1%}, {_p99(ill) / _p99(well):.1f}")
+        if not scattered:
+            cells.append(f"{sum(name == 'b' for _, name, _ in ill) / len(ill):.1%}")
+        cells.append(f"{_p99(ill) / _p99(well):.1f}")
     cells.extend(_back(replace(scene, in_flight=lambda now, most=most: most)) for most in (64, 16, 4))  # type: ignore[misc]
     name = f"{type(policy).__name__}{'(choices=3)' if policy == lb.LeastRequest(choices=3) else '()'}"
     return f"| `{name}` | {' | '.join(cells)} |"
@@ -270,13 +271,13 @@ def _back(scene: Scene) -> str:
     for now, name, _ in calls(scene, LASTS_S):
         counts[int(now)][name] += 1
     later = (s for s in range(int(SLOW_UNTIL_S), int(LASTS_S)) if counts[s]["b"] >= 0.3 * counts[s].total())
-    return f"{next(later) - int(SLOW_UNTIL_S)} s"
+    return str(next(later) - int(SLOW_UNTIL_S))
 
 
 def table() -> str:
     """The lines of docs/policies.md."""
-    head = "| policy | calls to it, p99 | the same, latencies scattered | back: 64 in flight | 16 | 4 |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *map(row, COMPARED), ""])
+    head = "| policy | its share of the calls | p99 | p99, scattered | back after, s: 64 calls in flight | 16 | 4 |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *map(row, COMPARED), ""])
 
 
 def page() -> str:

@@ -218,7 +218,8 @@ async def ten_times_slower(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         line.goal(ratio <= _TAIL, f"p99 {ratio:.2f} times the healthy ones'")
         line.notes.append(
             f"{_USUAL_S * 1000:g} ms against {_USUAL_S * _TIMES_SLOWER * 1000:g}; p99 {ratio:.2f} times the"
-            f" {alone.percentile_ms(99):.1f} of the healthy ones alone; {both.bad / both.calls:.2%} of the calls met it"
+            f" {alone.percentile_ms(99):.1f} of the healthy ones alone;"
+            f" {both.bad / both.calls:.2%} of the calls went to it"
         )
         lines.append(line)
     return lines
@@ -399,7 +400,7 @@ async def none_alive(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     line.promise(waited.error is None, f"a call that waits for ready failed: {waited.words()}")
     line.goal(took <= _AT_ONCE_S, f"said only after {took:.3f} s")
     line.goal(back_s <= _BACK_S, f"back only after {back_s:.2f} s")
-    line.notes.append(f"refused within {took * 1000:.0f} ms; back {back_s:.2f} s after the first listens")
+    line.notes.append(f"error after {took * 1000:.0f} ms; answered again {back_s:.2f} s after the first listens")
     return [line]
 
 
@@ -425,7 +426,7 @@ async def all_hang(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
     late_s = figures.slowest_failure_s - TIMEOUT_S
     line.promise(late_s < _LATE_S, f"ended {late_s:.2f} s after the deadline")
     line.goal(back_s <= _BACK_S, f"back only after {back_s:.2f} s")
-    line.notes.append(f"said within {figures.slowest_failure_s:.2f} s; back after {back_s:.2f} s")
+    line.notes.append(f"error after {figures.slowest_failure_s:.2f} s; answered again after {back_s:.2f} s")
     return [line]
 
 
@@ -454,7 +455,7 @@ async def cancelled(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
 
 
 async def answers_badly(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
-    """One of three is an old build: it answers UNIMPLEMENTED, at once. Nobody retries that; it must be left out."""
+    """One of three is an old build: it answers UNIMPLEMENTED, at once. Nobody retries that; it must be ejected."""
     servers = await rig.servers("abc", latency_s=_QUICK_S)
     lines = []
     for policy in ("weighted_round_robin", "least_request", "p2c"):
@@ -468,7 +469,7 @@ async def answers_badly(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
             load.fault("a")
             since = time.monotonic()
             await servers[0].tell(failing=1.0, code="UNIMPLEMENTED")
-            await until(out, within_s=30, what="the bad one is left out", every_s=0.01)
+            await until(out, within_s=30, what="the bad one is ejected", every_s=0.01)
             out_s, before = time.monotonic() - since, load.figures.failed
             load.measure()
             await asyncio.sleep(lasts_s)
@@ -483,11 +484,11 @@ async def answers_badly(rig: Rig, row: Row, lasts_s: float) -> list[Line]:
         line.promise(not others, f"others ended {others}")
         failed = figures.failed / figures.calls
         line.promise(failed <= _FAILED, f"{failed:.1%} of the calls failed while it was out")
-        line.goal(out_s <= _OUT_S, f"out only after {out_s:.2f} s")
+        line.goal(out_s <= _OUT_S, f"ejected only after {out_s:.2f} s")
         line.goal(back_s <= _ASKED_AGAIN_S, f"back only after {back_s:.1f} s")
         line.notes.append(
-            f"out after {out_s:.2f} s and {before} failed calls; then {failed:.2%} failed; back {back_s:.1f} s after"
-            " it was well"
+            f"ejected after {out_s:.2f} s, in which {before} calls failed; then {failed:.2%} failed;"
+            f" used again {back_s:.1f} s after it recovered"
         )
         lines.append(line)
     return lines
@@ -575,9 +576,9 @@ _ASYNCIO = (
     Row("10", "Consul gone, one dies, one replaced", consul_gone, full_s=60.0, short_s=1.5),
     Row("11", "Consul restarted empty", consul_empty),
     Row("12", "GOAWAY every second", goaways, short_s=1.4),
-    Row("13", "wholly new sets", new_sets, full_s=10.0, short_s=1.2),
+    Row("13", "all endpoints replaced", new_sets, full_s=10.0, short_s=1.2),
     Row("14", "none alive", none_alive, full_s=4.0),
-    Row("15", "none answers", all_hang, full_s=4.0),
+    Row("15", "all hang", all_hang, full_s=4.0),
     Row("16", "calls cancelled at random", cancelled, full_s=100.0, short_s=3.0),
     Row("17", "five streams a connection, aged 1 s", streams_and_ages, short_s=1.4, needs="gopeer"),
     Row("18", "streams refused beyond 100", refused_streams, short_s=1.0),

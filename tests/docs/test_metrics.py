@@ -10,7 +10,8 @@ from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 
 from lb.telemetry.instruments import Instruments
 
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "metrics.md"
 
 
 class Meter(NoOpMeter):
@@ -49,3 +50,20 @@ def test_every_instrument_is_listed() -> None:
     made = {name: unit if unit in ("s", "By") else None for name, unit in Provider.meter.made.items()}
     rows = re.findall(r"^\| `([a-z_.]+)` \| [a-z]+(?:, (\w+))? \|", PAGE.read_text(), re.MULTILINE)
     assert {name: unit or None for name, unit in rows} == made
+
+
+def test_the_alerts_read_what_is_exported() -> None:
+    """Each series of the rules in docs/operating.md is an instrument, under the name that Prometheus gives it.
+
+    A dot becomes ``_``, a unit is added, and a counter ends in ``_total``; a histogram has ``_count`` and ``_sum``.
+    """
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([a-z]+)(?:, (\w+))? \|", PAGE.read_text(), re.MULTILINE)
+    exported = set()
+    for name, kind, unit in rows:
+        series = name.replace(".", "_") + {"s": "_seconds", "By": "_bytes", "": ""}[unit]
+        ends = {"counter": ["_total"], "histogram": ["_count", "_sum", "_bucket"], "gauge": [""]}[kind]
+        exported |= {series + end for end in ends}
+    (rules,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "operating.md").read_text(), re.MULTILINE | re.DOTALL)
+    read = set(re.findall(r"\b(?:grpc|lb)_client_\w+", rules))
+    assert len(read) >= 5
+    assert read <= exported

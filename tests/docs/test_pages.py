@@ -21,7 +21,7 @@ from lb.core.watch import HOLD_S
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "examples/README.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
     *(ROOT / "docs").glob("*.md"),
 ]
 SETTINGS = {
@@ -127,7 +127,7 @@ def test_numbers_are_told_somewhere() -> None:
     assert len([value for page in PAGES for *_, value in named_settings(page) if value]) >= 5
 
 
-WORDS = "endpoint instance candidate subchannel attempt outcome verdict admission ejection panic line budget"
+WORDS = "endpoint instance candidate subchannel attempt outcome verdict admission ejection panic queue budget"
 
 
 @pytest.mark.parametrize("word", WORDS.split())

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import grpc
 import pytest
 
 import lb
-from bench.report import SHORT
+from bench.report import SHORT, SHORT_COSTS, shown
 from tests.support import install
 from tests.support.pattern import pattern
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 CHANGE, FIRST, CONSUL, THREADS = SNIPPETS
+FIRST_PRINTS, CONSUL_PRINTS = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 async def run_alone(venv: Path, program: str, *requirements: str) -> str:
@@ -44,23 +46,57 @@ def test_the_first_sentence_is_short() -> None:
     assert len(sentence.split()) <= 25
 
 
+def snapshot_of(printed: str) -> str:
+    """The table at the end of what a program prints, without the order of its endpoints."""
+    lines = printed[re.search(r"^\w+://", printed, re.MULTILINE).start() :].splitlines()  # type: ignore[union-attr]
+    return "\n".join([*lines[:3], *sorted(lines[3:])])
+
+
+def same_form(shown: str, printed: str) -> bool:
+    """Line by line, but for numbers and the width of columns."""
+    lines = zip(shown.splitlines(), printed.splitlines(), strict=True)
+    return all(re.fullmatch(pattern(line).strip("^$"), other) for line, other in lines)
+
+
+def picks(printed: str) -> dict[str, int]:
+    """How often each address was picked, as the snapshot says."""
+    rows = re.findall(r"^  \S+ +(\S+:\d+) +\d+ +READY, CLOSED +0 +(\d+) ", printed, re.MULTILINE)
+    return {address: int(number) for address, number in rows}
+
+
+def prints_what_the_first_program_must(printed: str) -> None:
+    """Six calls: three tried on one server each; then one or more failed on one server, and the other answered."""
+    calls = re.findall(r"^(\d) b'hello' \[(.*)\]$", printed, re.MULTILINE)
+    assert [number for number, _ in calls] == list("123456")
+    tried = [re.findall(r"'([\d.:]+)'", addresses) for _, addresses in calls]
+    assert [len(addresses) for addresses in tried[:3]] == [1, 1, 1]
+    retried = [addresses for addresses in tried[3:] if len(addresses) > 1]
+    assert retried
+    ((bad, good),) = {tuple(addresses) for addresses in retried}
+    assert all(addresses in ([bad, good], [good]) for addresses in tried[3:])
+    assert picks(printed) == Counter(address for addresses in tried for address in addresses)
+    budget = re.search(r"READY  retry budget (\d+)$", printed, re.MULTILINE)
+    assert budget
+    assert int(budget[1]) == pytest.approx(101 - len(retried), abs=1)  # 100, and a fifth of six calls
+
+
 async def test_the_first_program_needs_only_the_package(tmp_path: Path) -> None:
-    """It runs with `lb-mesh` and what that requires, and prints what the page shows: a call tried on both servers."""
+    """It runs with `lb-mesh` and what that requires. What the page shows, and what it prints, is one possible run."""
     said = await run_alone(tmp_path / "venv", FIRST, "lb-mesh")
-    (shown,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    for line in shown.splitlines():
-        if not line.startswith("b'hello'"):
-            assert re.search(pattern(line), said, re.MULTILINE), f"{line!r} is not in\n{said}"
-    answers = re.findall(r"^b'hello' (\[.*\])$", said, re.MULTILINE)
-    assert len(answers) == 4
-    assert all(re.fullmatch(r"\['[\d.:]+'(, '[\d.:]+')?\]", answer) for answer in answers)
+    prints_what_the_first_program_must(said)
+    prints_what_the_first_program_must(FIRST_PRINTS)
+    assert same_form(snapshot_of(FIRST_PRINTS), snapshot_of(said))
 
 
 async def test_the_program_with_consul_needs_only_the_extra(tmp_path: Path) -> None:
-    """It runs with `lb-mesh[consul]`, and prints each attempt and the snapshot of both instances."""
+    """It runs with `lb-mesh[consul]`; on the page and here, forty calls are shared by weights of 1 and 3."""
     said = await run_alone(tmp_path / "venv", CONSUL, "lb-mesh[consul]")
-    assert len(re.findall(r"^attempt 1 went to echo-[12] at 127\.0\.0\.1:\d+$", said, re.MULTILINE)) == 4
-    assert re.search(r"^consul://127\.0\.0\.1:\d+/echo  weighted_round_robin  READY", said, re.MULTILINE)
+    for printed in (CONSUL_PRINTS, said):
+        one, two = re.findall(r"'echo-[12]', (\d+)\)", printed)
+        assert int(one) + int(two) == 40
+        assert int(one) == pytest.approx(10, abs=3)
+        assert sorted(picks(printed).values()) == [int(one), int(two)]
+    assert same_form(snapshot_of(CONSUL_PRINTS), snapshot_of(said))
 
 
 async def test_the_short_snippets_make_channels() -> None:
@@ -74,13 +110,17 @@ async def test_the_short_snippets_make_channels() -> None:
 
 
 def test_the_costs_are_those_of_the_page() -> None:
-    """Each ratio stands in docs/performance.md in the row that it is taken from."""
+    """Each ratio stands in docs/performance.md in the row that it is taken from, or follows from the figures there."""
     page = (ROOT / "docs" / "performance.md").read_text("utf-8")
+    found = dict(re.findall(r"^\| ([^|]*) \| (\d\.\d\d) \|$", README, re.MULTILINE))
+    assert len(found) == len(SHORT) + len(SHORT_COSTS)
     for name, words in SHORT.items():
-        for ratio in re.findall(rf"^\| {re.escape(words)} \| ([\d.]+) \|$", README, re.MULTILINE):
-            assert re.search(rf"^\| {re.escape(name)} \|[^|]*\| {ratio} \|", page, re.MULTILINE), name
-    for name, ours, grpcios in re.findall(r"^\| (.*) \| ([\d.]+) / ([\d.]+) \|$", README, re.MULTILINE):
-        assert f"\n| {name} | {ours} | {grpcios} |" in page
+        assert re.search(rf"^\| {re.escape(shown(name))} \|[^|]*\| {found.pop(words)} \|", page, re.MULTILINE), name
+    for words, ratio in found.items():
+        ours = re.search(r"([\d.]+) (?:KB|ms)", words)
+        assert ours
+        (grpcios,) = re.findall(rf"^\| [^|]* \| {ours[1]} \| ([\d.]+) \|", page, re.MULTILINE)
+        assert float(ratio) == pytest.approx(float(ours[1]) / float(grpcios), abs=0.01)
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))))

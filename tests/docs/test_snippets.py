@@ -80,7 +80,7 @@ async def backend() -> AsyncIterator[Backend]:
 async def test_moving(catalog: str) -> None:
     """Each way, before and after, is answered."""
     blocks = snippets("moving.md")
-    assert sum(TARGET in block for block in blocks) == 3
+    assert sum(TARGET in block for block in blocks) == 4
     async with lb.aio.registration("catalog", address=catalog, status="passing", check="tcp"):
         for number, block in enumerate(blocks[1:], 1):
             names = await run("moving.md", blocks[0], block.replace(TARGET, f"dns:///{catalog}"))
