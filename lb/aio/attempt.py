@@ -21,11 +21,11 @@ import grpc
 from lb.aio import _grpcio
 from lb.aio._grpcio import AioRpcStatus, status_now
 from lb.aio.protocols import Carrier, LowerCall, Metadata
-from lb.aio.records import log_policy
+from lb.aio.records import log_raised
 from lb.aio.response_stream import ResponseStream
 from lb.aio.sizes import Counted, Sizes
 from lb.core import words
-from lb.core.actions import Action
+from lb.core.actions import Action, Done, Failed
 from lb.core.attempt import Attempt
 from lb.core.headers import legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
@@ -140,19 +140,15 @@ class LiveAttempt:
             return
         channel, record = carrier.channel, carrier.record
         now = time.monotonic()
-        give_up, upkeep = record.overdue(
-            self.attempt, now, replayable=carrier.replayable, running=carrier.rivals(self.lower)
-        )
-        if give_up:
-            details = f"no response within the attempt's timeout of {record.rules.retry.attempt_timeout_s:g} s"
-            self._timed_out_as = AioRpcStatus(_DEADLINE_EXCEEDED, details, (), "")
+        rivals = carrier.rivals(self.lower)
+        answer = record.overdue(self.attempt, now, replayable=carrier.replayable, running=rivals)
+        if answer.give_up:
+            self._timed_out_as = AioRpcStatus(_DEADLINE_EXCEEDED, answer.outcome.details, (), "")
             self.lower.cancel("attempt timeout")
             return
-        if record.error is not None:
-            _log.error("%s: %s", channel.target, record.error, exc_info=record.error)
-            record.error = None
-        if upkeep is not None:
-            channel.keep_up(upkeep)
+        log_raised(channel, answer)
+        if answer.upkeep is not None:
+            channel.keep_up(answer.upkeep)
 
     def cancel(self, details: str) -> None:
         """End its lower call, if that runs. It is given back apart."""
@@ -218,10 +214,11 @@ class LiveAttempt:
         ended = carrier.record.ended(
             self.attempt, outcome, now, committed=committed, replayable=replayable, running=running
         )
-        if ended.raised is not None:
-            log_policy(carrier.channel, ended.raised)
+        action = ended.action
+        if isinstance(action, (Failed, Done)):
+            log_raised(carrier.channel, action)
         self._over(ended.upkeep)
-        return ended.action
+        return action
 
     def give_back(self, outcome: Outcome, now: float) -> None:
         """It ended so, or its call has: give it back. Nothing follows."""

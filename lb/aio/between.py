@@ -10,8 +10,9 @@ import grpc
 
 from lb.aio import _grpcio
 from lb.aio._grpcio import AioRpcStatus
+from lb.aio.records import log_raised
 from lb.aio.result import NO_METADATA
-from lb.core.call import Action, Failed, Pause, Queued
+from lb.core.call import Action, Done, Failed, Pause, Queued
 
 if TYPE_CHECKING:
     from lb.aio.execution import Execution
@@ -41,7 +42,9 @@ async def pass_time(call: Execution, action: Action) -> Action | None:
         status = AioRpcStatus(action.code.value[0], action.details, (), f"tried: {tried}" if tried else "")
         call.fail(status, NO_METADATA)
         return None
-    # Done, from `resume` after a failed attempt: nothing is left to try.
+    # From `resume` after a failed attempt: nothing is left to try.
+    assert isinstance(action, Done)
+    log_raised(call.channel, action)
     call.fail(*call.last)
     return None
 

@@ -261,12 +261,9 @@ class Execution:
         action = live.failed(outcome, now, committed=committed, replayable=replayable, running=running)
         record = self.record
         self.last = (status, headers)
-        if isinstance(action, Done):
+        if isinstance(action, Done) and _log.isEnabledFor(logging.DEBUG):
             target = self.channel.target
-            if record.error is not None:
-                _log.error("%s: %s", target, record.gave_up, exc_info=record.error)
-            elif _log.isEnabledFor(logging.DEBUG):
-                _log.debug("%s: %s fails: %s; tried %s", target, record.method, record.gave_up, record.tried())
+            _log.debug("%s: %s fails: %s; tried %s", target, record.method, record.gave_up, record.tried())
         return action
 
     def cancel(self, details: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from lb.aio import _grpcio
 from lb.aio.protocols import Owner
-from lb.core.actions import Failed, policy_failed
+from lb.core.actions import Done, Failed, policy_failed
 from lb.core.call import Call
+from lb.core.upkeep import Overdue
 from lb.shared import scopes
 
 _log = logging.getLogger("lb.channel")
@@ -38,13 +39,16 @@ def new_record(
 
 def policy_raised(channel: Owner, error: Exception) -> Failed:
     """What follows when a user's policy raises; the log is told."""
-    log_policy(channel, error)
-    return policy_failed(channel.balancer.policy.name, error)
+    failed = policy_failed(channel.balancer.policy.name, error)
+    log_raised(channel, failed)
+    return failed
 
 
-def log_policy(channel: Owner, error: Exception) -> None:
-    """Write to the log what a user's policy raised."""
-    _log.error("%s: the policy %s failed", channel.target, channel.balancer.policy.name, exc_info=error)
+def log_raised(channel: Owner, end: Failed | Done | Overdue) -> None:
+    """Write to the log what a user's policy or retry strategy raised, if that led to this."""
+    if end.raised is not None:
+        words = end.details if isinstance(end, Failed) else end.raised
+        _log.error("%s: %s", channel.target, words, exc_info=end.raised)
 
 
 def told(channel: Owner, record: Call, span: Any, status: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from grpc import StatusCode
 
@@ -34,10 +34,16 @@ class Failed:
 
     code: StatusCode
     details: str
+    raised: Exception | None = field(default=None, compare=False)
+    """What a user's policy or retry strategy raised, if that is the reason: the driver writes it to its log."""
 
 
+@dataclass(frozen=True, slots=True)
 class Done:
     """The call ends with the status of its last attempt."""
+
+    raised: Exception | None = field(default=None, compare=False)
+    """What a user's retry strategy raised, if that is why there is no other attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Others:
 
 def policy_failed(name: str, error: Exception) -> Failed:
     """What follows when a user's policy raises."""
-    return Failed(StatusCode.INTERNAL, f"the policy {name} failed: {error!r}")
+    return Failed(StatusCode.INTERNAL, f"the policy {name} failed: {error!r}", error)
 
 
 DONE = Done()

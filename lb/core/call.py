@@ -24,11 +24,11 @@ from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued, p
 from lb.core.attempt import Attempt
 from lb.core.doubt import PAUSE_S, attempt_of, in_doubt, without_doubt
 from lb.core.hedging import goes_on, next_delay_s
-from lb.core.outcome import Origin, Outcome, Retryable, classify
+from lb.core.outcome import Origin, Outcome, Retryable, timed_out
 from lb.core.retry import Again, GiveUp, decide
 from lb.core.shared import Shared, Tally
 from lb.core.unpicked import Unpicked
-from lb.core.upkeep import Ended, Upkeep
+from lb.core.upkeep import Ended, Overdue, Upkeep
 
 __all__ = ["DONE", "Action", "Call", "Done", "Failed", "Others", "Pause", "Queued", "Shared", "Tally"]
 
@@ -58,9 +58,8 @@ class Call:
         self._hedged = False  # the driver runs attempts beside each other: it does for one request and one response
         self.slept_s = 0.0  # between attempts
         self.gave_up = ""  # why the last failed attempt was not followed by another
-        self.error: Exception | None = None  # what a user's retry strategy raised; the driver writes it to its log
         self._balancer = shared.balancer
-        self._queued = False  # it waits for the balancer, or its last outcome is in doubt
+        self._queued = False  # it waits for the balancer
         self._in_line = False  # it waits in the channel's line for a place below the concurrency limit
         self._why = ""  # for the next attempt
         self._unseen = 0  # transparent retries
@@ -93,21 +92,19 @@ class Call:
 
     def resume(self, now: float) -> Action:
         """Go on after a pause or a change of the balancer."""
-        if self._doubt is not None:
-            doubt, self._doubt = self._doubt, None
-            self._queued = False
-            if self.deadline is None or now < self.deadline:
-                return self._follow(doubt, now)
-            self._judged(doubt, now)
+        doubt, self._doubt = self._doubt, None
         if self.deadline is not None and now >= self.deadline:
+            if doubt is not None:
+                self._judged(doubt, now)
             return self.expired(now)
+        if doubt is not None:
+            return self._follow(doubt, now)
         attempts = self.attempts
         picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
         if isinstance(picked, Unpicked):
             return self._unpicked(picked)
-        if self._queued:
-            self._queued = False
-            self._leave_line()
+        self._queued = False
+        self._leave_line()
         attempts.append(picked)
         self.shared.tally.attempts += 1
         return picked
@@ -202,28 +199,22 @@ class Call:
         hedging = self.rules.hedging
         return hedging is not None and not self._no_hedges and len(self.attempts) < hedging.max_attempts
 
-    def overdue(
-        self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0
-    ) -> tuple[bool, Upkeep | None]:
+    def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> Overdue:
         """``attempt_timeout_s`` has passed without a response: whether to give the attempt up now, and what else to do.
 
         It is, if another may follow (or others run, and another may follow those), or if nothing else would end it: the
         call has no deadline. Otherwise it goes on until the deadline, and the endpoint's breaker hears of it now.
         ``replayable``: the whole request is still at hand. ``running``: how many other attempts of this call run.
         """
-        limit_s = self.rules.retry.attempt_timeout_s
-        details = f"no response within the attempt's timeout of {limit_s:g} s"
-        outcome = classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
-        if (replayable and self._promise(outcome, now, running)) or self.deadline is None:
-            return True, None
-        return False, self._balancer.silent(attempt, outcome, now)
+        outcome = timed_out(self.rules.retry.attempt_timeout_s)
+        choice = self._decide(outcome, now) if replayable else None
+        if (isinstance(choice, Again) and self._promise(choice, now, running)) or self.deadline is None:
+            return Overdue(outcome, give_up=True)
+        raised = choice.error if isinstance(choice, GiveUp) else None
+        return Overdue(outcome, self._balancer.silent(attempt, outcome, now), raised)
 
-    def _promise(self, outcome: Outcome, now: float, running: int) -> bool:
-        """Whether another attempt may follow this outcome. If it is to follow at once, it is paid for."""
-        choice = self._decide(outcome, now)
-        if isinstance(choice, GiveUp):
-            self.error = choice.error
-            return False
+    def _promise(self, choice: Again, now: float, running: int) -> bool:
+        """Whether budget and deadline let another attempt follow. If it is to follow at once, it is paid for."""
         if running:
             return self.shared.budget.balance(now) >= 1
         if self.deadline is not None and now + choice.delay_s >= self.deadline:
@@ -259,7 +250,7 @@ class Call:
         try:
             return Ended(self._next(outcome, now, committed, replayable, running), upkeep)
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
-            return Ended(policy_failed(self._balancer.policy.name, error), upkeep, error)
+            return Ended(policy_failed(self._balancer.policy.name, error), upkeep)
 
     def _next(self, outcome: Outcome, now: float, committed: bool, replayable: bool, running: int) -> Action:
         if running:
@@ -282,7 +273,6 @@ class Call:
             if outcome.origin is Origin.CLOSING:
                 if in_doubt(attempt_of(self.attempts, outcome), now):
                     self._doubt = outcome
-                    self._queued = True  # if the call ends meanwhile: see `settled`
                     return Pause(PAUSE_S)
                 outcome = self._judged(outcome, now)
             if self._unseen < _MOST_UNSEEN.get(outcome.origin, 0) and (
@@ -326,8 +316,7 @@ class Call:
         if not counted and (isinstance(choice, Again) or choice.counts):
             self.shared.budget.failed()
         if isinstance(choice, GiveUp):
-            self.error = choice.error
-            return self._exhausted(outcome, choice.why)
+            return self._exhausted(outcome, choice.why, choice.error)
         delay = choice.delay_s
         if kept is None and self.deadline is not None and now + delay >= self.deadline:
             return self._exhausted(outcome, "the deadline is nearer than the next attempt")
@@ -345,15 +334,15 @@ class Call:
         """Wait this long, but not beyond the deadline."""
         return Pause(pause_s if self.deadline is None else max(0.0, min(pause_s, self.deadline - now)))
 
-    def _exhausted(self, outcome: Outcome, why: str) -> Action:
+    def _exhausted(self, outcome: Outcome, why: str, raised: Exception | None = None) -> Action:
         """No other attempt follows, because of ``why``."""
         self.gave_up = why
         if outcome.origin is not Origin.ATTEMPT_TIMEOUT:
-            return DONE
+            return Done(raised) if raised else DONE
         # The attempt's DEADLINE_EXCEEDED would read as the caller's own deadline, which has not passed.
         limit_s = self.rules.retry.attempt_timeout_s
         words = f"no answer within attempt_timeout_s ({limit_s} s), and {why}; tried {self.tried()}"
-        return Failed(StatusCode.UNAVAILABLE, words)
+        return Failed(StatusCode.UNAVAILABLE, words, raised)
 
     # ---- what the decisions go by ----
 

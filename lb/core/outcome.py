@@ -208,6 +208,12 @@ def classify(
     return Outcome(code, verdict, retryable, origin, details, pushback_s)
 
 
+def timed_out(limit_s: float | None) -> Outcome:
+    """There was no response within ``attempt_timeout_s``."""
+    details = f"no response within the attempt's timeout of {limit_s:g} s"
+    return classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
+
+
 def _seconds(pushback: str) -> float:
     """Push-back in seconds; -1 for "do not retry", which an unreadable value means too (gRFC A6)."""
     text = pushback.strip()

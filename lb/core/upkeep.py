@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lb.core.actions import Action
 from lb.core.breaker import Transition
 from lb.core.candidate import Candidate
+from lb.core.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +32,16 @@ class Ended:
 
     action: Action
     upkeep: Upkeep | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """The answer to an attempt's time-out without a response."""
+
+    outcome: Outcome
+    """What that is, for the endpoint's breaker or as the end of the attempt."""
+    upkeep: Upkeep | None = None
     raised: Exception | None = None
-    """What a user's policy raised when it was asked for the next endpoint: the call fails with that."""
+    """What a user's retry strategy raised when it was asked whether another attempt may follow, to be logged."""
+    give_up: bool = False
+    """Whether the attempt is to be ended now."""

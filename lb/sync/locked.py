@@ -22,7 +22,7 @@ from lb.core.members import Changes
 from lb.core.outcome import Outcome
 from lb.core.policies.base import CallInfo, Policy
 from lb.core.unpicked import Unpicked
-from lb.core.upkeep import Ended, Upkeep
+from lb.core.upkeep import Ended, Overdue, Upkeep
 from lb.shared import threads
 
 # `Balancer.pick(self, ...)` and not `super().pick(...)`: two of these are on the way of every call, and `super` takes
@@ -201,9 +201,7 @@ class LockedCall(Call):
         with self._balancer.lock:
             return Call.hedge(self, now, why)
 
-    def overdue(
-        self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0
-    ) -> tuple[bool, Upkeep | None]:
+    def overdue(self, attempt: Attempt, now: float, *, replayable: bool = True, running: int = 0) -> Overdue:
         """See there."""
         with self._balancer.lock:
             return Call.overdue(self, attempt, now, replayable=replayable, running=running)

@@ -14,9 +14,23 @@ import pytest
 import lb
 from lb.aio.calls import logical_call
 from lb.core.policies import base as policies_base
+from lb.core.words import TABLE, Meaning
 from lb.testing import Backend
 from lb.testing.backend import fail
-from tests.aio.kit import HANGS_S, KINDS, NO_BREAKER, UU, Kind, Told, channel_to, endpoints, in_flight, ready
+from tests.aio.kit import (
+    HANGS_S,
+    KINDS,
+    NO_BREAKER,
+    UU,
+    Kind,
+    Told,
+    channel_to,
+    endpoints,
+    failure,
+    in_flight,
+    ready,
+)
+from tests.support.passing_on import passing_on
 
 BAD_METADATA = [((("count", 1),), "a number"), ((("blob-bin", "text"),), "text under a binary key")]
 
@@ -165,6 +179,21 @@ async def test_a_strategy_that_raises_is_told_in_the_log(
         assert "the strategy is broken" in logical.record.gave_up
         assert "the strategy is broken" in caplog.text
         assert in_flight(channel) == 0
+
+
+async def test_a_strategy_that_raises_after_a_doubtful_end_is_told_in_the_log(
+    kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server uses the words of a closing connection, so the strategy is asked only when no news of a loss came."""
+    async with passing_on({kind.name: kind.method}) as gateway:
+        gateway.say(next(words for words in TABLE if words.meaning is Meaning.GIVEN_BACK))
+        address = f"static:///{gateway.address}"
+        async with lb.aio.channel(address, retry=lb.Retry(retry=broken_strategy)) as channel:
+            await ready(channel, 1)
+            assert (await failure(kind.start(channel))).code() is grpc.StatusCode.UNAVAILABLE
+            assert in_flight(channel) == 0
+    told = [record for record in caplog.records if record.exc_info and "the strategy is broken" in record.getMessage()]
+    assert [record.name for record in told] == ["lb.channel"]
 
 
 async def test_a_resolver_that_can_not_start_fails_every_call() -> None:

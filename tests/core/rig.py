@@ -10,7 +10,7 @@ from grpc import StatusCode
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
-from lb.core.call import Action, Call
+from lb.core.call import Action, Call, Failed
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.concurrency import ConcurrencyLimit
 from lb.core.endpoint import Endpoint, Resolution
@@ -148,8 +148,8 @@ class Rig:
         attempt = call.attempts[at]
         running = sum(other.outcome is None for other in call.attempts if other is not attempt)
         ended = call.ended(attempt, outcome, self.now, committed=committed, replayable=replayable, running=running)
-        if ended.raised is not None:
-            raise ended.raised
+        if isinstance(ended.action, Failed) and ended.action.raised is not None:
+            raise ended.action.raised
         return ended.action
 
     @property

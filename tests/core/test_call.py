@@ -20,7 +20,7 @@ from tenacity import (
 from lb.core.attempt import Attempt
 from lb.core.breaker import Breaker, State
 from lb.core.budget import Budget
-from lb.core.call import DONE, Failed, Pause, Queued
+from lb.core.call import DONE, Done, Failed, Pause, Queued
 from lb.core.outcome import OK, Origin, Outcome, classify
 from lb.core.retry import Retry
 from lb.core.throttle import Throttle
@@ -145,7 +145,7 @@ def silent(rig: Rig, timeout: float | None = 3.0, *, idempotent: bool = True, re
     call = rig.call(timeout=timeout, idempotent=idempotent)
     call.begin(rig.now)
     rig.clock.advance(SILENT_AFTER)
-    return call, call.overdue(call.attempts[0], rig.now, replayable=replayable)[0]
+    return call, call.overdue(call.attempts[0], rig.now, replayable=replayable).give_up
 
 
 def test_a_silent_attempt_is_given_up_for_another() -> None:
@@ -219,7 +219,7 @@ def test_a_silent_probe_has_failed() -> None:
     assert probe.endpoint_id == "a"
     assert rig.candidate("a").breaker.state is State.HALF_OPEN
     call.deadline = rig.now + 3
-    assert not call.overdue(probe, rig.now)[0]
+    assert not call.overdue(probe, rig.now).give_up
     assert rig.candidate("a").breaker.state is State.OPEN
     rig.end(probe)
     assert rig.candidate("a").breaker.state is State.OPEN
@@ -232,7 +232,7 @@ def test_silence_is_told_of_an_attempt_that_runs() -> None:
     call = rig.call(timeout=3)
     call.begin(rig.now)
     rig.end(call.attempts[0])
-    assert not call.overdue(call.attempts[0], rig.now)[0]
+    assert not call.overdue(call.attempts[0], rig.now).give_up
     assert rig.candidate("a").breaker.state is State.CLOSED
 
 
@@ -521,6 +521,22 @@ def test_the_news_of_a_loss_may_come_a_little_later() -> None:
     attempt = call.resume(rig.now)
     assert isinstance(attempt, Attempt)
     assert attempt.why == "transparent: UNAVAILABLE (unprocessed): GOAWAY"
+
+
+def test_a_strategy_that_raises_after_a_doubtful_end_is_told() -> None:
+    """The end of the call brings along what was raised, for the log: as late as the doubt is resolved."""
+
+    def broken(state: Any) -> bool:
+        raise RuntimeError("the strategy is broken")
+
+    rig = Rig("a", retry=Retry(retry=broken))
+    call = rig.call(idempotent=False)
+    call.begin(rig.now)
+    assert rig.fail(call, CLOSING) == Pause(0.005)
+    rig.clock.advance(0.2)
+    action = call.resume(rig.now)
+    assert isinstance(action, Done)
+    assert "the strategy is broken" in str(action.raised)
 
 
 def test_a_doubtful_end_says_nothing_of_the_endpoint_until_it_is_judged() -> None:

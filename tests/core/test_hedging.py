@@ -231,8 +231,8 @@ def test_what_was_paid_for_a_silent_attempt_goes_to_one_that_follows() -> None:
     call = begun(rig)
     spent = 3 - rig.budget.balance(rig.now)
     first, second = call.attempts
-    assert call.overdue(first, rig.now, running=1)[0]
-    assert call.overdue(second, rig.now, running=0)[0]
+    assert call.overdue(first, rig.now, running=1).give_up
+    assert call.overdue(second, rig.now, running=0).give_up
     assert rig.fail(call, TIMED_OUT, at=0) == Others(0.0)
     third = call.hedge(rig.now)
     assert third is not None
