@@ -4,23 +4,30 @@
 
     pip install fastapi uvicorn
     python examples/servers.py              # in another terminal
-    uvicorn examples.fastapi_app:app
+    OPERATORS_TOKEN=secret uvicorn examples.fastapi_app:app
     curl -H 'x-timeout-ms: 500' 127.0.0.1:8000/products/espresso
+    curl -H 'authorization: Bearer secret' 127.0.0.1:8000/endpoints
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import grpc
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 import lb
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
+
+log = logging.getLogger("shop")
 
 HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -66,14 +73,25 @@ async def product(sku: str, request: Request, deadline: Annotated[Deadline, Depe
     return {"sku": found.sku, "name": found.name, "attempts": [a.endpoint_id for a in lb.attempts(call)]}
 
 
-@app.get("/endpoints")
+def operator(given: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> None:
+    """Let those in who have the token, and nobody while none is set."""
+    wanted = os.environ.get("OPERATORS_TOKEN", "")
+    if not wanted or not secrets.compare_digest(given.credentials.encode(), wanted.encode()):
+        raise HTTPException(403)
+
+
+@app.get("/endpoints", dependencies=[Depends(operator)])
 async def endpoints(request: Request) -> dict[str, Any]:
-    """What the channel knows, for operators."""
+    """What the channel knows, for operators: addresses and errors of the servers behind it."""
     snapshot: dict[str, Any] = request.app.state.channel.snapshot().as_dict()
     return snapshot
 
 
 @app.exception_handler(grpc.aio.AioRpcError)
 async def failed(request: Request, error: grpc.aio.AioRpcError) -> JSONResponse:
-    """A call's status as an HTTP status. By now the channel has tried every retry that is allowed."""
-    return JSONResponse({"error": error.code().name, "details": error.details()}, HTTP_STATUS.get(error.code(), 502))
+    """A call's status as an HTTP status. By now the channel has tried every retry that is allowed.
+
+    The details are for the log: they may name addresses of servers, and what these said.
+    """
+    log.warning("%r: %s: %r", request.url.path, error.code().name, error.details())
+    return JSONResponse({"error": error.code().name}, HTTP_STATUS.get(error.code(), 502))
