@@ -61,7 +61,8 @@ def admit(candidates: Collection[Candidate], ejection: Ejection, now: float) -> 
     if not ready:
         ready = [c for c in candidates if c.connectivity is _READY]
     refusing = [c for c in ready if c.breaker.state is not State.CLOSED and not c.breaker.admits(now)]
-    recheck_at = min((inf if c.breaker.retry_at is None else c.breaker.retry_at for c in refusing), default=inf)
+    instants = (c.breaker.retry_at for c in refusing)
+    recheck_at = min((inf if at is None else at for at in instants), default=inf)
     ever_ready = sum(c.was_ready for c in candidates) if refusing else 0
     pool, panic = ejection.pool(ready, refusing, ever_ready)
     pool = [c for c in pool if c.endpoint.weight > 0] or pool

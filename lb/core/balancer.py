@@ -304,8 +304,11 @@ class Balancer:
     # ---- the picker ----
 
     def admission(self, now: float) -> Admission:
-        """Which endpoints may be picked, by the rule in `lb.core.admission`. Changes nothing."""
-        return admit(self._members.candidates.values(), self._ejection, now)
+        """Which endpoints may be picked, by the rule in `lb.core.admission`. Changes nothing.
+
+        Another thread may ask (an exporter of metrics): it sees the set before or after a change.
+        """
+        return admit(list(self._members.candidates.values()), self._ejection, now)
 
     def _rebuild(self, now: float) -> None:
         self._held.free(now)

@@ -211,7 +211,8 @@ class BreakerState:
 
     def admits(self, now: float) -> bool:
         """Whether ``acquire(now)`` would admit. Changes nothing."""
-        return self._retry_at is None or now >= self._retry_at
+        retry_at = self._retry_at  # read once: another thread may look on
+        return retry_at is None or now >= retry_at
 
     def acquire(self, now: float) -> int:
         """A permit, to be given back by ``release`` or one of its kin; ``REFUSED`` (0) when not admitted.

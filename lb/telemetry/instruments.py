@@ -126,9 +126,14 @@ class Instruments:
         counter(TRANSITIONS, "{transition}", "Moves of endpoints' circuit breakers, by the state moved to")
         counter(REFUSED, "{call}", "Calls that found no place below the concurrency limits")
         counter(RESOLVER_ERRORS, "{error}", "Times that the resolver could not read its source")
-        meter.create_observable_gauge("lb.client.resolver.age", [self._ages], "s", "Since the resolver's last answer")
-        meter.create_observable_gauge("lb.client.endpoints", [self._endpoints], "{endpoint}", "Endpoints by state")
-        meter.create_observable_gauge("lb.client.retry_budget", [self._budgets], "{retry}", "Retries to be had now")
+
+        def gauge(name: str, observe: Callable[[CallbackOptions], Iterable[Observation]], unit: str, what: str) -> None:
+            meter.create_observable_gauge(name, [observe], unit, what)
+
+        gauge("lb.client.resolver.age", self._ages, "s", "Since the resolver's last answer; the oldest of a target's")
+        gauge("lb.client.endpoints", self._endpoints, "{endpoint}", "Endpoints by state, of all channels to a target")
+        gauge("lb.client.panic", self._panics, "{channel}", "Channels in panic: also open breakers' endpoints are used")
+        gauge("lb.client.retry_budget", self._budgets, "{retry}", "Retries to be had now, of all channels to a target")
 
     @staticmethod
     def where(span: Any) -> context.Context:
@@ -221,6 +226,15 @@ class Instruments:
                     sums[channel.target, "breaker open"] += 1
         for (target, state), number in sums.items():
             yield Observation(number, {"grpc.target": target, "lb.state": state})
+
+    def _panics(self, _: CallbackOptions) -> Iterable[Observation]:
+        now = time.monotonic()
+        sums: dict[str, int] = {}
+        for channel in self._living().values():
+            panics = bool(channel.balancer.admission(now).panic)
+            sums[channel.target] = sums.get(channel.target, 0) + panics
+        for target, number in sums.items():
+            yield Observation(number, {"grpc.target": target})
 
     def _budgets(self, _: CallbackOptions) -> Iterable[Observation]:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import weakref
 
@@ -81,6 +82,49 @@ async def test_the_resolver(backend: Backend) -> None:
         assert measured.point("lb.client.resolver.age").value < older
 
 
+@pytest.mark.parametrize("small", [0, 5])
+async def test_panic(fleet: Fleet, small: int) -> None:
+    """While too few endpoints have a closed breaker: in a pool that counts as small, none; else less than half."""
+    measured = Measured()
+    backends = await fleet(3)
+    resolver = Told(*(lb.Endpoint(backend.address) for backend in backends))
+    breaker = lb.Breaker(consecutive_failures=1, open_s=60)
+    ejection = lb.Ejection(small=small, max_share=1.0)
+    async with lb.aio.channel(resolver, policy="round_robin", breaker=breaker, ejection=ejection) as channel:
+        measured.of(channel)
+        await ready(channel, 3)
+        found = [measured.point("lb.client.panic").value]
+        for number, backend in enumerate(backends, 1):
+            backend.always(fail(grpc.StatusCode.INTERNAL))
+            while sum(endpoint.breaker == "OPEN" for endpoint in channel.snapshot().endpoints) < number:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await UU.run(channel, timeout=HANGS_S)
+            found.append(measured.point("lb.client.panic").value)
+        assert found == [0, 0, small == 0, 1]
+        resolver.say(*(lb.Endpoint(backend.address, id="new") for backend in backends[:1]))
+        await eventually(lambda: measured.point("lb.client.panic").value == 0)
+
+
+async def test_gauges_are_sums_over_the_channels_to_a_target(fleet: Fleet) -> None:
+    """Each channel has breakers and a budget of its own."""
+    measured = Measured()
+    backends = await fleet(2)
+    breaker = lb.Breaker(consecutive_failures=1, open_s=60)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            channel = await stack.enter_async_context(channel_to(*backends, policy="round_robin", breaker=breaker))
+            measured.of(channel)
+            await ready(channel, 2)
+        for backend in backends:
+            backend.always(fail(grpc.StatusCode.INTERNAL))
+        for _ in backends:
+            await failure(UU.start(channel, timeout=HANGS_S))
+        states = {p.attributes["lb.state"]: p.value for p in measured.points("lb.client.endpoints")}
+        assert (states["ready"], states["breaker open"]) == (6, 2)
+        assert measured.point("lb.client.panic").value == 1
+        assert measured.point("lb.client.retry_budget").value == pytest.approx(300, abs=1)
+
+
 async def test_a_static_set_does_not_age(backend: Backend) -> None:
     """What never changes is not old."""
     measured = Measured()
@@ -117,6 +161,7 @@ async def test_the_series_of_a_closed_channel_end(backend: Backend, monkeypatch:
     await UU.run(channel, timeout=HANGS_S)
     await channel.close()
     assert measured.points("lb.client.endpoints") == []
+    assert measured.points("lb.client.panic") == []
     assert measured.points("lb.client.retry_budget") == []
     assert measured.point("grpc.client.attempt.started").value == 1
     monkeypatch.setattr(instruments, "FORGET_S", -1.0)
