@@ -48,7 +48,7 @@ FAILED = OrderState.ORDER_STATE_FAILED
 FINAL = (CONFIRMED, FAILED)
 
 # A step takes at most 2 s for its call and 1 s for the database.
-_LEASE_S = 3.5
+LEASE_S = 3.5
 _GIVEN_UP = 0
 # So many orders under way are looked at in one go, the oldest first.
 _MOST_WATCHED = 1000
@@ -128,7 +128,7 @@ class Store:
         if seen is None or seen[:2] != (owner, mark):
             self._seen[order_id] = (owner, mark, now)
             return False
-        return now - seen[2] > _LEASE_S
+        return now - seen[2] > LEASE_S
 
     async def get(self, order_id: str) -> Order | None:
         """One order by its id."""

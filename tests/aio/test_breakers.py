@@ -13,7 +13,6 @@ import pytest
 
 import lb
 from lb.aio import Channel
-from lb.aio._grpcio import InternalError
 from lb.testing import Backend
 from lb.testing.backend import Gate, echo, fail, hang, hold, pushback
 from tests.aio.conftest import Fleet
@@ -35,6 +34,7 @@ from tests.aio.kit import (
     in_flight,
     ready,
 )
+from tests.support import doors
 
 TWO_FAILURES = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=0.15, max_open_s=0.15, jitter=0.0)
 FOR_LONG = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=60)
@@ -108,7 +108,7 @@ async def test_a_probe_that_fails_opens_it_again(fleet: Fleet, kind: Kind) -> No
     one, two, channel = await broken(fleet, kind, breaker)
     async with channel:
         await eventually(lambda: channel.snapshot().endpoints[0].picked, "the breaker admits a probe")
-        channel._channel.balancer.candidates[0].breaker._open_s = 60.0  # the next time, so that it is not over soon
+        doors.opens_for(doors.candidates(channel)[0], 60.0)  # so that it is not over soon
         assert (await failure(kind.start(channel))).code() is INTERNAL
         assert breakers(channel) == ["OPEN", "CLOSED"]
         assert await kind.run(channel) == kind.echo()
@@ -302,7 +302,7 @@ async def test_a_callers_mistake_blames_no_endpoint(fleet: Fleet, kind: Kind, mi
     async with channel_to(*backends, breaker=lb.Breaker(consecutive_failures=1), retry=IDEMPOTENT) as channel:
         await ready(channel, 2)
         call = kind.start(channel, **mistake)
-        with pytest.raises((grpc.RpcError, InternalError)):
+        with pytest.raises((grpc.RpcError, doors.grpcio("aio").InternalError)):
             await kind.responses(call)
         assert len(lb.attempts(call)) == 1
         await eventually(lambda: in_flight(channel) == 0)

@@ -33,6 +33,7 @@ from tests.aio.kit import (
     lb_tasks,
     ready,
 )
+from tests.support import doors
 
 LONG_WAIT = lb.Retry(idempotent=METHODS, wait=wait_fixed(30), jitter=0.0)
 
@@ -41,7 +42,7 @@ async def queued(backend: Backend, kind: Kind) -> tuple[Channel, Any]:
     """Waits for a resolver that says nothing."""
     channel = lb.aio.channel(Told(), breaker=NO_BREAKER)
     call = kind.start(channel)
-    await eventually(lambda: channel._channel.waiting.for_change, "the call waits")
+    await eventually(lambda: doors.waits_for_change(channel), "the call waits")
     return channel, call
 
 
@@ -153,7 +154,7 @@ async def test_a_cancelled_call_leaves_nothing(backend: Backend, kind: Kind, sta
         assert call.cancelled()
         assert await call.code() is grpc.StatusCode.CANCELLED
         assert in_flight(channel) == 0
-        await eventually(lambda: not channel._channel.waiting.for_change, "nobody waits for a change")
+        await eventually(lambda: not doors.waits_for_change(channel), "nobody waits for a change")
         received = len(backend.received)
         await backend.until(lambda: backend.in_flight == 0)
         await channel.close()
@@ -276,7 +277,7 @@ async def test_calls_cancelled_at_random_moments_leave_nothing_behind(fleet: Fle
         for _ in range(calls // 40):
             await asyncio.gather(*(one(rng.choice(KINDS)) for _ in range(40)))
         assert in_flight(channel) == 0
-        assert channel._channel.waiting.for_change == 0
+        assert doors.waits_for_change(channel) == 0
         for backend in backends:
             await backend.until(lambda backend=backend: backend.in_flight == 0)  # type: ignore[misc]  # a closure
         await eventually(

@@ -25,6 +25,7 @@ from tests.aio.kit import (
     in_flight,
     ready,
 )
+from tests.support import doors
 from tests.telemetry.kit import Recording
 
 POLICIES = ("round_robin", "p2c", "least_request", "random", "weighted_round_robin", "weighted_random")
@@ -77,7 +78,7 @@ async def test_hooks_that_raise_harm_no_call(fleet: Fleet, kind: Kind, caplog: p
             async with asyncio.timeout(HANGS_S):
                 assert await asyncio.gather(*map(kind.responses, calls)) == [kind.echo()] * 12
         assert in_flight(channel) == 0
-        assert not channel._channel.waiting.line
+        assert not doors.line(channel)
 
 
 async def test_a_hook_that_raises_keeps_no_connection(fleet: Fleet) -> None:
@@ -88,14 +89,14 @@ async def test_a_hook_that_raises_keeps_no_connection(fleet: Fleet) -> None:
     told = Told(*endpoints(one, two))
     async with lb.aio.channel(told, policy=Raising()) as channel:
         await ready(channel, 2)
-        handle = channel._channel.balancer.candidates[0].handle
+        candidate = doors.candidates(channel)[0]
         call = UU.start(channel)
         await one.until(lambda: one.in_flight == 1)
         told.say(*endpoints(two))
-        assert not handle._closed
+        assert not doors.closed(candidate)
         gate.open()
         assert await UU.responses(call) == UU.echo()
-        assert handle._closed
+        assert doors.closed(candidate)
 
 
 async def test_the_spans_of_both_attempts_end(fleet: Fleet) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lb.aio._consul import AgentAddress, AgentClient, ConsulError, agents_from
+from lb.aio.consul import ConsulError
+from tests.support import doors
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from lb.aio._consul import AgentAddress, AgentClient, ConsulError, agents_from
 )
 def test_addresses(base: str | None, env: dict[str, str], wanted: list[tuple[str, int, str]]) -> None:
     """host:port or a URL, several by commas; an argument wins over the environment."""
-    assert [(a.host, a.port, a.scheme) for a in agents_from(base, env)] == wanted
+    assert [(a.host, a.port, a.scheme) for a in doors.consul().agents_from(base, env)] == wanted
 
 
 def test_tls_and_token() -> None:
@@ -38,10 +39,10 @@ def test_tls_and_token() -> None:
         "CONSUL_CLIENT_KEY": "k.pem",
         "CONSUL_HTTP_TOKEN": "secret",
     }
-    (agent,) = agents_from("https://c", env)
+    (agent,) = doors.consul().agents_from("https://c", env)
     assert (agent.verify, agent.cert, agent.token) == ("ca.pem", ("c.pem", "k.pem"), "secret")
     assert "secret" not in repr(agent)
-    (careless,) = agents_from("https://c", env | {"CONSUL_HTTP_SSL_VERIFY": "false"})
+    (careless,) = doors.consul().agents_from("https://c", env | {"CONSUL_HTTP_SSL_VERIFY": "false"})
     assert careless.verify is False
 
 
@@ -58,12 +59,12 @@ def test_tls_and_token() -> None:
 def test_bad_variables(env: dict[str, str], words: str) -> None:
     """Each names the variable, its value and what is accepted."""
     with pytest.raises(ValueError, match=words):
-        agents_from(None, env)
+        doors.consul().agents_from(None, env)
 
 
 async def test_token_file_that_is_not_there() -> None:
     """An unreadable token file is an error of the request, with its name."""
-    client = AgentClient(AgentAddress("127.0.0.1", 1, token_file="/nonexistent/token"))
+    client = doors.consul().AgentClient(doors.consul().AgentAddress("127.0.0.1", 1, token_file="/nonexistent/token"))
     with pytest.raises(ConsulError, match=r"CONSUL_HTTP_TOKEN_FILE cannot be read: .*/nonexistent/token"):
         await client.get("/v1/status/leader", timeout_s=1)
     await client.close()
@@ -72,4 +73,4 @@ async def test_token_file_that_is_not_there() -> None:
 async def test_ca_that_is_not_there() -> None:
     """An unreadable CA is an error that names the variable."""
     with pytest.raises(ConsulError, match="cannot load CONSUL_CACERT"):
-        AgentClient(AgentAddress("127.0.0.1", 1, "https", verify="/nonexistent/ca.pem"))
+        doors.consul().AgentClient(doors.consul().AgentAddress("127.0.0.1", 1, "https", verify="/nonexistent/ca.pem"))

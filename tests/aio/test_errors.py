@@ -12,7 +12,6 @@ import grpc
 import pytest
 
 import lb
-from lb.aio._grpcio import TELLS_OF_CALLS
 from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, Gate, echo, hang, hold
 from tests.aio.kit import (
@@ -27,6 +26,7 @@ from tests.aio.kit import (
     failure,
     in_flight,
 )
+from tests.support import doors
 
 AWAY = "static:///127.0.0.1:1"
 
@@ -119,7 +119,7 @@ async def test_use_after_close(backend: Backend, make: Make) -> None:
 @pytest.mark.parametrize("make", [grpc.aio.insecure_channel, ours], ids=["grpcio", "lb"])
 async def test_a_negative_grace_closes_nothing(backend: Backend, make: Make) -> None:
     """``ValueError``, and the channel goes on."""
-    if make is not ours and not TELLS_OF_CALLS:
+    if make is not ours and not doors.grpcio("aio").TELLS_OF_CALLS:
         pytest.skip("grpcio checks it from 1.83 on")
     async with make(backend.address) as channel:
         with pytest.raises(ValueError, match="grace"):

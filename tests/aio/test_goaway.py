@@ -30,6 +30,7 @@ from tests.aio.kit import (
     in_flight,
     ready,
 )
+from tests.support import doors
 
 CALLS = 1000
 AT_ONCE = 32
@@ -71,15 +72,17 @@ async def test_a_connection_that_comes_and_goes_unseen_is_opened_again(backend: 
             await eventually(lambda: channel.snapshot().endpoints[0].connectivity != "READY")
             await backend.start()
             await ready(channel, 1)
-        (candidate,) = channel._channel.balancer.candidates
+        (candidate,) = doors.candidates(channel)
         watched: list[Any] = []
-        lower = candidate.handle._lower
 
         class Deaf:
             """A core that never tells of a change from IDLE, as when it is back there before anyone looks."""
 
+            def __init__(self, core: Any) -> None:
+                self._core = core
+
             def __getattr__(self, name: str) -> Any:
-                return getattr(lower, name)
+                return getattr(self._core, name)
 
             async def watch_connectivity_state(self, last: int, deadline: float | None) -> bool:
                 if last == grpc.ChannelConnectivity.IDLE.value[0] and len(watched) < 3:
@@ -87,13 +90,12 @@ async def test_a_connection_that_comes_and_goes_unseen_is_opened_again(backend: 
                     assert deadline is not None, "it would wait for ever"
                     await asyncio.sleep(0)
                     return False
-                found: bool = await lower.watch_connectivity_state(last, deadline)
+                found: bool = await self._core.watch_connectivity_state(last, deadline)
                 return found
 
-        candidate.handle._lower = Deaf()
-        await candidate.handle._left(grpc.ChannelConnectivity.IDLE)
-        assert len(watched) == 3
-        candidate.handle._lower = lower
+        with doors.another_core(candidate, Deaf):
+            await doors.left(candidate, grpc.ChannelConnectivity.IDLE)
+            assert len(watched) == 3
 
 
 async def test_a_loss_is_told_even_if_the_connection_stands_again() -> None:

@@ -15,6 +15,7 @@ from lb.aio import Channel
 from lb.testing.backend import METHODS, Gate, fail, hold
 from tests.aio.conftest import Fleet
 from tests.aio.kit import SS, UU, Kind, Told, channel_to, endpoints, eventually, failure, lb_tasks
+from tests.support import doors
 from tests.support.wait import longer
 
 SOON = lb.Connection(idle_s=0.05)
@@ -129,7 +130,7 @@ async def test_its_timer_does_not_keep_a_forgotten_channel(fleet: Fleet) -> None
     (one,) = await fleet(1)
     channel: Any = channel_to(one, connection=lb.Connection(idle_s=60))
     await UU.run(channel)
-    logical = weakref.ref(channel._channel)
+    logical = weakref.ref(doors.engine(channel))
     await channel.close()
     del channel
 

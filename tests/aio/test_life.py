@@ -25,6 +25,7 @@ from tests.aio.kit import (
     in_flight,
     lb_tasks,
 )
+from tests.support import doors
 
 IDLE = grpc.ChannelConnectivity.IDLE
 READY = grpc.ChannelConnectivity.READY
@@ -47,8 +48,8 @@ async def test_a_close_that_was_cancelled_can_be_repeated(backend: Backend) -> N
         assert lb_tasks() == []
     finally:
         call.cancel()
-        channel._channel.close()
-        await channel._channel.wait_closed()
+        doors.engine(channel).close()
+        await doors.engine(channel).wait_closed()
 
 
 async def test_leaving_idle_is_a_change_of_state() -> None:
@@ -196,11 +197,11 @@ async def test_a_call_that_could_not_be_made_is_not_kept(backend: Backend, monke
 
     async with channel_to(backend) as channel:
         await UU.run(channel)  # the first call of a method goes another way
-        (candidate,) = channel._channel.balancer.candidates
+        (candidate,) = doors.candidates(channel)
         with monkeypatch.context() as patched:
             patched.setattr(candidate.handle, "call", closed)
             with pytest.raises(grpc.aio.UsageError):
                 UU.start(channel)
-        assert channel._channel.departures.running == set()
+        assert doors.running(channel) == set()
         assert in_flight(channel) == 0
         await UU.run(channel)

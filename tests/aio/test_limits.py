@@ -14,6 +14,7 @@ from tenacity import wait_fixed, wait_none
 
 import lb
 from lb.aio import Channel
+from lb.aio.calls import logical_call
 from lb.shared import scopes
 from lb.shared.scopes import Scope
 from lb.testing.backend import METHODS, Gate, fail, hang, hold, pushback
@@ -32,14 +33,10 @@ from tests.aio.kit import (
     in_flight,
     ready,
 )
+from tests.support import doors
 from tests.support.wait import longer
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-
-
-def waiting(channel: Channel) -> int:
-    """How many calls stand in line."""
-    return channel._channel.balancer.line.waiting
 
 
 async def limited(fleet: Fleet, size: int = 1, *, limit: int = 1, **settings: Any) -> Any:
@@ -58,8 +55,8 @@ async def limited(fleet: Fleet, size: int = 1, *, limit: int = 1, **settings: An
 
 async def settled(channel: Channel) -> None:
     """Nothing runs, nobody waits."""
-    await eventually(lambda: in_flight(channel) == 0 and waiting(channel) == 0, "all places are free")
-    assert not channel._channel.waiting.line
+    await eventually(lambda: in_flight(channel) == 0 and doors.in_line(channel) == 0, "all places are free")
+    assert not doors.line(channel)
 
 
 async def test_a_burst_keeps_the_limit(fleet: Fleet, kind: Kind) -> None:
@@ -77,7 +74,7 @@ async def test_a_burst_keeps_the_limit(fleet: Fleet, kind: Kind) -> None:
         calls = [kind.start(channel) for _ in range(40)]
         answers = asyncio.gather(*map(kind.responses, calls))
         await eventually(lambda: sum(backend.in_flight for backend in backends) == 6)
-        assert waiting(channel) == 34
+        assert doors.in_line(channel) == 34
         gate.open()
         assert await answers == [kind.echo()] * 40
         watching.cancel()
@@ -178,7 +175,7 @@ async def test_who_leaves_the_line_holds_nobody_up(fleet: Fleet, kind: Kind, whe
     async with channel:
         first, second, third = (kind.start(channel) for _ in range(3))
         answers = asyncio.gather(kind.responses(first), kind.responses(third))
-        line = channel._channel.waiting.line
+        line = doors.line(channel)
         if when != "before its first step":
             await eventually(lambda: len(line) == 2)
         if when == "woken":
@@ -204,7 +201,7 @@ async def test_a_stream_holds_its_place_until_it_ends(fleet: Fleet) -> None:
         await stream.write(b"1")
         assert await stream.read() == b"1"
         waits = UU.start(channel)
-        await eventually(lambda: len(channel._channel.waiting.line) == 1)
+        await eventually(lambda: len(doors.line(channel)) == 1)
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
         assert await UU.responses(waits) == UU.echo()
@@ -220,7 +217,7 @@ async def test_an_endpoint_that_joins_wakes_the_line(fleet: Fleet) -> None:
         await ready(channel, 1)
         UU.start(channel)
         calls = [UU.start(channel) for _ in range(5)]
-        await eventually(lambda: waiting(channel) == 5)
+        await eventually(lambda: doors.in_line(channel) == 5)
         told.say(*endpoints(one, two))
         async with asyncio.timeout(HANGS_S):
             assert await asyncio.gather(*calls) == [b"one"] * 5
@@ -233,7 +230,7 @@ async def test_a_weight_that_is_no_longer_0_wakes_the_line(fleet: Fleet) -> None
     async with channel:
         channel.change_weights({two.address: 0})
         first, second = UU.start(channel), UU.start(channel)
-        await eventually(lambda: len(channel._channel.waiting.line) == 1)
+        await eventually(lambda: len(doors.line(channel)) == 1)
         channel.change_weights({})
         assert await UU.responses(second) == UU.echo()
         gate.open()
@@ -250,7 +247,7 @@ async def test_refusals_shrink_an_adaptive_limit(fleet: Fleet) -> None:
         one.always(pushback(0))
         for _ in range(40):
             assert await UU.run(channel) == UU.echo()
-        limits = {c.endpoint.address: c.limit.limit for c in channel._channel.balancer.candidates if c.limit}
+        limits = {c.endpoint.address: c.limit.limit for c in doors.candidates(channel) if c.limit}
         assert limits[one.address] < 5
         assert limits[two.address] >= 20
         await settled(channel)
@@ -279,7 +276,7 @@ async def test_all_connections_lost_is_no_full_line(fleet: Fleet) -> None:
         await one.until(lambda: one.in_flight == 1)
         await one.stop()
         await failure(calls[0])
-        await eventually(lambda: waiting(channel) == 0, "nobody waits for a place")
+        await eventually(lambda: doors.in_line(channel) == 0, "nobody waits for a place")
         calls[0] = UU.start(channel, wait_for_ready=True)
         gate.open()
         await one.start()
@@ -307,7 +304,8 @@ async def test_what_waits_is_cancelled_with_its_incoming_call(fleet: Fleet, kind
         context.run(scopes.enter, scope)
         call = context.run(kind.start, channel, wait_for_ready=True)
         reading = asyncio.ensure_future(kind.responses(call))
-        logical = call._cython_call
+        logical = logical_call(call)
+        assert logical is not None
         await eventually(lambda: logical.execution.waits, "it waits")
         received = len(one.received)
         scope.cancel()
@@ -331,7 +329,7 @@ async def test_closing_the_channel_empties_the_line(fleet: Fleet, kind: Kind) ->
     for call in calls:
         with pytest.raises(asyncio.CancelledError):
             await kind.responses(call)
-    assert waiting(channel) == in_flight(channel) == 0
+    assert doors.in_line(channel) == in_flight(channel) == 0
 
 
 async def test_a_random_crowd_leaves_nothing(fleet: Fleet) -> None:

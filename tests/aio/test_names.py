@@ -16,12 +16,12 @@ from grpc.aio import _call as grpcio_call
 from grpc.aio import _channel as grpcio_channel
 
 import lb
-from lb.aio import _grpcio
 from lb.aio.response_stream import ResponseStream
 from lb.aio.unary import UnaryCall
 from lb.core import words
 from lb.testing import Backend
 from lb.testing.backend import STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, fail
+from tests.support import doors
 
 BAD_CREDENTIALS = """
 import asyncio, grpc, lb
@@ -59,6 +59,9 @@ def test_the_channel_is_a_grpc_channel_for_a_type_checker() -> None:
     """Generated stubs take it without a cast. (Checked by mypy, not here: the ignore must become unused.)"""
     channel: grpc.aio.Channel = lb.aio.channel("static:///127.0.0.1:1")
     assert isinstance(channel, grpc.aio.Channel)
+
+
+_grpcio = doors.grpcio("aio")
 
 
 async def test_the_upper_channel_has_what_grpcios_has(backend: Backend) -> None:

@@ -16,6 +16,7 @@ from lb.core.orca import STANDARD_KEY
 from lb.core.outcome import REPORT_KEY
 from lb.testing.backend import Backend, Step, echo
 from tests.aio.kit import HANGS_S, KINDS, UU, Kind, Told, channel_to, endpoints, eventually
+from tests.support.doors import candidates
 
 
 @pytest.fixture
@@ -28,11 +29,6 @@ async def three() -> AsyncIterator[tuple[Backend, Backend, Backend]]:
 def counts(*backends: Backend) -> Counter[str]:
     """How many calls each received."""
     return Counter({backend.name: len(backend.received) for backend in backends})
-
-
-def candidates(channel: Any) -> Any:
-    """The balancer's records."""
-    return channel._channel.balancer.candidates
 
 
 async def settled(channel: Any, *backends: Backend) -> None:

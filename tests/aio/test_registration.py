@@ -10,8 +10,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from lb.aio import registration
-from lb.aio._registration import Registration
+from lb.aio import Registration, registration
 from lb.core.presence import LEAVING
 from lb.testing import Agent
 from tests.support.consul import Registry

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lb.testing import Agent
-from lb.testing._listening import stop_accepting
 from tests.aio.test_registration import register, status
 from tests.support.consul import Consul, Embedded, Proxy, Registry
+from tests.support.doors import stop_accepting
 from tests.support.instance import Instance
 from tests.support.wait import until
 

@@ -16,6 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from tenacity import stop_after_attempt, stop_never, wait_chain, wait_fixed
 
 import lb
+from lb.aio.calls import logical_call
 from lb.core.candidate import Connectivity
 from lb.core.outcome import Origin
 from lb.testing import Backend
@@ -36,6 +37,7 @@ from tests.aio.kit import (
     failure,
     ready,
 )
+from tests.support import doors
 from tests.support.wait import longer
 
 COUNT_KEY = "grpc-previous-rpc-attempts"
@@ -53,6 +55,13 @@ async def pair(fleet: Fleet, **settings: Any) -> tuple[Backend, Backend, Any]:
 
 
 # ---- which failures ----
+
+
+def gave_up(call: Any) -> str:
+    """Why no other attempt followed."""
+    logical = logical_call(call)
+    assert logical is not None
+    return logical.record.gave_up
 
 
 async def test_an_idempotent_call_goes_to_another_endpoint(fleet: Fleet, kind: Kind) -> None:
@@ -138,12 +147,12 @@ async def test_an_attempt_that_never_found_a_connection_is_retried(fleet: Fleet,
     one, two, channel = await pair(fleet)
     async with channel:
         await one.stop()
-        dead = channel._channel.balancer.candidates[0]
+        dead = doors.candidates(channel)[0]
         await eventually(lambda: dead.connectivity is not Connectivity.READY)
 
         async def unsent() -> list[lb.Attempt]:
             # As in the moment before the loss is noticed.
-            channel._channel.balancer.set_connectivity(dead, Connectivity.READY, time.monotonic())
+            doors.engine(channel).balancer.set_connectivity(dead, Connectivity.READY, time.monotonic())
             call = kind.start(channel, timeout=HANGS_S)
             assert await kind.responses(call) == kind.echo()
             return lb.attempts(call)
@@ -313,7 +322,7 @@ async def test_all_attempts_share_one_deadline(backend: Backend, kind: Kind) -> 
         call = kind.start(channel, timeout=3)
         error = await failure(call)
         took = time.monotonic() - started
-        assert call._cython_call.record.gave_up == "the deadline is nearer than the next attempt"
+        assert gave_up(call) == "the deadline is nearer than the next attempt"
     assert error.code() is UNAVAILABLE
     assert took < 3
     left = [received.timeout_s or 0 for received in backend.received]
@@ -367,7 +376,7 @@ async def test_retries_stop_when_the_budget_is_used_up(backend: Backend, kind: K
             call = kind.start(channel)
             await failure(call)
             assert len(lb.attempts(call)) == expected
-            assert call._cython_call.record.gave_up == "the retry budget is used up"
+            assert gave_up(call) == "the retry budget is used up"
         assert channel.snapshot().retry_budget == 0
 
 
@@ -439,7 +448,7 @@ async def test_a_stream_longer_than_the_buffer_is_not_sent_again(fleet: Fleet, k
         gate.open()
         error = await failure(call)
         assert error.code() is UNAVAILABLE
-        assert call._cython_call.record.gave_up == "the request stream cannot be resent"
+        assert gave_up(call) == "the request stream cannot be resent"
     assert len(two.received) == 0
 
 

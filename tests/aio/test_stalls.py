@@ -16,10 +16,11 @@ import pytest
 
 import lb
 from lb.aio import pulse
-from lb.aio._consul import AgentClient, ConsulError, agents_from
+from lb.aio.consul import ConsulError
 from lb.testing import Backend
 from lb.testing.backend import METHODS, hang
 from tests.aio.kit import HANGS_S, KINDS, SS, UU, Kind, failure, ready
+from tests.support import doors
 from tests.support.stalls import HOLDS, hold_interpreter, hold_loop, servers
 
 STRICT: dict[str, Any] = {"consecutive_failures": 1, "failure_ratio": None}
@@ -203,7 +204,7 @@ async def test_consuls_answer_that_arrived_meanwhile_counts() -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Agent) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        client = AgentClient(agents_from(f"127.0.0.1:{server.server_port}")[0])
+        client = doors.consul().AgentClient(doors.consul().agents_from(f"127.0.0.1:{server.server_port}")[0])
         try:
             await client.get("/v1/health/service/x", timeout_s=HANGS_S)  # connected
             asking = asyncio.ensure_future(client.get("/v1/health/service/x", timeout_s=0.2))
@@ -220,7 +221,7 @@ async def test_consuls_answer_that_arrived_meanwhile_counts() -> None:
 async def test_consul_that_says_nothing_is_an_error_all_the_same() -> None:
     """The time for which the loop ran passes the time-out."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        client = AgentClient(agents_from(f"127.0.0.1:{mute.getsockname()[1]}")[0])
+        client = doors.consul().AgentClient(doors.consul().agents_from(f"127.0.0.1:{mute.getsockname()[1]}")[0])
         try:
             with pytest.raises(ConsulError, match=r"no answer within 0\.2 s"):
                 await client.get("/v1/health/service/x", timeout_s=0.2)

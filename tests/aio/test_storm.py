@@ -16,6 +16,7 @@ import lb
 from lb.testing.backend import METHODS, Step, echo, fail, hang, pushback
 from tests.aio.conftest import Fleet
 from tests.aio.kit import HANGS_S, KINDS, UU, Told, endpoints, eventually, in_flight, lb_tasks, ready
+from tests.support import doors
 
 ROUNDS = 60
 STEPS: list[Step | None] = [
@@ -92,7 +93,7 @@ async def test_whatever_happens_nothing_hangs_and_nothing_stays(fleet: Fleet, se
 
         for backend in backends:
             backend.always(None)
-        logical = channel._channel
+        logical = doors.engine(channel)
         await eventually(lambda: not in_flight(channel) and not logical.unbegun, "nothing is in flight", HANGS_S)
         assert (logical.balancer.line.waiting, len(logical.waiting.line), logical.balancer.leaving) == (0, 0, [])
         told.say(*endpoints(*backends))

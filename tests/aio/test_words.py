@@ -6,10 +6,10 @@ import asyncio
 
 import grpc
 
-from lb.testing._listening import stop_accepting
 from lb.testing.backend import hang
 from tests.aio.kit import HANGS_S, UU, Kind, failure
 from tests.aio.worlds import Side, World
+from tests.support.doors import stop_accepting
 from tests.support.releases import WRAPS, worded
 
 

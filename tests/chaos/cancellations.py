@@ -21,6 +21,7 @@ from lb.aio import Channel
 from lb.aio.calls import LogicalCall
 from tests.chaos.load import BODY
 from tests.chaos.server import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY, UNARY_STREAM
+from tests.support import doors
 from tests.support.process import Process
 
 SETTINGS: dict[str, Any] = {
@@ -54,7 +55,7 @@ class Spans(SpanProcessor):
         """Record the channel's spans, all of them; the global SDK is not touched."""
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(self)
-        channel._channel.tracer.use(provider.get_tracer("lb"))
+        doors.engine(channel).tracer.use(provider.get_tracer("lb"))
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:
         """One more."""

@@ -57,13 +57,13 @@ class Proxy:
         self._mode = "pass"
         self._taken = 0
         self._pipes: set[Pipe] = set()
-        self._server: asyncio.Server | None = None
+        self.server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> None:
         """Open the port."""
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
+        self.port = self.server.sockets[0].getsockname()[1]
 
     def obey(self, wishes: dict[str, Any]) -> dict[str, int]:
         """Change the mode; returns how many connections stood, and how many were taken so far."""
@@ -72,15 +72,15 @@ class Proxy:
         if mode == "reset":
             self._close_pipes(reset=True)
         elif mode == "refuse":
-            if self._server is not None:
-                self._server.close()
-                self._server = None
+            if self.server is not None:
+                self.server.close()
+                self.server = None
             self._close_pipes(reset=False)
         elif mode == "hang up":
             self._close_pipes(reset=False)
         elif mode == "pass":
             self._close_pipes(reset=True, lossy_only=True)
-            if self._server is None:
+            if self.server is None:
                 task = asyncio.ensure_future(self.listen())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

@@ -24,7 +24,7 @@ import grpc
 from tests.chaos.child import commands, say
 
 if TYPE_CHECKING:
-    from lb.aio._registration import Registration
+    from lb.aio import Registration
 
 SERVICE = "chaos.Echo"
 UNARY = f"/{SERVICE}/Unary"

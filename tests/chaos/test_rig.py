@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import pytest
 
-from lb.testing._listening import stop_accepting
 from tests.chaos import __main__ as table
 from tests.chaos.load import BODY, Figures
 from tests.chaos.proxy import Proxy
@@ -19,6 +18,7 @@ from tests.chaos.rig import Rig
 from tests.chaos.rows import ROWS, Line
 from tests.chaos.server import UNARY
 from tests.support import servers
+from tests.support.doors import stop_accepting
 from tests.support.wait import longer, until
 
 _SILENCE_S = 0.2
@@ -41,7 +41,7 @@ async def proxy() -> AsyncIterator[Proxy]:
     proxy = Proxy(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", 0)
     await proxy.listen()
     yield proxy
-    for each in (server, proxy._server):
+    for each in (server, proxy.server):
         if each is not None:
             await stop_accepting(each)
     proxy.obey({"mode": "refuse"})

@@ -215,7 +215,7 @@ async def test_cancellation_is_undone(
     counter: Counter, service: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that goes away in the middle of any step leaves nothing behind: undoing is not cancelled with it."""
-    monkeypatch.setattr(store, "_LEASE_S", NEVER_S)  # nobody else undoes it
+    monkeypatch.setattr(store, "LEASE_S", NEVER_S)  # nobody else undoes it
     faults = counter.shop.faults[service]
     faults.next(method, "hang")
     call = counter.orders.PlaceOrder(place())
@@ -235,7 +235,7 @@ async def test_cancellation_is_undone(
 
 async def test_deadline_is_undone(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline that passes in the middle of a step is obeyed at once, and the order is undone."""
-    monkeypatch.setattr(store, "_LEASE_S", NEVER_S)  # nobody else undoes it
+    monkeypatch.setattr(store, "LEASE_S", NEVER_S)  # nobody else undoes it
     faults = counter.shop.faults["payments"]
     faults.next("Authorize", "hang")
     for timeout in longer(0.4):

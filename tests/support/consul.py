@@ -60,15 +60,16 @@ class Registry:
 
     async def get(self, path: str, **params: Any) -> httpx2.Response:
         """The answer to a GET, whatever its status."""
-        async with self._client() as client:
+        async with self.client() as client:
             return await client.get(f"/v1/{path}", params=params)
 
     async def put(self, path: str, body: Any = None, **params: Any) -> httpx2.Response:
         """The answer to a PUT, whatever its status."""
-        async with self._client() as client:
+        async with self.client() as client:
             return await client.put(f"/v1/{path}", params=params, json=body)
 
-    def _client(self) -> httpx2.AsyncClient:
+    def client(self) -> httpx2.AsyncClient:
+        """For requests of the test's own."""
         headers = {"X-Consul-Token": self.token} if self.token else {}
         return httpx2.AsyncClient(base_url=self.url, timeout=90, verify=False, headers=headers)
 
@@ -159,12 +160,12 @@ class Consul(Registry):
 
     def __init__(self, *, node: str = "test", acl: bool = False, join: Consul | None = None) -> None:
         with free_ports(len(_PORTS)) as ports:
-            self._ports = dict(zip(_PORTS, ports, strict=True))
+            self.ports = dict(zip(_PORTS, ports, strict=True))
         self._process: asyncio.subprocess.Process | None = None
         self._node = node
         self._join = join
         self._ended = contextlib.ExitStack()
-        self.url = f"http://127.0.0.1:{self._ports['http']}"
+        self.url = f"http://127.0.0.1:{self.ports['http']}"
         self.token = str(uuid.uuid4()) if acl else ""
 
     async def start(self) -> None:
@@ -176,7 +177,7 @@ class Consul(Registry):
         with tempfile.TemporaryFile() as output:
             kind = ["-dev"] if self._join is None else ["-data-dir", home]
             if self._join is not None:
-                kind += ["-retry-join", f"127.0.0.1:{self._join._ports['serf-lan']}"]
+                kind += ["-retry-join", f"127.0.0.1:{self._join.ports['serf-lan']}"]
             if self.token:
                 tokens = {"initial_management": self.token, "agent": self.token}
                 acl = {"enabled": True, "default_policy": "deny", "tokens": tokens}
@@ -186,7 +187,7 @@ class Consul(Registry):
                 str(program),
                 *("agent", *kind, "-client", "127.0.0.1", "-bind", "127.0.0.1", "-node", self._node),
                 *("-log-level", "warn", "-grpc-tls-port=-1"),
-                *(f"-{name}-port={port}" for name, port in self._ports.items()),
+                *(f"-{name}-port={port}" for name, port in self.ports.items()),
                 stdout=output,
                 stderr=output,
                 cwd=home,
@@ -242,7 +243,7 @@ class Token:
 
     async def delete(self) -> None:
         """Consul knows it no more."""
-        async with self.consul._client() as client:
+        async with self.consul.client() as client:
             (await client.delete(f"/v1/acl/token/{self.accessor}")).raise_for_status()
 
 
@@ -267,7 +268,7 @@ class Proxy:
         self.asked.append(what)
         try:
             await self.before(what)
-            async with self._behind._client() as client:
+            async with self._behind.client() as client:
                 answer = await client.request(
                     request.method,
                     f"{self._behind.url}{request.raw_path}",

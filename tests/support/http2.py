@@ -20,7 +20,7 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from lb.testing._listening import stop_accepting
+from tests.support.doors import stop_accepting
 
 _PREFACE = 24
 _FRAME_HEADER = 9

@@ -42,7 +42,7 @@ class Where:
     def __init__(self, servers: list[Server], ours: bool) -> None:
         self.servers = servers
         self.ours = ours
-        self._opened: list[Any] = []
+        self.opened: list[Any] = []
 
     def open(self, **settings: Any) -> Any:
         """A channel, closed at the end of the test."""
@@ -54,7 +54,7 @@ class Where:
         else:
             interceptors = settings.pop("interceptors", ())
             channel = grpc.intercept_channel(grpc.insecure_channel(self.servers[0].address, **settings), *interceptors)
-        self._opened.append(channel)
+        self.opened.append(channel)
         return channel
 
     def script(self, step: Any) -> None:
@@ -69,9 +69,9 @@ class Where:
 
     def close(self) -> None:
         """Close what was opened."""
-        for channel in self._opened:
+        for channel in self.opened:
             channel.close()
-        self._opened.clear()
+        self.opened.clear()
 
 
 @pytest.fixture(scope="module", params=["grpcio", "one", "three"])

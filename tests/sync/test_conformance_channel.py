@@ -500,7 +500,7 @@ def test_subscribers_at_close(channel: Any) -> None:
 def test_a_stub_keeps_its_channel(where: Where, kind: Kind) -> None:
     """Who forgets the channel and keeps a stub can call."""
     channel = where.open()
-    where._opened.clear()
+    where.opened.clear()
     stub = kind.stub(channel)
     del channel
     gc.collect()
@@ -514,7 +514,7 @@ def test_a_call_outlives_stub_and_channel(where: Where, kind: Kind) -> None:
     """Who forgets both and keeps a call gets its answer."""
     gate = gated(where)
     channel = where.open()
-    where._opened.clear()
+    where.opened.clear()
     call = kind.start(channel)
     del channel
     gc.collect()

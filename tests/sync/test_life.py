@@ -23,6 +23,7 @@ import pytest
 import lb
 from lb.shared import fork
 from lb.sync import loop, subchannel
+from tests.support import doors
 from tests.sync.conftest import Fleet
 from tests.sync.kit import (
     HANGS_S,
@@ -164,7 +165,7 @@ def test_a_forgotten_channel_cleans_up(server: Server, recwarn: pytest.WarningsR
     stub = channel.unary_unary(UU.method)
     assert stub(b"x") == b"x"
     assert UU.finish(UU.start(channel)) == UU.echo()
-    inner = weakref.ref(channel._front.engine)
+    inner = weakref.ref(doors.engine(channel))
     with caplog.at_level(logging.DEBUG, "asyncio"):
         del channel
         gc.collect()
@@ -195,7 +196,7 @@ def test_no_call_is_left(server: Server, kind: Kind) -> None:
         eventually(
             lambda: not [o for o in gc.get_objects() if isinstance(o, (BlockingCall, LoopCall))], "calls are collected"
         )
-        assert channel._front._running == set()
+        assert doors.running(channel) == set()
 
 
 def test_calls_cancelled_at_random_moments_leave_nothing_behind(fleet: Fleet, kind: Kind) -> None:
@@ -217,7 +218,7 @@ def test_calls_cancelled_at_random_moments_leave_nothing_behind(fleet: Fleet, ki
         for thread in threads:
             thread.join(HANGS_S)
         eventually(lambda: in_flight(channel) == 0)
-        eventually(lambda: channel._front._running == set())
+        eventually(lambda: doors.running(channel) == set())
         assert kind.run(channel) == kind.echo()
 
 
@@ -231,7 +232,7 @@ def test_a_stream_that_can_not_be_read(server: Server, kind: Kind) -> None:
             assert failure(lambda: list(stub(kind.argument()))).code() is grpc.StatusCode.INTERNAL
         # The error is the call itself, with its own traceback: a cycle.
         eventually(lambda: gc.collect() >= 0 and in_flight(channel) == 0)
-        eventually(lambda: channel._front._running == set())
+        eventually(lambda: doors.running(channel) == set())
 
 
 @pytest.mark.parametrize("hedging", [None, lb.Hedging(delay_s=0.001)], ids=["plain", "hedged"])
@@ -696,8 +697,9 @@ def test_grpcios_race_is_not_told(caplog: Any) -> None:
             self.told += 1
 
     other: Any = Loop()
-    loop._on_exception(other, {"exception": BlockingIOError(), "handle": Handle()})
+    on_exception = doors.on_exception()
+    on_exception(other, {"exception": BlockingIOError(), "handle": Handle()})
     assert other.told == 0
-    loop._on_exception(other, {"exception": LookupError(), "handle": Handle()})
-    loop._on_exception(other, {"exception": BlockingIOError(), "handle": "<Handle other>"})
+    on_exception(other, {"exception": LookupError(), "handle": Handle()})
+    on_exception(other, {"exception": BlockingIOError(), "handle": "<Handle other>"})
     assert other.told == 2

@@ -16,18 +16,22 @@ from grpc._cython import cygrpc
 import lb
 from lb.core.balancer import Balancer
 from lb.core.call import Call
-from lb.sync import _grpcio, blocking, calls, events
+from lb.sync import blocking, calls, events
 from lb.sync.front import Front
 from lb.sync.locked import LockedBalancer, LockedCall
+from tests.support import doors
 from tests.sync.kit import KINDS, UU, Kind, Server, channel_to
 
 ROOM = Path(calls.__file__).parent
 
 
+_grpcio = doors.grpcio("sync")
+
+
 def test_the_upper_channel_has_what_grpcios_has() -> None:
     """`UpperChannel` sets by hand what grpcio's constructor would: a new attribute there must be known here."""
     with grpc.insecure_channel("127.0.0.1:1") as theirs, lb.sync.channel("static:///127.0.0.1:1") as ours:
-        assert set(vars(ours._upper)) == set(vars(theirs))
+        assert set(vars(doors.upper(ours))) == set(vars(theirs))
 
 
 def test_the_lower_channel_has_what_grpcios_has() -> None:

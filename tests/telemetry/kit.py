@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lb.aio import Channel
 from tests.aio.kit import UU, Kind
+from tests.support import doors
 
 NO_SDK = "needs the OpenTelemetry SDK (extra: services)"
 
@@ -25,9 +25,9 @@ class Recording:
         self.provider = sdk.TracerProvider(sampler=sampler, id_generator=ids, shutdown_on_exit=False)
         self.provider.add_span_processor(export.SimpleSpanProcessor(self._exporter))
 
-    def of(self, channel: Channel) -> None:
+    def of(self, channel: Any) -> None:
         """Record the channel's spans here."""
-        channel._channel.tracer.use(self.provider.get_tracer("lb"))
+        doors.engine(channel).tracer.use(self.provider.get_tracer("lb"))
 
     @property
     def spans(self) -> list[Any]:
@@ -61,9 +61,9 @@ class Measured:
         self._reader = export.InMemoryMetricReader()
         self.provider = sdk.MeterProvider([self._reader], shutdown_on_exit=False, **settings)
 
-    def of(self, channel: Channel) -> None:
+    def of(self, channel: Any) -> None:
         """Measure the channel here."""
-        channel._channel.metrics.use(self.provider)
+        doors.engine(channel).metrics.use(self.provider)
 
     def points(self, name: str) -> list[Any]:
         """The data points of one instrument, collected now."""
@@ -83,6 +83,6 @@ class Measured:
         return point
 
 
-def registered(channel: Channel, kind: Kind = UU) -> Any:
+def registered(channel: Any, kind: Kind = UU) -> Any:
     """The multicallable as a generated stub makes it."""
     return getattr(channel, kind.name)(kind.method, _registered_method=True)

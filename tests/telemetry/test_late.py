@@ -16,14 +16,15 @@ from lb.core.breaker import Breaker
 from lb.core.call import Call
 from lb.core.policies.round_robin import RoundRobin
 from lb.core.shared import Rules, Shared
-from lb.telemetry._opentelemetry import LOW_HALF, MOST_ATTRIBUTES, Sdk
 from lb.telemetry.late import Late
 from lb.telemetry.spans import Spans
 from lb.testing import Backend
 from lb.testing.backend import hang
 from tests.aio.kit import UU, channel_to
+from tests.support import doors
 from tests.telemetry.kit import NO_SDK, Measured, Recording
 
+otel = doors.opentelemetry()
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace", reason=NO_SDK)
 sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
 export: Any = pytest.importorskip("opentelemetry.sdk.trace.export", reason=NO_SDK)
@@ -31,9 +32,10 @@ export: Any = pytest.importorskip("opentelemetry.sdk.trace.export", reason=NO_SD
 
 def begun(provider: Any) -> Any:
     """The span of one call, as `Spans` begins it."""
-    spans = Spans("static:///x", Balancer("static:///x", RoundRobin(), Breaker(), Random(1)))
+    balancer = Balancer("static:///x", RoundRobin(), Breaker(), Random(1))
+    spans = Spans("static:///x", balancer)
     spans.use(provider.get_tracer("lb"))
-    method = Shared("/a.B/C", Rules(retry=lb.Retry()), spans._balancer, lb.Budget().new_state())
+    method = Shared("/a.B/C", Rules(retry=lb.Retry()), balancer, lb.Budget().new_state())
     return spans.call_started(Call(method, None, None, 0.0), 0.0)
 
 
@@ -105,7 +107,7 @@ SAMPLE = sampling.Decision.RECORD_AND_SAMPLE
         pytest.param(lambda: provider_of(sampler=sampling.TraceIdRatioBased(1.0)), id="by ratio"),
         pytest.param(lambda: provider_of(sampler=sampling.ParentBased(Sampler(SAMPLE))), id="by a sampler for roots"),
         pytest.param(
-            lambda: provider_of(span_limits=sdk.SpanLimits(max_span_attributes=MOST_ATTRIBUTES)), id="a wide limit"
+            lambda: provider_of(span_limits=sdk.SpanLimits(max_span_attributes=otel.MOST_ATTRIBUTES)), id="a wide limit"
         ),
         pytest.param(
             lambda: provider_of(active_span_processor=sdk.ConcurrentMultiSpanProcessor()), id="processors side by side"
@@ -140,7 +142,7 @@ def test_a_span_that_nobody_watches_is_made_at_its_end(provider: Any) -> None:
             id="children are not sampled",
         ),
         pytest.param(
-            lambda: provider_of(span_limits=sdk.SpanLimits(max_span_attributes=MOST_ATTRIBUTES - 1)),
+            lambda: provider_of(span_limits=sdk.SpanLimits(max_span_attributes=otel.MOST_ATTRIBUTES - 1)),
             id="few attributes",
         ),
         pytest.param(
@@ -158,7 +160,7 @@ def test_a_span_that_is_watched_is_the_sdks(provider: Any) -> None:
 def test_a_processor_that_comes_later_is_noticed() -> None:
     """By the next call, of the same channel."""
     provider = provider_of(AtEnd())
-    tracer = Sdk.of(provider.get_tracer("lb"))
+    tracer = otel.Sdk.of(provider.get_tracer("lb"))
     assert tracer is not None
     assert tracer.unwatched()
     provider.add_span_processor(AtStart())
@@ -168,14 +170,14 @@ def test_a_processor_that_comes_later_is_noticed() -> None:
 def test_a_tracer_is_looked_at_again_when_it_has_changed() -> None:
     """Once a second it is asked whether: what was made of it stays otherwise."""
     tracer = provider_of().get_tracer("lb")
-    taken = Sdk.of(tracer)
-    assert Sdk.of(tracer, taken) is taken
+    taken = otel.Sdk.of(tracer)
+    assert otel.Sdk.of(tracer, taken) is taken
     tracer.sampler = sampling.ALWAYS_OFF
-    again = Sdk.of(tracer, taken)
+    again = otel.Sdk.of(tracer, taken)
     assert again is not None
     assert again is not taken
     assert again.bound is None
-    assert Sdk.of(provider_of().get_tracer("lb"), again) is not again
+    assert otel.Sdk.of(provider_of().get_tracer("lb"), again) is not again
 
 
 def test_a_tracer_of_somebody_else_is_asked() -> None:
@@ -185,16 +187,16 @@ def test_a_tracer_of_somebody_else_is_asked() -> None:
         """Somebody's own."""
 
     tracer = provider_of().get_tracer("lb")
-    assert Sdk.of(tracer) is not None
+    assert otel.Sdk.of(tracer) is not None
     tracer.__class__ = Tracer
-    assert Sdk.of(tracer) is None
-    assert Sdk.of(trace.NoOpTracer()) is None
+    assert otel.Sdk.of(tracer) is None
+    assert otel.Sdk.of(trace.NoOpTracer()) is None
 
 
 def test_a_tracer_that_counts_its_spans_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK's metrics of itself count what it starts and ends."""
     monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
-    assert Sdk.of(provider_of().get_tracer("lb")) is None
+    assert otel.Sdk.of(provider_of().get_tracer("lb")) is None
 
 
 @pytest.mark.parametrize("lacking", ["_span_limits", "_instrumentation_scope", "instrumentation_info"])
@@ -202,7 +204,7 @@ def test_an_sdk_that_lacks_a_name_makes_its_spans(lacking: str) -> None:
     """It is asked for the decision still, and nothing raises."""
     tracer = provider_of().get_tracer("lb")
     delattr(tracer, lacking)
-    taken = Sdk.of(tracer)
+    taken = otel.Sdk.of(tracer)
     assert taken is not None
     assert not taken.unwatched()
 
@@ -213,7 +215,7 @@ def test_an_sdk_whose_span_is_made_otherwise_makes_it(monkeypatch: pytest.Monkey
     def other(self: Any, context: Any, name: str) -> None: ...
 
     monkeypatch.setattr(sdk.ReadableSpan, "__init__", other)
-    taken = Sdk.of(provider_of().get_tracer("lb"))
+    taken = otel.Sdk.of(provider_of().get_tracer("lb"))
     assert taken is not None
     assert not taken.unwatched()
 
@@ -233,11 +235,11 @@ SAMPLERS = [
 @example(SAMPLERS[0], 2**64 - 1)
 def test_a_new_trace_is_sampled_as_its_sampler_says(sampler: Any, trace_id: int) -> None:
     """The bound that is read of a sampler gives its own answers, with nothing added."""
-    taken = Sdk.of(provider_of(sampler=sampler).get_tracer("lb"))
+    taken = otel.Sdk.of(provider_of(sampler=sampler).get_tracer("lb"))
     assert taken is not None
     assert taken.bound is not None
     result = sampler.should_sample(None, trace_id, "Sent.x", None, None, ())
-    ours = taken.sampled if trace_id & LOW_HALF < taken.bound else taken.dropped
+    ours = taken.sampled if trace_id & otel.LOW_HALF < taken.bound else taken.dropped
     assert (ours.decision, ours.attributes, ours.trace_state) == (result.decision, result.attributes, None)
     assert result.trace_state is None
 
@@ -253,7 +255,7 @@ class Half(sampling.TraceIdRatioBased):  # type: ignore[misc]
 )
 def test_other_samplers_are_asked(sampler: Any) -> None:
     """A class of somebody else's is, even where it comes from one that is known."""
-    taken = Sdk.of(provider_of(sampler=sampler).get_tracer("lb"))
+    taken = otel.Sdk.of(provider_of(sampler=sampler).get_tracer("lb"))
     assert taken is not None
     assert taken.bound is None
 

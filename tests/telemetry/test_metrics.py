@@ -15,6 +15,7 @@ from lb.testing import Backend
 from lb.testing.backend import UNARY_UNARY, fail, hang
 from tests.aio.conftest import Fleet
 from tests.aio.kit import HANGS_S, IDEMPOTENT, SS, UU, First, Kind, channel_to, failure, ready
+from tests.support import doors
 from tests.telemetry.kit import Measured, registered
 
 METHOD = UNARY_UNARY[1:]
@@ -158,7 +159,7 @@ async def test_an_sdk_that_fails_fails_no_call(backend: Backend) -> None:
     measured = Measured()
     async with channel_to(backend) as channel:
         measured.of(channel)
-        instruments = channel._channel.metrics._instruments
+        instruments = doors.instruments(channel)
         kept, instruments.call_duration = instruments.call_duration, Histogram(Broken())
         for _ in range(64):
             await UU.run(channel, timeout=HANGS_S)
@@ -171,4 +172,4 @@ async def test_nothing_is_measured_without_a_provider(backend: Backend) -> None:
     """The API's stand-in for a provider is none."""
     async with channel_to(backend) as channel:
         await UU.run(channel, timeout=HANGS_S)
-        assert not channel._channel.metrics.on
+        assert not doors.engine(channel).metrics.on

@@ -17,6 +17,7 @@ from lb.testing import Backend
 from lb.testing.backend import fail, hang
 from tests.aio.conftest import Fleet
 from tests.aio.kit import HANGS_S, IDEMPOTENT, NO_BREAKER, SS, SU, US, UU, First, Kind, channel_to, ready, target
+from tests.support import doors
 from tests.sync import kit as sync_kit
 from tests.telemetry.kit import Measured, registered
 
@@ -55,7 +56,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     async def in_threads(kind: Kind, measured: Measured, *backends: Backend, **settings: Any) -> list[bytes]:
         def body() -> list[bytes]:
             with lb.sync.channel(target(*backends), breaker=NO_BREAKER, **settings) as channel:
-                channel._front.engine.metrics.use(measured.provider)
+                measured.of(channel)
                 sync_kit.ready(channel, len(backends))
                 return blocking(kind, channel, REQUESTS)
 
@@ -145,7 +146,7 @@ async def test_what_found_no_connection_was_not_sent(backend: Backend) -> None:
         assert logical is not None
         (attempt,) = logical.record.attempts
         attempt.outcome = classify(grpc.StatusCode.UNAVAILABLE, origin=Origin.UNSENT)
-        channel._channel.metrics.attempt_sizes(logical.record, attempt, 3, 0)
+        doors.engine(channel).metrics.attempt_sizes(logical.record, attempt, 3, 0)
         assert sums(measured, SENT) == {"OK": (1, 3), "UNAVAILABLE": (1, 0)}
 
 

@@ -15,36 +15,26 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import lb.telemetry
-from lb.telemetry._opentelemetry import (
-    OF_CONSUMER,
-    OF_HISTOGRAM,
-    OF_MATCH,
-    OF_STORAGE,
-    OF_TRACER,
-    READABLE,
-    Bulk,
-    by_the_standard,
-    is_stand_in,
-    suppressed,
-)
+from tests.support import doors
 from tests.telemetry.kit import NO_SDK
 
 ROOT = Path(lb.telemetry.__file__).parent
+otel = doors.opentelemetry()
 FENCE = ROOT / "_opentelemetry.py"
 
 
 def test_of_the_api() -> None:
     """The key of ``suppress_instrumentation()``, a composite propagator's parts, its own meter providers."""
     key = context._SUPPRESS_INSTRUMENTATION_KEY
-    assert suppressed(context.set_value(key, True, context.Context()))
-    assert not suppressed(context.Context())
+    assert otel.suppressed(context.set_value(key, True, context.Context()))
+    assert not otel.suppressed(context.Context())
     assert [type(part) for part in CompositePropagator([W3CBaggagePropagator()])._propagators] == [W3CBaggagePropagator]
     found = get_global_textmap()
     assert isinstance(found, CompositePropagator)
     assert [type(part) for part in found._propagators] == [TraceContextTextMapPropagator, W3CBaggagePropagator]
-    assert by_the_standard()
-    assert is_stand_in(metrics.NoOpMeterProvider())
-    assert is_stand_in(metrics.get_meter_provider())
+    assert otel.by_the_standard()
+    assert otel.is_stand_in(metrics.NoOpMeterProvider())
+    assert otel.is_stand_in(metrics.get_meter_provider())
 
 
 def test_of_the_sdk() -> None:
@@ -53,7 +43,7 @@ def test_of_the_sdk() -> None:
     sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
     provider = sdk.TracerProvider(shutdown_on_exit=False)
     tracer = provider.get_tracer("lb")
-    assert [name for name in OF_TRACER if not hasattr(tracer, name)] == []
+    assert [name for name in otel.OF_TRACER if not hasattr(tracer, name)] == []
     assert tracer.span_processor._span_processors == ()
     provider.add_span_processor(processor := sdk.SpanProcessor())
     assert tracer.span_processor._span_processors == (processor,)
@@ -61,7 +51,7 @@ def test_of_the_sdk() -> None:
     sampler = sampling.ParentBasedTraceIdRatio(0.5)
     assert sampler._root.bound == 1 << 63
     assert sampler._local_parent_sampled is sampling.ALWAYS_ON
-    assert tuple(inspect.signature(sdk.ReadableSpan.__init__).parameters) == READABLE
+    assert tuple(inspect.signature(sdk.ReadableSpan.__init__).parameters) == otel.READABLE
     assert {"max_span_attributes", "max_span_attribute_length"} <= set(vars(tracer._span_limits))
 
 
@@ -71,16 +61,16 @@ def test_of_the_sdks_metrics() -> None:
     export: Any = pytest.importorskip("opentelemetry.sdk.metrics.export", reason=NO_SDK)
     provider = metrics.MeterProvider([export.InMemoryMetricReader()], shutdown_on_exit=False)
     histogram = provider.get_meter("lb").create_histogram("x")
-    assert [name for name in OF_HISTOGRAM if not hasattr(histogram, name)] == []
+    assert [name for name in otel.OF_HISTOGRAM if not hasattr(histogram, name)] == []
     consumer = histogram._measurement_consumer
-    assert [name for name in OF_CONSUMER if not hasattr(consumer, name)] == []
+    assert [name for name in otel.OF_CONSUMER if not hasattr(consumer, name)] == []
     (storage,) = consumer._reader_storages.values()
-    assert [name for name in OF_STORAGE if not hasattr(storage, name)] == []
+    assert [name for name in otel.OF_STORAGE if not hasattr(storage, name)] == []
     (match,) = storage._get_or_init_view_instrument_match(histogram)
-    assert [name for name in OF_MATCH if not hasattr(match, name)] == []
+    assert [name for name in otel.OF_MATCH if not hasattr(match, name)] == []
     assert hasattr(match._view, "_attribute_keys")
     assert hasattr(consumer._sdk_config, "exemplar_filter")
-    bulk = Bulk.of(histogram)
+    bulk = otel.Bulk.of(histogram)
     assert bulk is not None
     assert bulk.record([1.0], {})
 
@@ -88,7 +78,7 @@ def test_of_the_sdks_metrics() -> None:
 def test_it_is_read_nowhere_else() -> None:
     """No other file of `lb` reads a private name of OpenTelemetry's, nor imports its SDK."""
     known = {"_propagators", "_root", "_local_parent_sampled", "_span_processors", "_on_ending", "_SUPPRESS"}
-    names = (*OF_TRACER, *OF_HISTOGRAM, *OF_CONSUMER, *OF_STORAGE, *OF_MATCH)
+    names = (*otel.OF_TRACER, *otel.OF_HISTOGRAM, *otel.OF_CONSUMER, *otel.OF_STORAGE, *otel.OF_MATCH)
     known |= {name for name in names if name.startswith("_")} - {"_lock"}
     for path in ROOT.parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

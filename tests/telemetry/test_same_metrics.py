@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
 
-from lb.telemetry._opentelemetry import Bulk
 from lb.telemetry.instruments import NO_CONTEXT, Histogram, Instruments
+from tests.support import doors
 from tests.telemetry.kit import NO_SDK
 
+otel = doors.opentelemetry()
 metrics: Any = pytest.importorskip("opentelemetry.sdk.metrics", reason=NO_SDK)
 export: Any = pytest.importorskip("opentelemetry.sdk.metrics.export", reason=NO_SDK)
 view: Any = pytest.importorskip("opentelemetry.sdk.metrics.view", reason=NO_SDK)
@@ -72,7 +73,7 @@ def test_all_at_once_is_one_by_one(views: list[Any], temporality: dict[Any, Any]
         readers = [export.InMemoryMetricReader(preferred_temporality=temporality), export.InMemoryMetricReader()]
         provider = metrics.MeterProvider(readers, shutdown_on_exit=False, views=views)
         histogram = made(provider)
-        bulk = Bulk.of(histogram)
+        bulk = otel.Bulk.of(histogram)
         assert bulk is not None
         told = []
         for part in (SERIES, SERIES[1:], []):
@@ -94,7 +95,7 @@ def test_a_limit_of_series_holds() -> None:
         reader = export.InMemoryMetricReader()
         views = [view.View(instrument_name="lb.test", aggregation_cardinality_limit=2)]
         histogram = made(metrics.MeterProvider([reader], shutdown_on_exit=False, views=views))
-        bulk = Bulk.of(histogram)
+        bulk = otel.Bulk.of(histogram)
         assert bulk is not None
         for attributes, values in SERIES:
             if at_once:
@@ -110,7 +111,7 @@ def test_a_limit_of_series_holds() -> None:
 def test_a_reader_that_comes_later_gets_them() -> None:
     """From then on."""
     provider = metrics.MeterProvider(shutdown_on_exit=False)
-    bulk = Bulk.of(made(provider))
+    bulk = otel.Bulk.of(made(provider))
     assert bulk is not None
     assert bulk.record([1.0], {})
     provider.add_metric_reader(reader := export.InMemoryMetricReader())
@@ -124,7 +125,7 @@ def test_where_each_value_may_be_an_exemplar_it_is_recorded_by_itself() -> None:
     reader = export.InMemoryMetricReader()
     always = metrics.AlwaysOnExemplarFilter()
     histogram = made(metrics.MeterProvider([reader], shutdown_on_exit=False, exemplar_filter=always))
-    bulk = Bulk.of(histogram)
+    bulk = otel.Bulk.of(histogram)
     assert bulk is not None
     assert not bulk.record([1.0], {})
     assert collected(reader) == []
@@ -157,11 +158,11 @@ def test_an_aggregation_of_somebodys_own_gets_whole_measurements() -> None:
 
 def test_histograms_of_others_record_one_by_one() -> None:
     """The API's own, and somebody's whose class only derives from the SDK's."""
-    assert Bulk.of(made(NoOpMeterProvider())) is None
+    assert otel.Bulk.of(made(NoOpMeterProvider())) is None
     histogram = made(metrics.MeterProvider(shutdown_on_exit=False))
-    assert Bulk.of(histogram) is not None
+    assert otel.Bulk.of(histogram) is not None
     histogram.__class__ = type("Own", (type(histogram),), {})
-    assert Bulk.of(histogram) is None
+    assert otel.Bulk.of(histogram) is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_an_sdk_that_lacks_a_name_records_one_by_one(
     histogram = made(metrics.MeterProvider([export.InMemoryMetricReader()], shutdown_on_exit=False))
     found: Any = sys.modules[f"opentelemetry.sdk.metrics._internal.{module}"]
     monkeypatch.delattr(getattr(found, owner) if owner else found, name)
-    bulk = Bulk.of(histogram)
+    bulk = otel.Bulk.of(histogram)
     assert bulk is None or not bulk.record([1.0], {})
 
 
@@ -189,4 +190,4 @@ def test_what_calls_record_goes_at_once() -> None:
     instruments = Instruments(metrics.MeterProvider(shutdown_on_exit=False))
     histograms = [found for found in vars(instruments).values() if isinstance(found, Histogram)]
     assert len(histograms) == 8
-    assert all(found._bulk is not None for found in histograms)
+    assert all(doors.recorded_in_bulk(found) for found in histograms)

@@ -290,9 +290,10 @@ async def test_threads_decide_each_their_own(watched: bool) -> None:
             def on_start(self, span: Any, parent_context: Any = None) -> None: ...
 
         recording.provider.add_span_processor(Watching())
-    spans = Spans("static:///x", Balancer("static:///x", RoundRobin(), Breaker(), Random(1)))
+    balancer = Balancer("static:///x", RoundRobin(), Breaker(), Random(1))
+    spans = Spans("static:///x", balancer)
     spans.use(recording.provider.get_tracer("lb"))
-    method = Shared("/a.B/C", Rules(retry=lb.Retry()), spans._balancer, lb.Budget().new_state())
+    method = Shared("/a.B/C", Rules(retry=lb.Retry()), balancer, lb.Budget().new_state())
 
     def work() -> list[tuple[int, bool]]:
         made = []

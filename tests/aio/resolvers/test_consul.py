@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from lb.aio._consul import AgentClient, agents_from
 from lb.aio.resolvers.consul import ConsulResolver
 from lb.core.target import ConsulTarget, parse_target
 from lb.testing import Agent
 from tests.aio.conftest import Recorder
+from tests.support import doors
 from tests.support.consul import Consul, Registry
 from tests.support.wait import until
 
@@ -230,7 +230,7 @@ async def test_index_gone_backwards_without_an_interruption(service: str, watch:
         await met(lambda: agent.waiting == 1)
         agent.set_index(1)
         # Before the answer to that is written: the watch hears of both at once.
-        agent._registry.deregister(f"{service}-0")
+        doors.registry(agent).deregister(f"{service}-0")
         await seen.until(lambda r: "forgot 1 of 5" in r.note)
         await met(lambda: agent.waiting == 1)
         await registry.deregister(f"{service}-1")
@@ -444,15 +444,16 @@ async def test_what_nobody_expected_ends_no_watch(
     watch: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bug on the way to an answer is an error like others: told with its traceback, once, and asked again."""
-    broken = AgentClient.get
+    client: Any = doors.consul().AgentClient
+    broken = client.get
     left = [ZeroDivisionError("a bug")] * 3
 
-    async def get(self: AgentClient, *arguments: Any, **named: Any) -> Any:
+    async def get(self: Any, *arguments: Any, **named: Any) -> Any:
         if left:
             raise left.pop()
         return await broken(self, *arguments, **named)
 
-    monkeypatch.setattr(AgentClient, "get", get)
+    monkeypatch.setattr(client, "get", get)
     async with Scripted((200, 5, [entry("a", 1)])) as agent:
         with caplog.at_level(logging.WARNING, "lb.consul"):
             seen = watch(f"consul://{agent.url}/a")
@@ -519,7 +520,7 @@ async def test_an_answer_that_came_while_the_client_stood_still_counts(watch: Op
     """The loop is held for longer than the agent may be silent; the answer is in the socket already."""
     async with Scripted((200, 5, [entry("a", 1)]), (200, 6, [entry("b", 2)]), (200, 6, [entry("b", 2)])) as agent:
         loop = asyncio.get_running_loop()
-        client = AgentClient(agents_from(agent.url)[0])
+        client = doors.consul().AgentClient(doors.consul().agents_from(agent.url)[0])
         assert (await client.get("/v1/health/service/a", timeout_s=0.3)).status == 200
         asking = asyncio.create_task(client.get("/v1/health/service/a", timeout_s=0.3))
         await met(lambda: len(agent.asked) == 2)

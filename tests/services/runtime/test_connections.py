@@ -10,10 +10,10 @@ from dataclasses import replace
 import grpc
 
 import lb
-from lb.testing._listening import stop_accepting
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
 from services.runtime.connections import CONNECTION, LIMIT, SERVER_OPTIONS, STREAMS
 from tests.services.conftest import Shop
+from tests.support.doors import stop_accepting
 from tests.support.wait import until
 
 PREFACE = 24

@@ -19,10 +19,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 
 from lb.testing import Agent
-from lb.testing._listening import stop_accepting
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
 from services.runtime import logs
 from tests.services.runtime.test_server import health, running
+from tests.support.doors import stop_accepting
 
 
 @asynccontextmanager
