@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from lb.aio import registration
-from lb.aio._registration import Registration
+from lb.aio import Registration, registration
 from lb.aio.consul import ConsulError, Registry
 from lb.aio.resolvers.consul import ConsulResolver
 from lb.core.target import ConsulTarget

@@ -17,6 +17,7 @@ AIO: Entries = {
         "resolvers/test_dns_and_static.py": ALL,
         "test_consul.py": ALL,
         "test_consul_acl.py": ALL,
+        "test_consul_redirects.py": ALL,
         "test_consul_settings.py": ALL,
         "test_registration.py": ALL,
         "test_registration_leaving.py": ALL,
@@ -51,6 +52,7 @@ AIO: Entries = {
             test_connections_stand_through_a_stall test_five_seconds_are_as_one
             test_hedges_wait_for_what_has_arrived test_slow_calls_are_those_of_endpoints""",
         "test_user_code.py": """
+            test_a_strategy_that_raises_after_a_doubtful_end_is_told_in_the_log
             test_a_strategy_that_raises_is_told_in_the_log test_a_resolver_that_can_not_start_fails_every_call
             test_a_resolver_whose_start_is_a_coroutine_function_is_told test_a_resolver_that_says_something_else_is_told
             test_an_endpoint_named_twice_is_one test_the_resolver_does_not_live_in_the_first_calls_context""",
