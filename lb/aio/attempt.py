@@ -122,9 +122,13 @@ class LiveAttempt:
         if (overdue := self._carrier.record.shared.overdue) is not None:
             overdue.remove(self)
 
-    def sent(self, size: int) -> None:
-        """So many bytes of messages were sent past the lower call, by a blocking call."""
-        self._sizes = Sizes(size)
+    def sent(self, lower: Any, size: int | None) -> None:
+        """A blocking call has sent it, without `open`: its lower call, and how many bytes if they are counted."""
+        self.lower = lower
+        if size is not None:
+            self._sizes = Sizes(size)
+        if (overdue := self._carrier.record.shared.overdue) is not None:  # `watch`, without its frame
+            overdue.add(self, self.attempt.started_at, self._carrier.channel)
 
     def received(self, size: int) -> None:
         """So many bytes came past the lower call."""

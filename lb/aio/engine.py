@@ -296,7 +296,8 @@ class Engine:
         if not self._home.enter():
             return
         beat = pulse.current()
-        self.pulse = self.balancer.pulse = beat.pulse
+        self.pulse = beat.pulse
+        self.balancer.go_by(beat.pulse)
         beat.keep()
         self._started(self)
         self._source.start(Reports(self.in_loop, self._updated, self._resolver_failed, self.metrics.resolver_answered))

@@ -145,10 +145,10 @@ class Execution:
             return None
         if self._deferred:
             self._deferred = False
-            self.record.metadata = metadata
+            self.record.will_send(metadata)
             action = self.ask(self.record.begin, time.monotonic())
         elif isinstance(action, Queued):
-            self.record.metadata = metadata  # by the time it picks the policy may be another one, that reads them
+            self.record.will_send(metadata)  # by the time it picks the policy may be another one, that reads them
             if action.line_s is None:
                 # What it waits for may have come between the call's beginning and its task's.
                 action = self.ask(self.record.resume, time.monotonic())

@@ -12,7 +12,8 @@ class Attempt:
     """One try of one call on one endpoint, as `lb.attempts` returns it. Read it; do not change it.
 
     Instants are in monotonic seconds (``time.monotonic()``). ``candidate``, ``generation`` and ``span`` belong to the
-    library, for which an attempt is also the permit that its end gives back.
+    library, for which an attempt is also the permit that its end gives back: the balancer and its judgement write down
+    how it ended, telemetry its span.
     """
 
     __slots__ = (

@@ -66,7 +66,7 @@ class Balancer:
         """The calls that wait for a place below the concurrency limit."""
         self.throttle = throttle
         self.pulse = Pulse()
-        """For how long the driver was held; it puts its own here."""
+        """For how long the driver was held (`go_by`)."""
         self._good_ratio = (breaker.good_ratio or 0.0) if breaker.opens else 0.0
         self._ejection = Ejection() if ejection is None else ejection
         self._members = Members(breaker, limit)
@@ -85,6 +85,10 @@ class Balancer:
         self._recheck_at = inf
         """The same, or sooner: when a place that is held becomes free."""
         self._take_policy(policy)
+
+    def go_by(self, pulse: Pulse) -> None:
+        """From now on this is the driver's pulse. Until then it counts as never held."""
+        self.pulse = pulse
 
     # ---- what the resolver and the connections say ----
 

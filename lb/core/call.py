@@ -18,6 +18,9 @@ an attempt runs, a driver asks for a `hedge` each time that `hedge_delay_s` has 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from grpc import StatusCode
 
 from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued, policy_failed
@@ -59,8 +62,7 @@ class Call:
         self.slept_s = 0.0  # between attempts
         self.gave_up = ""  # why the last failed attempt was not followed by another
         self._balancer = shared.balancer
-        self._queued = False  # it waits for the balancer
-        self._in_line = False  # it waits in the channel's line for a place below the concurrency limit
+        self._queued: Queued | None = None  # what it waits for: a change, or a place below the concurrency limit
         self._why = ""  # for the next attempt
         self._unseen = 0  # transparent retries
         self._unsent = 0  # attempts that found no connection, while it waits for ready
@@ -74,7 +76,15 @@ class Call:
         """``/package.Service/Method``."""
         return self.shared.name
 
+    def uncounted(self) -> None:
+        """It is not measured: what its method counts is not counted of it."""
+        self.shared = replace(self.shared, tally=Tally(""))
+
     # ---- before an attempt ----
+
+    def will_send(self, metadata: tuple[Any, ...]) -> None:
+        """What the caller sends is known: policies that read it may be asked from now on."""
+        self.metadata = metadata
 
     def begin(self, now: float) -> Action:
         """The first action."""
@@ -103,8 +113,7 @@ class Call:
         picked = self._balancer.pick(self, now, len(attempts) + 1, self._why, [a.candidate for a in attempts])
         if isinstance(picked, Unpicked):
             return self._unpicked(picked)
-        self._queued = False
-        self._leave_line()
+        self._wait_no_more()
         attempts.append(picked)
         self.shared.tally.attempts += 1
         return picked
@@ -112,10 +121,10 @@ class Call:
     def _unpicked(self, picked: Unpicked) -> Action:
         if picked.full:
             return self._join_line()
-        self._leave_line()
+        self._wait_no_more()
         if picked.wait or self.wait_for_ready:
-            self._queued = True
-            return Queued(picked.message)
+            self._queued = Queued(picked.message)
+            return self._queued
         return self._unavailable(picked.message)
 
     def _unavailable(self, message: str) -> Action:
@@ -129,36 +138,34 @@ class Call:
         """The deadline passed while no attempt ran."""
         waited = now - self.started_at
         tried = f"; tried {self.tried()}" if self.attempts else ""
-        if self._in_line:
-            reason = self._balancer.line.queued.message
-        elif self._queued:
-            reason = self._balancer.unpicked(now).message
-        else:
+        if self._queued is None:
             reason = "between attempts" if self.attempts else "before the first attempt"
+        elif self._queued is self._balancer.line.queued:
+            reason = self._queued.message
+        else:
+            reason = self._balancer.unpicked(now).message
         return Failed(StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded after {waited:.3f} s: {reason}{tried}")
 
     def _join_line(self) -> Action:
         line = self._balancer.line
-        if not self._in_line:
-            if refused := line.join():
-                return self._unavailable(refused)
-            self._in_line = True
-        self._queued = True
+        if self._queued is not line.queued and (refused := line.join()):
+            return self._unavailable(refused)
+        self._queued = line.queued
         return line.queued
 
-    def _leave_line(self) -> None:
-        if self._in_line:
-            self._in_line = False
+    def _wait_no_more(self) -> None:
+        queued, self._queued = self._queued, None
+        if queued is not None and queued is self._balancer.line.queued:
             self._balancer.line.leave()
 
     def refused(self) -> Action:
         """It waited in line for as long as the limit lets a call wait."""
-        self._leave_line()
+        self._wait_no_more()
         return self._unavailable(self._balancer.line.refuse())
 
     def settled(self) -> None:
         """The call has ended: it waits for nothing any more. Drivers say so whatever the call did before."""
-        self._leave_line()
+        self._wait_no_more()
         if self._doubt is not None:  # it ends before the news came: as if there were none
             doubt, self._doubt = self._doubt, None
             self._judged(doubt, attempt_of(self.attempts, doubt).ended_at or self.started_at)
@@ -217,9 +224,8 @@ class Call:
         """Whether budget and deadline let another attempt follow. If it is to follow at once, it is paid for."""
         if running:
             return self.shared.budget.balance(now) >= 1
-        if self.deadline is not None and now + choice.delay_s >= self.deadline:
-            return False
-        if not self.shared.budget.withdraw(now):
+        late = self.deadline is not None and now + choice.delay_s >= self.deadline
+        if late or not self.shared.budget.withdraw(now):
             return False
         self._promised = choice
         return True
@@ -287,10 +293,9 @@ class Call:
             self.gave_up = f"{outcome.code.name} ends all attempts"
             return DONE
         self.shared.budget.failed()
-        pushback_s = outcome.pushback_s
-        if pushback_s is not None and pushback_s < 0:
-            self._no_hedges = True
-        return Others(None if self._no_hedges else pushback_s or 0.0)
+        pushback_s = outcome.pushback_s or 0.0
+        self._no_hedges = self._no_hedges or pushback_s < 0
+        return Others(None if self._no_hedges else pushback_s)
 
     def _transparent(self, outcome: Outcome, now: float) -> Action:
         """No server has looked at it: gRFC A6's transparent retry, which counts for nothing and needs no budget."""
@@ -304,11 +309,9 @@ class Call:
         counted = self._hedges_go_on(outcome)
         if counted:
             self.shared.budget.failed()
-            if not outcome.pushback_s:
-                # The next hedge need not wait for its turn (gRFC A6).
-                attempt = self.hedge(now, outcome.reason())
-                if attempt is not None:
-                    return attempt
+            # The next hedge need not wait for its turn (gRFC A6).
+            if not outcome.pushback_s and (attempt := self.hedge(now, outcome.reason())) is not None:
+                return attempt
         promised, self._promised = self._promised, None
         # What was promised follows that attempt. If another one ends before, only the payment counts for it.
         kept = promised if outcome.origin is Origin.ATTEMPT_TIMEOUT else None

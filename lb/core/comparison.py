@@ -48,7 +48,10 @@ ODD = 0.01
 
 
 class Comparison:
-    """The answers of one channel's endpoints. ``good`` counts all good ones; the caller adds to it."""
+    """The answers of one channel's endpoints.
+
+    The balancer writes two fields: it counts good answers in ``good``, and ``ratio`` goes by its policy.
+    """
 
     __slots__ = ("bad", "good", "ratio")
 

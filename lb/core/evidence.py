@@ -1,4 +1,4 @@
-"""What speaks against one endpoint, beside what its breaker counts. `lb.core.judgement` writes it, and reads it."""
+"""What speaks against one endpoint, beside what its breaker counts. Written and read by judgement and comparison."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ class BlockingCall:
 
     def _begin(self, now: float) -> Action:
         if self.channel.balancer.needs_metadata:
-            self.record.metadata = self.metadata
+            self.record.will_send(self.metadata)
         try:
             return self.record.begin(now)
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
@@ -203,10 +203,8 @@ class BlockingCall:
             context,
             handle,
         )
-        self._sending = live.lower = sent = Sent(segregated)
-        if self.channel.measure_sizes:
-            live.sent(size(_grpcio.message_of(operations[1])))
-        live.watch(live.attempt.started_at)
+        self._sending = sent = Sent(segregated)
+        live.sent(sent, size(_grpcio.message_of(operations[1])) if self.channel.measure_sizes else None)
         try:
             if self._ended_with is not None:  # meanwhile
                 segregated.cancel(self._ended_with.code(), self._ended_with.details())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from math import inf
 from typing import Any
@@ -20,7 +19,7 @@ from lb._version import __version__
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.breaker import State
-from lb.core.call import Call, Tally
+from lb.core.call import Call
 from lb.core.headers import legal
 from lb.core.outcome import LATE, LOST
 from lb.core.peers import one_line
@@ -84,7 +83,7 @@ class Tracing:
             self._look_around()
         current = context.get_current()
         if current and suppressed(current):
-            call.shared = replace(call.shared, tally=Tally(""))
+            call.uncounted()
             return None
         tracer, sdk = self._tracer, self._sdk
         if tracer is None:
