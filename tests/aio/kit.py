@@ -7,45 +7,31 @@ import contextlib
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from tenacity import wait_none
 
 import lb
 from lb.aio import Channel
-from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, Backend
+from lb.testing import Backend
+from tests.support import calls
+from tests.support.calls import AT_ONCE, IDEMPOTENT, NO_BREAKER, ONCE, REQUESTS, connected, in_flight, target
 
-REQUESTS = (b"one", b"two", b"three")
+__all__ = ["AT_ONCE", "IDEMPOTENT", "NO_BREAKER", "ONCE", "REQUESTS", "in_flight", "target"]
+
 HANGS_S = 30.0
 """A call that takes so long hangs: the test fails, and does not wait for ever."""
-AT_ONCE = wait_none()
-NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
-IDEMPOTENT = lb.Retry(idempotent=METHODS, wait=AT_ONCE)
-ONCE = lb.Retry(enabled=False)
 
 AnyChannel = Any
 """``grpc.aio.Channel`` once that of `lb` is one for a type checker, too."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One of the four kinds of call, so that one test body serves them all."""
-
-    name: str
-    method: str
-    streams_requests: bool
-    streams_responses: bool
-
-    def stub(self, channel: AnyChannel, **serializers: Any) -> Any:
-        """The multicallable."""
-        return getattr(channel, self.name)(self.method, **serializers)
+class Kind(calls.Kind):
+    """One of the four kinds of call, as asyncio makes it."""
 
     def start(self, channel: AnyChannel, requests: Sequence[bytes] = REQUESTS, **options: Any) -> Any:
         """Begin a call with these requests (the first alone, where there is one)."""
-        argument: Any = iter(requests) if self.streams_requests else requests[0]
-        return self.stub(channel)(argument, **options)
+        return self.stub(channel)(self.argument(requests), **options)
 
     async def responses(self, call: Any) -> list[bytes]:
         """All responses; raises as the call does, and ``TimeoutError`` when it hangs."""
@@ -56,30 +42,8 @@ class Kind:
         """The call from beginning to end."""
         return await self.responses(self.start(channel, requests, **options))
 
-    def echo(self, requests: Sequence[bytes] = REQUESTS, copies: int = 3) -> list[bytes]:
-        """What a backend answers."""
-        if self.streams_requests:
-            return list(requests) if self.streams_responses else [b"".join(requests)]
-        return [requests[0]] * (copies if self.streams_responses else 1)
 
-    def sent(self, requests: Sequence[bytes] = REQUESTS) -> list[bytes]:
-        """What a backend receives."""
-        return list(requests) if self.streams_requests else [requests[0]]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-UU = Kind("unary_unary", UNARY_UNARY, False, False)
-US = Kind("unary_stream", UNARY_STREAM, False, True)
-SU = Kind("stream_unary", STREAM_UNARY, True, False)
-SS = Kind("stream_stream", STREAM_STREAM, True, True)
-KINDS = (UU, US, SU, SS)
-
-
-def target(*backends: Backend) -> str:
-    """``static:///`` over these."""
-    return "static:///" + ",".join(backend.address for backend in backends)
+UU, US, SU, SS = KINDS = Kind.all()
 
 
 def channel_to(*backends: Backend, **settings: Any) -> Channel:
@@ -178,16 +142,11 @@ async def eventually(condition: Callable[[], object], what: str = "", within_s: 
         await asyncio.sleep(0.002)
 
 
-def in_flight(channel: Channel) -> int:
-    """Attempts that have not ended, over all endpoints."""
-    return sum(endpoint.in_flight for endpoint in channel.snapshot().endpoints)
-
-
 async def ready(channel: Channel, count: int) -> None:
     """Wait until so many endpoints are connected."""
     channel.get_state(try_to_connect=True)
     await eventually(
-        lambda: sum(e.connectivity == "READY" for e in channel.snapshot().endpoints) >= count,
+        lambda: connected(channel) >= count,
         f"{count} endpoints are connected",
     )
 

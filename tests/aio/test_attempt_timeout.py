@@ -16,6 +16,7 @@ from lb.core.outcome import Origin
 from lb.testing.backend import METHODS, Gate, hang, hold
 from tests.aio.conftest import Fleet
 from tests.aio.kit import AT_ONCE, HANGS_S, UU, First, Kind, channel_to, eventually, failure, in_flight, ready
+from tests.support.calls import breakers
 from tests.support.wait import longer
 
 AT_THE_FIRST = lb.Breaker(consecutive_failures=1, failure_ratio=None, open_s=600, max_open_s=600)
@@ -34,11 +35,6 @@ WHY = {
     "no attempts left": "stopped after 1 attempt",
     "no budget left": "the retry budget is used up",
 }
-
-
-def breakers(channel: Any) -> list[str]:
-    """In the order of the endpoints."""
-    return [endpoint.breaker for endpoint in channel.snapshot().endpoints]
 
 
 @pytest.mark.parametrize("case", NOTHING_FOLLOWS)

@@ -35,15 +35,11 @@ from tests.aio.kit import (
     ready,
 )
 from tests.support import doors
+from tests.support.calls import breakers
 
 TWO_FAILURES = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=0.15, max_open_s=0.15, jitter=0.0)
 FOR_LONG = lb.Breaker(consecutive_failures=2, failure_ratio=None, open_s=60)
 INTERNAL = grpc.StatusCode.INTERNAL
-
-
-def breakers(channel: Channel) -> list[str]:
-    """Their states, in the order of the endpoints."""
-    return [endpoint.breaker for endpoint in channel.snapshot().endpoints]
 
 
 async def broken(fleet: Fleet, kind: Kind, breaker: lb.Breaker, **settings: Any) -> tuple[Backend, Backend, Channel]:

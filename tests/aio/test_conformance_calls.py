@@ -13,8 +13,8 @@ from grpc.aio import EOF
 from lb.testing import Backend
 from lb.testing.backend import Gate, echo, fail, hang, hold
 from tests.aio.kit import HANGS_S, SS, UU, Kind, eventually, failure
-from tests.aio.test_tls import Certificate, self_signed
 from tests.aio.worlds import ONE_RESPONSE, REQUEST_STREAMS, RESPONSE_STREAMS, Side, World
+from tests.support.tls import Certificate, self_signed
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 OK = grpc.StatusCode.OK

@@ -11,9 +11,8 @@ import pytest
 from lb.aio.resolvers.consul import ConsulResolver
 from lb.core.target import ConsulTarget
 from tests.aio.conftest import Recorder
-from tests.aio.test_registration import register, status
 from tests.support.consul import Consul, Token
-from tests.support.instance import Instance
+from tests.support.instance import Instance, register, status
 from tests.support.wait import until
 
 pytestmark = pytest.mark.consul

@@ -14,23 +14,8 @@ from lb.aio import Registration, registration
 from lb.core.presence import LEAVING
 from lb.testing import Agent
 from tests.support.consul import Registry
-from tests.support.instance import Instance
+from tests.support.instance import Instance, register, status
 from tests.support.wait import until
-
-
-def register(registry: Registry, service: str, instance: Instance, **more: Any) -> Registration:
-    """The registration that most tests use: quick checks, quick looks."""
-    settings: dict[str, Any] = {"id": f"{service}-1", "check_interval_s": 0.1, "reassert_s": 0.1} | more
-    return registration(service, address=instance.address, consul=registry.url, **settings)
-
-
-async def status(registry: Registry, service: str, wanted: str, *, within_s: float = 30) -> None:
-    """Waits until the instance's check has the status."""
-
-    async def reached() -> bool:
-        return await registry.status(service, f"{service}-1") == wanted
-
-    await until(reached, within_s=within_s, what=f"{service}-1 is {wanted or 'gone'}", every_s=0.02)
 
 
 async def weights(registry: Registry, service: str) -> dict[str, int]:

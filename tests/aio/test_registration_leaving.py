@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lb.testing import Agent
-from tests.aio.test_registration import register, status
 from tests.support.consul import Consul, Embedded, Proxy, Registry
 from tests.support.doors import stop_accepting
-from tests.support.instance import Instance
+from tests.support.instance import Instance, register, status
 from tests.support.wait import until
 
 REGISTER = "PUT /v1/agent/service/register"

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -21,18 +21,12 @@ from lb.testing import Backend
 from lb.testing.backend import METHODS, hang
 from tests.aio.kit import HANGS_S, KINDS, SS, UU, Kind, failure, ready
 from tests.support import doors
-from tests.support.stalls import HOLDS, hold_interpreter, hold_loop, servers
+from tests.support.calls import unblamed
+from tests.support.stalls import HOLDS, STRICT, addresses, hold_interpreter, hold_loop
 
-STRICT: dict[str, Any] = {"consecutive_failures": 1, "failure_ratio": None}
-"""A breaker that opens at the first failure."""
+__all__ = ["addresses"]
+
 LIMIT_S = 0.6
-
-
-@pytest.fixture(scope="module")
-def addresses() -> Iterator[list[str]]:
-    """Three servers of another process."""
-    with servers(3) as found:
-        yield found
 
 
 @pytest.fixture(params=HOLDS)
@@ -59,12 +53,6 @@ async def under_way(kind: Kind, channel: Any, count: int = 6, **options: Any) ->
 async def _run(kind: Kind, channel: Any, options: Any) -> tuple[list[bytes], int]:
     call = kind.start(channel, **options)
     return await kind.responses(call), len(lb.attempts(call))
-
-
-def unblamed(channel: Any) -> bool:
-    """Whether no endpoint has a failure to its name."""
-    endpoints = channel.snapshot().endpoints
-    return all(e.breaker == "CLOSED" and not e.last_error for e in endpoints)
 
 
 @pytest.mark.parametrize("held_s", [LIMIT_S - 0.02, 1.0])

@@ -11,8 +11,20 @@ import grpc
 import pytest
 
 import lb
+from lb.testing import Backend
 from tests.aio import kit
+from tests.support import calls
 from tests.sync import kit as sync_kit
+
+
+async def connected(channel: Any, count: int) -> None:
+    """Wait until so many endpoints are."""
+    await kit.eventually(lambda: calls.connected(channel) >= count, f"{count} endpoints are connected")
+
+
+def port_of(backend: Backend) -> str:
+    """Its port."""
+    return backend.address.rpartition(":")[2]
 
 
 class Shell:
@@ -51,9 +63,10 @@ class Shell:
     async def ready(self, channel: Any, count: int) -> None:
         """Wait until so many endpoints are connected."""
         if self.name == "aio":
-            await kit.ready(channel, count)
+            channel.get_state(try_to_connect=True)
         else:
-            await asyncio.to_thread(sync_kit.ready, channel, count)
+            await asyncio.to_thread(grpc.channel_ready_future(channel).result, kit.HANGS_S)
+        await connected(channel, count)
 
     async def failure(self, channel: Any, **options: Any) -> Any:
         """The error of a call."""

@@ -11,13 +11,10 @@ import pytest
 from lb.core.proxy import proxied
 from lb.testing import Backend
 from tests.aio.kit import HANGS_S, UU
-from tests.aio.test_tls import self_signed
-from tests.shells.kit import Shell
-from tests.shells.test_targets import connected, port_of, shop
+from tests.shells.kit import Shell, connected, port_of
 from tests.support.connect import ConnectProxy
-from tests.support.names import Names, names
-
-__all__ = ["names", "shop"]
+from tests.support.names import Names
+from tests.support.tls import self_signed
 
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
 PROXY = "PROXY"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -17,55 +15,13 @@ import lb
 import lb.sync
 from lb.testing import Backend
 from tests.aio.kit import HANGS_S, IDEMPOTENT, Told, endpoints
-from tests.aio.test_tls import self_signed
-from tests.shells.kit import Shell
-from tests.support.names import Names, names
+from tests.shells.kit import Shell, connected, port_of
+from tests.support.names import Names
+from tests.support.tls import self_signed
 from tests.support.wait import until
 from tests.sync import kit as sync_kit
 
-__all__ = ["names"]
-
 FORMS = ("{}", "dns:{}", "dns:///{}")
-
-
-@pytest.fixture
-async def shop(names: Names) -> AsyncIterator[list[Backend]]:
-    """Three servers behind the name ``shop.test``, on one port."""
-    async with contextlib.AsyncExitStack() as stack:
-        for _ in range(20):  # the port may be taken on another address
-            first = await stack.enter_async_context(Backend("a"))
-            port = int(first.address.rpartition(":")[2])
-            others = [Backend(name, host=host, port=port) for name, host in (("b", "127.0.0.2"), ("c", "127.0.0.3"))]
-            if all(_free(f"127.0.0.{host}:{port}") for host in (2, 3, 4)):
-                break
-        backends = [first, *[await stack.enter_async_context(other) for other in others]]
-        names.known["shop.test"] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-        yield backends
-
-
-def _free(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, int(port)))
-        except OSError:
-            return False
-    return True
-
-
-def port_of(backend: Backend) -> str:
-    """Its port."""
-    return backend.address.rpartition(":")[2]
-
-
-async def connected(channel: Any, count: int) -> None:
-    """Wait until so many endpoints are."""
-
-    async def enough() -> bool:
-        states = [endpoint.connectivity for endpoint in channel.snapshot().endpoints]
-        return states.count("READY") >= count
-
-    await until(enough, within_s=HANGS_S, what=f"{count} endpoints are connected", every_s=0.002)
 
 
 # ---- what a name means ----

@@ -8,10 +8,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from lb.aio import Registration, registration
+from tests.support.consul import Registry
+from tests.support.wait import until
 
 _names = count(1)
 
@@ -50,3 +55,18 @@ async def instance() -> AsyncIterator[Instance]:
     await server.start()
     yield Instance(port, servicer)
     await server.stop(0)
+
+
+def register(registry: Registry, service: str, instance: Instance, **more: Any) -> Registration:
+    """The registration that most tests use: quick checks, quick looks."""
+    settings: dict[str, Any] = {"id": f"{service}-1", "check_interval_s": 0.1, "reassert_s": 0.1} | more
+    return registration(service, address=instance.address, consul=registry.url, **settings)
+
+
+async def status(registry: Registry, service: str, wanted: str, *, within_s: float = 30) -> None:
+    """Waits until the instance's check has the status."""
+
+    async def reached() -> bool:
+        return await registry.status(service, f"{service}-1") == wanted
+
+    await until(reached, within_s=within_s, what=f"{service}-1 is {wanted or 'gone'}", every_s=0.02)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lb.testing.backend import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +30,8 @@ def hold_interpreter(seconds: float) -> None:
     _C.usleep(round(seconds * 1e6))
 
 
+STRICT: dict[str, Any] = {"consecutive_failures": 1, "failure_ratio": None}
+"""A breaker that opens at the first failure."""
 HOLDS: dict[str, Callable[[float], None]] = {"loop": hold_loop, "interpreter": hold_interpreter}
 
 
@@ -44,6 +48,13 @@ def servers(count: int) -> Iterator[list[str]]:
     with child:  # leaving it closes the child's stdin, and waits for its end
         assert child.stdout is not None
         yield child.stdout.readline().split()
+
+
+@pytest.fixture(scope="module")
+def addresses() -> Iterator[list[str]]:
+    """Three of them."""
+    with servers(3) as found:
+        yield found
 
 
 async def _serve(count: int) -> None:

@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from tenacity import wait_none
 
 import lb
-from lb.testing.backend import METHODS, STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY
+from lb.testing.backend import STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY
+from tests.support import calls
+from tests.support.calls import COPIES, IDEMPOTENT, NO_BREAKER, REQUESTS, connected, in_flight, target
 
-REQUESTS = (b"one", b"two", b"three")
+__all__ = ["IDEMPOTENT", "NO_BREAKER", "REQUESTS", "in_flight", "target"]
+
 HANGS_S = 60.0
 """A wait of that length hangs: the test fails."""
-NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
-IDEMPOTENT = lb.Retry(idempotent=METHODS, wait=wait_none())
 NAME_KEY = "lb-backend"
 TURN = "turn-"
 """The authority of calls of one test on a server that several share, with the number of `Server.turn`."""
-COPIES = 3
 
 
 @dataclass
@@ -181,22 +180,8 @@ class _Handler(grpc.GenericRpcHandler):
         return self._methods.get(handler_call_details.method)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One of the four kinds of call, so that one test body serves them all."""
-
-    name: str
-    method: str
-    streams_requests: bool
-    streams_responses: bool
-
-    def stub(self, channel: Any, **serializers: Any) -> Any:
-        """The multicallable."""
-        return getattr(channel, self.name)(self.method, **serializers)
-
-    def argument(self, requests: Sequence[Any] = REQUESTS) -> Any:
-        """What the multicallable takes for these requests (the first alone, where there is one)."""
-        return iter(requests) if self.streams_requests else requests[0]
+class Kind(calls.Kind):
+    """One of the four kinds of call, as threads make it."""
 
     def start(self, channel: Any, requests: Sequence[Any] = REQUESTS, **options: Any) -> Any:
         """Begin a call; a call object for each kind."""
@@ -213,30 +198,8 @@ class Kind:
         answer = self.stub(channel)(self.argument(requests), **options)
         return list(answer) if self.streams_responses else [answer]
 
-    def echo(self, requests: Sequence[bytes] = REQUESTS) -> list[bytes]:
-        """What a server answers."""
-        if self.streams_requests:
-            return list(requests) if self.streams_responses else [b"".join(requests)]
-        return [requests[0]] * (COPIES if self.streams_responses else 1)
 
-    def sent(self, requests: Sequence[bytes] = REQUESTS) -> list[bytes]:
-        """What a server receives."""
-        return list(requests) if self.streams_requests else [requests[0]]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-UU = Kind("unary_unary", UNARY_UNARY, False, False)
-US = Kind("unary_stream", UNARY_STREAM, False, True)
-SU = Kind("stream_unary", STREAM_UNARY, True, False)
-SS = Kind("stream_stream", STREAM_STREAM, True, True)
-KINDS = (UU, US, SU, SS)
-
-
-def target(*servers: Server) -> str:
-    """``static:///`` over these."""
-    return "static:///" + ",".join(server.address for server in servers)
+UU, US, SU, SS = KINDS = Kind.all()
 
 
 def channel_to(*servers: Server, **settings: Any) -> Any:
@@ -258,14 +221,9 @@ def ready(channel: Any, count: int) -> None:
     """Wait until so many endpoints are connected."""
     grpc.channel_ready_future(channel).result(timeout=HANGS_S)
     eventually(
-        lambda: sum(e.connectivity == "READY" for e in channel.snapshot().endpoints) >= count,
+        lambda: connected(channel) >= count,
         f"{count} endpoints are connected",
     )
-
-
-def in_flight(channel: Any) -> int:
-    """Attempts that have not ended, over all endpoints."""
-    return sum(endpoint.in_flight for endpoint in channel.snapshot().endpoints)
 
 
 def failure(function: Callable[[], Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 import pytest
@@ -12,15 +11,11 @@ from tenacity import stop_after_attempt, wait_none
 
 import lb
 from lb.testing.backend import METHODS
+from tests.support.calls import breakers
 from tests.sync.conftest import Fleet
 from tests.sync.kit import HANGS_S, UU, Kind, channel_to, eventually, failure, ready, wait_for
 
 AT_THE_FIRST = lb.Breaker(consecutive_failures=1, failure_ratio=None, open_s=600, max_open_s=600)
-
-
-def breakers(channel: Any) -> list[str]:
-    """In the order of the endpoints."""
-    return [endpoint.breaker for endpoint in channel.snapshot().endpoints]
 
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "call object"])

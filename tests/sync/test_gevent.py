@@ -20,7 +20,7 @@ import grpc
 import pytest
 
 from lb.shared import fork
-from tests.aio.test_tls import self_signed
+from tests.support.tls import self_signed
 from tests.sync.kit import HANGS_S, KINDS, Server, eventually, wait_for
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="needs the package gevent")

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import pytest
 
 import lb
 import lb.sync
 from lb.testing.backend import METHODS
-from tests.support.stalls import hold_interpreter, servers
+from tests.support.calls import unblamed
+from tests.support.stalls import STRICT, addresses, hold_interpreter
 from tests.sync.kit import HANGS_S, KINDS, UU, Kind, ready
 
-STRICT: dict[str, Any] = {"consecutive_failures": 1, "failure_ratio": None}
-"""A breaker that opens at the first failure."""
-
-
-@pytest.fixture(scope="module")
-def addresses() -> Iterator[list[str]]:
-    """Three servers of another process."""
-    with servers(3) as found:
-        yield found
+__all__ = ["addresses"]
 
 
 def connected(addresses: list[str], **settings: Any) -> Any:
@@ -30,11 +21,6 @@ def connected(addresses: list[str], **settings: Any) -> Any:
     channel = lb.sync.channel("static:///" + ",".join(addresses), **settings)
     ready(channel, len(addresses))
     return channel
-
-
-def unblamed(channel: Any) -> bool:
-    """Whether no endpoint has a failure to its name."""
-    return all(e.breaker == "CLOSED" and not e.last_error for e in channel.snapshot().endpoints)
 
 
 def held(runs: Callable[[Kind], object], count: int, held_s: float) -> list[Any]:

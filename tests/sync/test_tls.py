@@ -7,17 +7,13 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.aio.test_tls import Certificate, NoToken, self_signed
+from tests.support.tls import Certificate, NoToken, catalog, self_signed
 from tests.sync.kit import UU, Kind, Server, channel_to, failure, ready
+
+__all__ = ["catalog"]
 
 Code = grpc.StatusCode
 NAME = (("grpc.ssl_target_name_override", "catalog"),)
-
-
-@pytest.fixture(scope="module")
-def catalog() -> Certificate:
-    """For the name ``catalog``."""
-    return self_signed("catalog")
 
 
 @pytest.fixture

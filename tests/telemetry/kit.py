@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,27 @@ from tests.aio.kit import UU, Kind
 from tests.support import doors
 
 NO_SDK = "needs the OpenTelemetry SDK (extra: services)"
+
+
+class Ids:
+    """Ids that follow each other, so that two runs have the same."""
+
+    def __init__(self, *, random: bool = True) -> None:
+        self._random = random
+        self._trace_ids = itertools.count(0xA000)
+        self._span_ids = itertools.count(0xB000)
+
+    def generate_trace_id(self) -> int:
+        """See the SDK."""
+        return next(self._trace_ids)
+
+    def generate_span_id(self) -> int:
+        """See the SDK."""
+        return next(self._span_ids)
+
+    def is_trace_id_random(self) -> bool:
+        """See the SDK."""
+        return self._random
 
 
 class Recording:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,32 +20,12 @@ from tests.aio.conftest import Fleet
 from tests.aio.kit import IDEMPOTENT, UU, First, Kind, channel_to, ready
 from tests.aio.kit import Told as Resolver
 from tests.support import doors
-from tests.telemetry.kit import NO_SDK, Recording
+from tests.telemetry.kit import NO_SDK, Ids, Recording
 
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace", reason=NO_SDK)
 sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
 
 HEADERS = ("traceparent", "tracestate", "baggage")
-
-
-class Ids:
-    """Ids that follow each other, so that two runs have the same."""
-
-    def __init__(self) -> None:
-        self._trace_ids = itertools.count(0xA000)
-        self._span_ids = itertools.count(0xB000)
-
-    def generate_trace_id(self) -> int:
-        """See the SDK."""
-        return next(self._trace_ids)
-
-    def generate_span_id(self) -> int:
-        """See the SDK."""
-        return next(self._span_ids)
-
-    def is_trace_id_random(self) -> bool:
-        """See the SDK."""
-        return True
 
 
 class Watching(sdk.SpanProcessor):  # type: ignore[misc]  # of the SDK, which may not be there

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,12 +28,11 @@ from lb.testing import Backend
 from lb.testing.backend import fail, hang, pushback
 from tests.aio.conftest import Fleet
 from tests.aio.kit import IDEMPOTENT, SS, US, UU, First, Kind, Told, channel_to, failure, ready
-from tests.telemetry.kit import NO_SDK, Measured, Recording
+from tests.telemetry.kit import NO_SDK, Ids, Measured, Recording
 
 sampling: Any = pytest.importorskip("opentelemetry.sdk.trace.sampling", reason=NO_SDK)
 sdk: Any = pytest.importorskip("opentelemetry.sdk.trace")
 BaseSampler: Any = sampling.Sampler
-RandomIdGenerator: Any = pytest.importorskip("opentelemetry.sdk.trace.id_generator").RandomIdGenerator
 
 
 def ids(traceparent: Any) -> tuple[int, int, bool]:
@@ -206,27 +204,6 @@ class Sampler(BaseSampler):  # type: ignore[misc]  # of the SDK, which may not b
     def get_description(self) -> str:
         """See the SDK."""
         return "test"
-
-
-class Ids(RandomIdGenerator):  # type: ignore[misc]  # as above
-    """Ids that follow each other."""
-
-    def __init__(self, *, random: bool) -> None:
-        self._random = random
-        self._trace_ids = itertools.count(0xA000)
-        self._span_ids = itertools.count(0xB000)
-
-    def generate_trace_id(self) -> int:
-        """See the SDK."""
-        return next(self._trace_ids)
-
-    def generate_span_id(self) -> int:
-        """See the SDK."""
-        return next(self._span_ids)
-
-    def is_trace_id_random(self) -> bool:
-        """See the SDK."""
-        return self._random
 
 
 @pytest.mark.parametrize("parent", ["none", "sampled", "not sampled"])
