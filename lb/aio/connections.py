@@ -65,6 +65,18 @@ class Connections:
         if candidate.handle is not None:
             self.ending(candidate.handle.close())
 
+    def rest(self) -> None:
+        """Watch the connections no more, until `go_on`. `lb.sync`."""
+        for candidate in (*self._balancer.candidates, *self._balancer.leaving):
+            if candidate.handle is not None:
+                self.ending(candidate.handle.rest())
+
+    def go_on(self) -> None:
+        """Watch them again."""
+        for candidate in (*self._balancer.candidates, *self._balancer.leaving):
+            if candidate.handle is not None:
+                candidate.handle.go_on()
+
     def ending(self, task: asyncio.Future[Any] | None) -> None:
         """`wait_closed` waits for this, too."""
         if task is not None:

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lb.channel")
 
+_CORE_ANSWERS_S = 0.02
+
 # How core numbers the states.
 _LEVELS: dict[Connectivity, int] = {ours: theirs.value[0] for theirs, ours in STATES.items()}
 
@@ -317,8 +319,24 @@ class Engine:
         return self._home.loop is None or self._idling.fall_asleep()
 
     def let_go(self) -> bool:
-        """Before a fork: whether it is closed. What it has open is its own loop's to close."""
+        """Before a fork: close the connections until the next call. False: grpcio's thread goes on."""
+        if not self._closed and self._home.ask(self.fall_asleep):
+            # Core answers the watches on them in threads of its own, and one that has no answer at a fork may crash
+            # the child (as a call of `grpc.aio` that runs may). Nothing tells when it has.
+            time.sleep(_CORE_ANSWERS_S)
         return self._closed
+
+    def resume(self) -> None:
+        """After a fork, in the parent: the next call opens the connections."""
+
+    def rest(self) -> None:
+        """Before a fork while blocking calls of `lb.sync` run: leave core without a watch, until `go_on`."""
+        self._connections.rest()
+
+    def go_on(self) -> None:
+        """Watch again."""
+        if not self._closed:
+            self._connections.go_on()
 
     def forked(self, why: str) -> None:
         """This is a forked child: refuse everything, and leave the parent's connections alone."""

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 from asyncio import get_running_loop
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from lb.aio import _grpcio
 from lb.shared import fork
+
+_ANSWERS_S = 0.5
 
 
 class Home:
@@ -51,6 +54,25 @@ class Home:
             " one channel per loop"
         )
         return error
+
+    def ask(self, question: Callable[[], bool]) -> bool:
+        """What it answers in the loop, to a thread that waits; at once where that is the loop's or the loop is closed.
+
+        False when the loop does not answer in time: it may wait for this very thread.
+        """
+        loop = self.loop
+        if loop is None:
+            return False
+        with contextlib.suppress(RuntimeError):
+            if get_running_loop() is loop:
+                return question()
+        if not loop.is_running():
+            return question()
+        answer: Future[bool] = Future()
+        with contextlib.suppress(RuntimeError, TimeoutError):  # it was closed just now, or is busy
+            loop.call_soon_threadsafe(lambda: answer.set_result(question()))
+            return answer.result(_ANSWERS_S)
+        return False
 
     def in_loop(self, function: Callable[[Any], object], argument: Any) -> None:
         """Call a function in the loop, if there is one; at once when called there. From any thread."""

@@ -186,6 +186,7 @@ class Subchannel:
             return None
         self._closed = True
         if self._task.get_loop().is_closed():
+            self._lower.close()
             return None
         self._task.cancel()
         if self._asking is not None:

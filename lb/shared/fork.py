@@ -43,6 +43,9 @@ class Used(Protocol):
     def let_go(self) -> bool:
         """Before a fork: leave grpcio's asyncio layer until the next call. False when that cannot be."""
 
+    def resume(self) -> None:
+        """After the fork, in the parent."""
+
     def forked(self, why: str) -> None:
         """This is the child: touch nothing any more, and refuse calls with this reason."""
 
@@ -71,12 +74,18 @@ def _polled() -> bool:
 def _before() -> None:
     global _alive
     supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() not in _OFF
-    if supported and _polled() and all([channel.let_go() for channel in list(_used)]):
+    gone = supported and _polled() and all([channel.let_go() for channel in list(_used)])
+    if gone:
         gc.collect()  # a call that failed is in a cycle with its frames, and keeps its connection
         until = time.monotonic() + _POLLER_ENDS_S
         while _polled() and time.monotonic() < until:
             time.sleep(0.001)
     _alive = _polled()
+
+
+def _in_parent() -> None:
+    for channel in list(_used):
+        channel.resume()
 
 
 def _in_child() -> None:
@@ -87,4 +96,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

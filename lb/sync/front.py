@@ -83,6 +83,7 @@ class Front:
         self._lock = threads.rlock()
         self._loop: loop.LoopThread | None = None
         self._running: set[Any] = set()
+        self._rests = False
 
     # ---- calls ----
 
@@ -260,10 +261,20 @@ class Front:
         return gone is True
 
     async def _let_go(self) -> bool:
-        if self._running or not self.engine.fall_asleep():
+        if self._running:
             return False
+        asleep = self.engine.fall_asleep()
+        if not asleep:  # threads wait for blocking calls: they keep their connections
+            self._rests = True
+            self.engine.rest()
         await self.engine.wait_closed()
-        return True
+        return asleep
+
+    def resume(self) -> None:
+        """After a fork, in the parent."""
+        if self._rests:
+            self._rests = False
+            self.in_loop(self.engine.go_on)
 
     def forked(self, why: str) -> None:
         """This process is a child of the one that used the channel: nothing of it works here."""

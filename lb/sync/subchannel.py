@@ -14,6 +14,7 @@ them by identity.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import grpc
@@ -52,6 +53,8 @@ class ThreadSide:
 
         Calls may be about to begin on the channel before: that is closed when it has been replaced once more.
         """
+        if (address, options, credentials, compression) == self._arguments:  # after a rest
+            return _grpcio.watching_channel(*self._arguments)
         with self._lock:
             old, self._left_behind = self._left_behind, self._channel
             self._channel = None
@@ -115,12 +118,14 @@ class SharedSubchannel:
         health: str | None = None,
     ) -> None:
         side = self._side = ThreadSide()
-        watched = self._watched = Subchannel(
-            candidate, options, credentials, compression, report, pace, health, side.watching
+        self._watch = partial(
+            Subchannel, candidate, options, credentials, compression, report, pace, health, side.watching
         )
+        self._watched: Subchannel = self._watch()
+        self._resting = False
         # A call asks for these: no frame of ours in between.
-        self.call = watched.call
-        self.doubt = watched.doubt
+        self.call = self._watched.call
+        self.doubt = self._watched.doubt
         self.blocking = side.channel
         self.registered = side.registered
 
@@ -132,4 +137,24 @@ class SharedSubchannel:
     def close(self) -> asyncio.Task[None] | None:
         """Close both sides. Returns what still has to end in the loop."""
         self._side.close()
+        self._resting = False
         return self._watched.end(WATCH_S)
+
+    def rest(self) -> asyncio.Task[None] | None:
+        """Watch the connection no more, and leave it to the blocking calls that run, until `go_on`. In the loop."""
+        self._resting = True
+        self.call = self._call
+        return self._watched.end(WATCH_S)
+
+    def go_on(self) -> None:
+        """Watch it again. In the loop."""
+        if self._resting:
+            self._resting = False
+            self._watched = self._watch()
+            self.call = self._watched.call
+            self.doubt = self._watched.doubt
+
+    def _call(self, *arguments: Any, **named: Any) -> Any:
+        """A call in the loop while it rests."""
+        self.go_on()
+        return self._watched.call(*arguments, **named)

@@ -430,6 +430,58 @@ async def test_a_child_of_a_parent_that_used_none(backend: Backend) -> None:
     assert out.splitlines() == ["module b'x'", "new b'x'", "status 0"]
 
 
+FORKED_IDLE = """
+import asyncio, os, sys, threading, time, warnings, lb
+warnings.simplefilter("ignore")  # Python 3.12 warns of every fork beside threads
+address, where = os.environ["ADDRESS"], os.environ["WHERE"]
+
+async def use():
+    global channel
+    channel = lb.aio.channel("static:///" + address)
+    return await call()
+
+async def call():
+    return await channel.unary_unary("/lb.testing.Echo/UnaryUnary")(b"x", timeout=20)
+
+def fork():
+    ends = set()
+    for _ in range(20):
+        pid = os.fork()
+        if not pid:
+            time.sleep(0.2)  # in which core's own threads begin there
+            os._exit(0)
+        ends.add(os.waitpid(pid, 0)[1])
+    return ends
+
+async def inside():
+    print(await use(), fork(), await call())
+    await channel.close()
+
+if where == "inside":
+    asyncio.run(inside())
+elif where == "after":
+    print(asyncio.run(use()), fork())
+else:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    def run(what):
+        return asyncio.run_coroutine_threadsafe(what, loop).result()
+    print(run(use()), fork(), run(call()))
+    run(channel.close())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("where", ["inside", "after", "beside"])
+async def test_children_live_that_are_forked_while_no_call_runs(backend: Backend, where: str) -> None:
+    """Forked in the loop's thread, after the end of the loop, and in another thread; the channel goes on."""
+    out, _ = await run_script(FORKED_IDLE, ADDRESS=backend.address, WHERE=where)
+    assert out == "b'x' {0}" + ("" if where == "after" else " b'x'")
+
+
 async def test_grpcios_thread_is_known_by_its_name(backend: Backend) -> None:
     """On it depends what a forked child is told."""
     async with grpc.aio.insecure_channel(backend.address) as channel:

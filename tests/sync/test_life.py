@@ -615,6 +615,45 @@ def test_a_new_channel_after_a_fork_while_a_call_runs(server: Server) -> None:
     assert lines == [f"Cannot invoke RPC: {fork.FORKED} | {fork.FORKED}"] * 3 + ["parent"]
 
 
+FORKS_BESIDE_A_CALL = """
+    import os, sys, threading, time, warnings, grpc, lb
+    warnings.simplefilter("ignore")  # as above
+    channel = lb.sync.channel("static:///" + sys.argv[1])
+    unary, stream = "/lb.testing.Echo/UnaryUnary", "/lb.testing.Echo/UnaryStream"
+    grpc.channel_ready_future(channel).result(20)
+    answers = []
+    call = threading.Thread(target=lambda: answers.append(channel.unary_unary(unary)(b"x")))
+    call.start()
+    while not channel.snapshot().endpoints[0].in_flight:
+        time.sleep(0.001)
+    ends = []
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            time.sleep(0.2)  # in which core's own threads begin there
+            os._exit(0)
+        ends.append(os.waitpid(child, 0)[1])
+        assert channel.unary_unary(unary)(b"x", timeout=20) == b"x"
+        assert list(channel.unary_stream(stream)(b"x", timeout=20))
+    print(set(ends), answers)
+    channel.unary_unary(unary)(b"x", timeout=20)
+    call.join()
+    print(answers)
+    channel.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_children_live_that_are_forked_while_a_blocking_call_runs(server: Server) -> None:
+    """As with grpcio's own channel. The call ends well in the parent, and others go on beside it."""
+
+    def until_all_forked(_: Any) -> None:
+        eventually(lambda: len(server.received) == 42, "the last call after all forks", within_s=120)
+
+    server.script(until_all_forked)
+    assert run(FORKS_BESIDE_A_CALL, server.address) == ["{0} []", "[b'x']"]
+
+
 FORKS_OFTEN = """
     import asyncio, gc, os, sys, warnings, lb
     warnings.simplefilter("ignore")  # as above
