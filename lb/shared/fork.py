@@ -2,15 +2,18 @@
 
 grpcio's asyncio layer has one thread for all its channels, which waits in core. A child has none of its
 parent's threads, and while one is in core, core does not prepare for a fork (it says "skipping fork() handlers").
-What a child does with grpcio is never answered then. So:
+What a child does with grpcio is never answered then. Worse, core's own threads begin anew in the child, and crash it
+now and then if the asyncio layer waited for an answer of core's: to a call, or to a watch on a connection. So:
 
-- Before a fork the channels of `lb.sync` in which no call runs close their connections, as idle ones do, and
-  open them at the next call. When nothing else uses grpcio's asyncio layer, its thread ends, and new channels
-  work in the child. That takes core's fork support, which is on by default (``GRPC_ENABLE_FORK_SUPPORT``).
-- Where that thread ran on (a call runs, an `lb.aio` channel is open, a process beside gevent), every channel
-  refuses in the child, new ones too. Nothing starts that thread again: its queue in core is the parent's.
+- Before a fork channels in which no call runs close their connections, as idle ones do, and open them at the next
+  call. If only channels of `lb.sync` use grpcio's asyncio layer, its thread ends, and new channels work in the child.
+  That takes core's fork support, which is on by default (``GRPC_ENABLE_FORK_SUPPORT``).
+- Channels of `lb.sync` in which threads wait for blocking calls keep their connections, and watch them again after
+  the fork.
+- Where a call runs, an `lb.aio` channel is open, or gevent is in use, every channel refuses in the child, new ones
+  too. Nothing starts grpcio's thread again: its queue in core is the parent's.
 
-A channel that was used stays with the parent either way. One that was made and not used works in the child.
+A channel that was used works only in the parent either way. One that was made and not used works in the child.
 """
 
 from __future__ import annotations
@@ -28,10 +31,10 @@ from lb.shared import threads
 POLLER = "(_poll_wrapper)"
 
 FORKED = (
-    "grpcio's asyncio layer was in use when this process was forked, and does not work in the child; "
-    "fork before the first use of a channel, or start the process by spawn"
+    "this process was forked while a call ran or an lb.aio channel was open, and no channel of lb works in it; "
+    "fork before the first call, or start the process by spawn"
 )
-LEFT = "it was in use when this process was forked, and stays with the parent; make a channel in the child"
+LEFT = "this channel was used before the process was forked, and works only in the parent; make a new one in the child"
 
 _OFF = ("0", "f", "false", "n", "no")
 _POLLER_ENDS_S = 0.5
@@ -74,13 +77,16 @@ def _polled() -> bool:
 def _before() -> None:
     global _alive
     supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() not in _OFF
-    gone = supported and _polled() and all([channel.let_go() for channel in list(_used)])
+    if not _polled():
+        _alive = False
+        return
+    gone = all([channel.let_go() for channel in list(_used)])
     if gone:
         gc.collect()  # a call that failed is in a cycle with its frames, and keeps its connection
         until = time.monotonic() + _POLLER_ENDS_S
         while _polled() and time.monotonic() < until:
             time.sleep(0.001)
-    _alive = _polled()
+    _alive = not gone or not supported or _polled()
 
 
 def _in_parent() -> None:

@@ -384,7 +384,7 @@ def say(name, function):
     try:
         print(name, function(), flush=True)
     except grpc.aio.UsageError as error:
-        print(name, "UsageError", "was in use when this process was forked" in str(error), flush=True)
+        print(name, "UsageError", "this process was forked while" in str(error), flush=True)
 
 def fork(channel):
     pid = os.fork()
