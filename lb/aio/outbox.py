@@ -71,6 +71,11 @@ class Outbox:
         self.replayable = True
         """Whether all that was written is still here."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether the attempt has all that was written, and needs nothing of it kept."""
+        return self._lower is not None and not (self.replayable or self._kept or self._closed or self._lock.locked())
+
     def observe(self, metadata_sent: Callable[[], None], on_close: Callable[[LowerCall], None] | None = None) -> None:
         """``metadata_sent`` tells grpcio's upper layer that it may write.
 

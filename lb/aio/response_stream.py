@@ -41,6 +41,11 @@ class ResponseStream:
         self.send_serialized_message = call.send_serialized_message
         self.send_receive_close = call.send_receive_close
 
+    @property
+    def core(self) -> Any:
+        """The ``cygrpc._AioCall``."""
+        return self._call
+
     def done(self) -> bool:
         """Whether it has its status."""
         return self._status is not None

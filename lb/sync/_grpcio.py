@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import asyncio
+import functools
 import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -43,6 +44,7 @@ try:
         cygrpc.PropagationConstants: "GRPC_PROPAGATE_DEFAULTS",
         grpcio_channel: "_InactiveRpcError _RPCState _handle_event _start_unary_request _determine_deadline"
         " _UNARY_UNARY_INITIAL_DUE _UnaryUnaryMultiCallable _InitialMetadataFlags _DEFAULT_SINGLE_THREADED_UNARY_STREAM"
+        " _UnaryStreamMultiCallable _StreamStreamMultiCallable _MultiThreadedRendezvous _abort"
         " _ChannelCallState _ChannelConnectivityState _channel_managed_call_management _separate_channel_options"
         " _augment_options",
         grpcio_channel.Channel: "_process_python_options _unsubscribe_all _close",
@@ -204,9 +206,15 @@ def _call_back(callback: Callable[..., object], arguments: Iterable[Any]) -> Non
 if TYPE_CHECKING:
     _Base = grpc.Channel
     _UnaryUnary = Any
+    _UnaryStream = Any
+    _StreamStream = Any
+    _Responses = Any
 else:
     _Base = grpcio_channel.Channel
     _UnaryUnary = grpcio_channel._UnaryUnaryMultiCallable
+    _UnaryStream = grpcio_channel._UnaryStreamMultiCallable
+    _StreamStream = grpcio_channel._StreamStreamMultiCallable
+    _Responses = grpcio_channel._MultiThreadedRendezvous
 
 
 class UnaryUnary(_UnaryUnary):  # type: ignore[misc]  # Any for a type checker: private
@@ -273,6 +281,88 @@ def _nothing(data: bytes) -> None:
     """A deserializer's failure, as grpcio's layer knows it."""
 
 
+class Responses(_Responses):  # type: ignore[misc]  # as above
+    """grpcio's own stream, whose reader makes the responses of their bytes.
+
+    In grpcio's the thread does it that brings the event. Here that may be an event loop's, where no code of a user's
+    must run.
+    """
+
+    def _next(self) -> Any:
+        state = self._state
+        condition, due = state.condition, state.due
+        with condition:
+            if state.code is None:
+                due.add(RECEIVE_MESSAGE)
+                if not self._call.operate((cygrpc.ReceiveMessageOperation(0),), self.received):
+                    due.remove(RECEIVE_MESSAGE)
+            elif state.code is grpc.StatusCode.OK:
+                raise StopIteration
+            else:
+                raise self
+            while state.response is None and (RECEIVE_MESSAGE in due or state.code is None):
+                condition.wait(_LOOK_EVERY_S)
+            data = state.response
+            if data is None:
+                if state.code is grpc.StatusCode.OK:
+                    raise StopIteration
+                raise self
+            state.response = None
+        if self.deserializer is None:
+            return data
+        response = grpcio_common.deserialize(data, self.deserializer)
+        if response is not None:
+            return response
+        with condition:
+            grpcio_channel._abort(state, grpc.StatusCode.INTERNAL, _NO_RESPONSE)
+            if state.code is grpc.StatusCode.OK:  # the status was there before the response was read
+                state.code, state.details = grpc.StatusCode.INTERNAL, _NO_RESPONSE
+            condition.notify_all()
+        raise self
+
+
+def _received(state: Any, event: Any) -> bool:
+    """A message of a stream came, or its end. Returns whether that was the last event of the call."""
+    condition = state.condition
+    with condition:
+        state.due.discard(RECEIVE_MESSAGE)
+        state.response = event.batch_operations[0].message()
+        condition.notify_all()
+        return not state.due and state.fork_epoch >= cygrpc.get_fork_epoch()
+
+
+# An error is such a call, and is told by the name that users know.
+Responses.__module__ = grpcio_channel.__name__
+Responses.__name__ = Responses.__qualname__ = "_MultiThreadedRendezvous"
+_LOOK_EVERY_S = 0.1
+"""As grpcio's own waits, which so meet a signal on each system."""
+_NO_RESPONSE = "Exception deserializing response!"
+
+
+def _read_here(call: Any) -> Any:
+    """A call of grpcio's, as `Responses`."""
+    call.__class__ = Responses
+    call.deserializer, call._response_deserializer = call._response_deserializer, None
+    call.received = functools.partial(_received, call._state)  # and not of the call: nothing that runs must keep it
+    return call
+
+
+class UnaryStream(_UnaryStream):  # type: ignore[misc]  # as above
+    """grpcio's own multicallable."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """See ``grpc.UnaryStreamMultiCallable``."""
+        return _read_here(super().__call__(*arguments, **named))
+
+
+class StreamStream(_StreamStream):  # type: ignore[misc]  # as above
+    """grpcio's own multicallable."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """See ``grpc.StreamStreamMultiCallable``."""
+        return _read_here(super().__call__(*arguments, **named))
+
+
 _augmented = grpcio_compression.augment_metadata
 _DEFAULTS = cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS
 _FLAGS = {said: grpcio_channel._InitialMetadataFlags().with_wait_for_ready(said) for said in (True, False)}
@@ -308,6 +398,19 @@ class UpperChannel(_Base):
             response_deserializer,
             1 if _registered_method else None,
         )
+
+    def unary_stream(self, *arguments: Any, **named: Any) -> Any:
+        """See ``grpc.Channel``."""
+        made: Any = super().unary_stream(*arguments, **named)
+        if type(made) is _UnaryStream:  # and not the one whose caller takes the events itself
+            made.__class__ = UnaryStream
+        return made
+
+    def stream_stream(self, *arguments: Any, **named: Any) -> Any:
+        """See ``grpc.Channel``."""
+        made: Any = super().stream_stream(*arguments, **named)
+        made.__class__ = StreamStream
+        return made
 
     def _close(self) -> None:
         self._unsubscribe_all()  # type: ignore[attr-defined]  # as above

@@ -2,7 +2,8 @@
 
 grpcio's upper layer (see `_grpcio`) hands over batches of operations and waits for an event for each. The call
 is a `LogicalCall` of `lb.aio` in the loop, so retries, hedges, commitment and spans are written once; the batches'
-events travel back through a queue, to the thread that grpcio keeps per channel for them (or to the caller).
+events travel back through a queue, to the thread that grpcio keeps per channel for them (or to the caller). Messages
+of a committed stream go another way: see `straight`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lb.aio._grpcio import (
 )
 from lb.aio.calls import LogicalCall
 from lb.aio.execution import ILLEGAL
+from lb.aio.response_stream import ResponseStream
 from lb.aio.result import NO_METADATA
 from lb.core.attempt import Attempt
 from lb.core.call import Call
@@ -32,6 +34,7 @@ from lb.core.headers import check_types, legal
 from lb.sync import _grpcio
 from lb.sync.events import Batch, Done, Event, completed
 from lb.sync.owner import Owner
+from lb.sync.straight import Operation
 
 # What core says of them.
 NOT_SECURE = AioRpcStatus(
@@ -94,6 +97,10 @@ class LoopCall:
         self._request: bytes | None = None
         self._one_response = False
         self._wait_for_ready: bool | None = None
+        self._straight: Any = None
+        """Core's call, once messages go past the loop (`Operation`)."""
+        self._all_straight = False
+        """Whether those that the caller writes do, too."""
         for operations, _ in batches:
             for operation in operations:
                 kind = operation.type()
@@ -115,10 +122,16 @@ class LoopCall:
 
     # ---- what the upper layer asks, from any thread ----
 
-    def operate(self, operations: Sequence[Any], tag: Any) -> bool:
+    def operate(self, operations: tuple[Any, ...], tag: Any) -> bool:
         """Carry out another operation; False when the call is over."""
         if self._over:
             return False
+        straight = self._straight
+        if straight is not None and (self._all_straight or operations[0].type() == _grpcio.RECEIVE_MESSAGE):
+            operation = Operation(straight, operations, tag, self._deliver)
+            if self._over:  # meanwhile: the loop that would be told of its end may have ended
+                operation.give_up()
+            return True
         return self._channel.in_loop(self._operate, operations, tag)
 
     def cancel(self, code: int, details: str) -> None:
@@ -221,7 +234,7 @@ class LoopCall:
             self._complete(batch, headers)
         return True
 
-    def _operate(self, operations: Sequence[Any], tag: Any) -> None:
+    def _operate(self, operations: tuple[Any, ...], tag: Any) -> None:
         kind = operations[0].type()
         task = self._task(self._carry_out(kind, operations[0]))
 
@@ -239,6 +252,7 @@ class LoopCall:
         try:
             if kind == _grpcio.SEND_MESSAGE:
                 await logical.send_serialized_message(_grpcio.message_of(operation))
+                self._go_straight(logical)
             elif kind == _grpcio.SEND_CLOSE:
                 await logical.send_receive_close()
             else:
@@ -252,7 +266,25 @@ class LoopCall:
             await asyncio.wait((self._opened,))
         message = await logical.receive_serialized_message()
         self._told_headers(logical)
+        self._go_straight(logical)
         return None if message is EOF else message
+
+    def _go_straight(self, logical: LogicalCall) -> None:
+        """From now on messages go past the loop, if nothing can come in between any more."""
+        execution = logical.execution
+        live = execution.live
+        if not execution.committed or self._over or self._channel.cooperative or live is None:
+            return
+        if isinstance(live.lower, ResponseStream):  # and not one whose messages are counted
+            self._all_straight = self._request is not None or execution.requests().idle
+            self._straight = live.lower.core
+
+    def _deliver(self, event: Operation) -> None:
+        """An operation past the loop is complete. In any thread."""
+        if event.tag is None:
+            self._events.put(event)
+        elif event.tag(event):  # it was the call's last one, which the events' thread is to know
+            self._events.put(Event(_true, ()))
 
     def end(self, code: int, details: str) -> None:
         """End it with this status, now."""
@@ -284,7 +316,7 @@ class LoopCall:
             self._complete(batch, headers or NO_METADATA, status)
         # Whoever keeps the call object must not keep core's call with it: that would keep the connection's watch
         # from ending, for which closing waits.
-        self._logical = None
+        self._logical = self._straight = None
         self._channel.ended(self)
 
     def _complete(self, batch: Batch, headers: Any, status: Any = None) -> None:
@@ -297,6 +329,10 @@ class LoopCall:
 def broken(error: BaseException) -> Any:
     """The status of a call that grpcio could not carry out."""
     return AioRpcStatus(_grpcio.INTERNAL, f"{type(error).__name__}: {error}", (), repr(error))
+
+
+def _true(_: Event) -> bool:
+    return True
 
 
 def _waits_for_end(batch: Batch) -> bool:

@@ -68,7 +68,8 @@ class Event:
     completion_type = _grpcio.OPERATION_COMPLETE
     success = True
 
-    def __init__(self, tag: Any, operations: list[Done]) -> None:
+    def __init__(self, tag: Any, operations: Sequence[Any]) -> None:
+        """``operations`` are completed: each is a `Done`, or grpcio's own."""
         self.tag = tag
         self.batch_operations = operations
 
