@@ -7,7 +7,7 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help demo test lint docs surface stubs servers lock lowest releases chaos bench clean
+.PHONY: help demo check test lint docs surface stubs servers lock lowest releases chaos bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -15,18 +15,14 @@ help: ## list these targets
 demo: $(RUN) ## run the shop on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
 	@exec $(PY) -m services.demo
 
+check: $(DEV) ## run what takes half a minute: lint, and the tests that need no server
+	@$(PY) tools/check.py
+
 test: $(DEV) ## run all tests, several at a time; ARGS="-k retry" passes options to pytest
 	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEV) ## run ruff and mypy --strict; check that stubs and docs are up to date and contracts compatible
-	@$(PY) -m ruff check .
-	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy
-	@$(PY) tools/stubs.py --check
-	@$(PY) tools/api.py --check
-	@$(PY) tools/public_api.py --check
-	@.venv/bin/buf lint
-	@.venv/bin/buf breaking --against protos/released.binpb
+	@$(PY) tools/check.py --lint
 
 docs: $(DEV) ## generate docs/api.md from the docstrings, and the pictures of docs/policies.md
 	@$(PY) tools/api.py

@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import difflib
 import enum
+import functools
 import importlib
 import inspect
 import sys
@@ -65,6 +66,7 @@ def difference() -> str:
     return "\n".join((*lines, "", words, "")) if lines else ""
 
 
+@functools.cache
 def text() -> str:
     """The whole file."""
     source = griffe.load("lb", search_paths=[str(ROOT)])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -77,7 +78,7 @@ class FakeClock:
             ValueError: ``when`` is not finite.
             TypeError: ``when`` is not a number.
         """
-        timer = Timer(max(_seconds("when", when), self._now), lambda: run(*arguments))
+        timer = Timer(max(_seconds("when", when), self._now), partial(run, *arguments) if arguments else run)
         self._scheduled += 1
         heappush(self._queue, (timer.at, self._scheduled, timer))
         return timer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,12 @@ def backends(weights: Sequence[int]) -> list[Backend]:
 
 def backend(name: str, weight: int = 1) -> Backend:
     """A backend with this id."""
-    return Backend(Endpoint(f"{name}:1", id=name), weight)
+    return Backend(_endpoint(name), weight)
+
+
+@functools.cache
+def _endpoint(name: str) -> Endpoint:
+    return Endpoint(f"{name}:1", id=name)
 
 
 def ids(candidates: Sequence[Candidate]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ ROWS_OF_TABLE = re.findall(r"^\| \[(.*?)\]\(#.*?\) \| (.*) \|$", PAGE.partition(
 KEPT = {title: re.findall(r"`([^`]+)`", tests) for title, tests in ROWS_OF_TABLE}
 
 
+@functools.cache
 def names_in(path: Path) -> set[str]:
     """The names of a module's tests, those of its classes with the class before them."""
     found = set()
