@@ -129,12 +129,22 @@ async def buying(buyer: Buyer, buyers: int = 2) -> AsyncIterator[Buyer]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def passing(client: httpx2.AsyncClient, service: str) -> set[str]:
-    """The ids of the passing instances, as Consul sees them; empty while it cannot say."""
+async def passing(client: httpx2.AsyncClient, service: str) -> set[str] | None:
+    """The ids of the passing instances, as Consul sees them; None while it does not say."""
     with suppress(httpx2.HTTPError, ValueError):
         answer = await client.get(f"{CONSUL}/v1/health/service/{service}", params={"passing": "1"})
-        return {entry["Service"]["ID"] for entry in answer.json()}
-    return set()
+        return {entry["Service"]["ID"] for entry in answer.raise_for_status().json()}
+    return None
+
+
+async def known(client: httpx2.AsyncClient, service: str, within_s: float = HEAL_S) -> set[str]:
+    """The same, as soon as Consul says."""
+    deadline = time.monotonic() + within_s
+    while (ids := await passing(client, service)) is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"Consul did not say for {within_s:g} s which instances of {service} pass")
+        await asyncio.sleep(0.1)
+    return ids
 
 
 async def start(goals: Goals) -> None:
@@ -170,14 +180,14 @@ async def memory(goals: Goals, buyer: Buyer) -> None:
 
 async def scale(goals: Goals, buyer: Buyer) -> None:
     """From passing to the first call, for each instance that ``--scale`` adds."""
-    before = await passing(buyer.client, "catalog")
+    before = await known(buyer.client, "catalog")
     failed = len(buyer.failed)
     async with buying(buyer, 4):
         growing = asyncio.create_task(compose("up", "--scale", f"catalog={SCALE_TO}", "--no-recreate", "-d"))
         seen: dict[str, float] = {}
         deadline = time.monotonic() + HEAL_S
         while time.monotonic() < deadline:
-            for instance in await passing(buyer.client, "catalog") - before:
+            for instance in (await passing(buyer.client, "catalog") or set()) - before:
                 seen.setdefault(instance, time.monotonic())
             if len(seen) == SCALE_TO - 1 and seen.keys() <= buyer.first_served.keys():
                 break
@@ -200,18 +210,19 @@ async def scale(goals: Goals, buyer: Buyer) -> None:
 async def break_each(goals: Goals, buyer: Buyer) -> None:
     """Kill each container, let it be away until Consul noticed, start it again: does the mesh heal?"""
     rows = [json.loads(line) for line in (await compose("ps", "--format", "json")).splitlines()]
-    whole = {name: len(await passing(buyer.client, name)) for name in REGISTERED}
-    for name, service in sorted((row["Name"], row["Service"].split("-")[0]) for row in rows):
+    whole = {name: len(await known(buyer.client, name)) for name in REGISTERED}
+    for name, service, container in sorted((row["Name"], row["Service"].split("-")[0], row["ID"]) for row in rows):
         short = name.removeprefix(f"{PROJECT}-")
         failed = len(buyer.failed)
         async with buying(buyer):
-            await run("docker", "kill", name)
-            killed = time.monotonic()
+            kill = partial(run, "docker", "kill", name)
+            noticed_s: float | None = 5
             if service in whole:
-                noticed = await _until(partial(_fewer, buyer, service, whole[service]))
-                words = f"Consul noticed after {noticed - killed:.1f} s" if noticed else "Consul never noticed"
+                noticed_s = await noticed_after(buyer.client, service, container, kill)
+                words = "Consul never noticed" if noticed_s is None else f"Consul noticed within {noticed_s:.1f} s"
             else:
-                noticed, words = killed, "away for 5 s"
+                await kill()
+                words = "away for 5 s"
                 await asyncio.sleep(5)
             await run("docker", "start", name)
             back = time.monotonic()
@@ -220,33 +231,55 @@ async def break_each(goals: Goals, buyer: Buyer) -> None:
         away = buyer.failed[failed:]
         kinds = {each[:60]: away.count(each) for each in away}
         # Who buys at the gateway sees it go; nothing else may show.
-        fine = healed is not None and noticed is not None and (service == "gateway" or not away)
+        fine = healed is not None and noticed_s is not None and (service == "gateway" or not away)
         goals.check(f"{short} away and back", fine, f"{words}; orders that failed meanwhile: {kinds or 0}")
 
 
-async def _until(ask: Callable[[], Awaitable[bool]]) -> float | None:
-    """When the answer became True; None past the time."""
-    deadline = time.monotonic() + HEAL_S
+async def noticed_after(
+    client: httpx2.AsyncClient,
+    service: str,
+    container: str,
+    kill: Callable[[], Awaitable[object]],
+    within_s: float = HEAL_S,
+) -> float | None:
+    """Seconds until Consul calls the container's instance passing no more; None if it does not, or never did.
+
+    They count from before the kill, which takes its time: the container may be dead long before the command ends.
+    """
+    # An instance's id has the hostname, which is the beginning of the container's id.
+    begins = f"{service}-{container[:12]}-"
+
+    async def passes(wanted: bool) -> bool:
+        ids = await passing(client, service)
+        return ids is not None and any(id.startswith(begins) for id in ids) is wanted
+
+    if await _until(partial(passes, True), within_s) is None:
+        return None
+    began = time.monotonic()
+    await kill()
+    gone = await _until(partial(passes, False), within_s)
+    return None if gone is None else gone - began
+
+
+async def _until(ask: Callable[[], Awaitable[bool]], within_s: float = HEAL_S) -> float | None:
+    """When the answer True had come; None past the time."""
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        at = time.monotonic()
         if await ask():
-            return at
+            return time.monotonic()
         await asyncio.sleep(0.1)
     return None
 
 
 async def _is(buyer: Buyer, count: int) -> bool:
-    return len(await passing(buyer.client, "catalog")) == count
-
-
-async def _fewer(buyer: Buyer, service: str, count: int) -> bool:
-    return len(await passing(buyer.client, service)) < count
+    ids = await passing(buyer.client, "catalog")
+    return ids is not None and len(ids) == count
 
 
 async def _whole(buyer: Buyer, whole: dict[str, int]) -> bool:
     """All instances are passing, and ten orders in a row go through."""
     for name, count in whole.items():
-        if len(await passing(buyer.client, name)) < count:
+        if len(await passing(buyer.client, name) or ()) < count:
             return False
     return all([await buyer.order() for _ in range(10)])
 
