@@ -3,6 +3,7 @@
 Instances of a service share one database. On SQLite that is one file, in WAL mode so that readers
 and a writer do not stop each other; a transaction that writes says so when it begins (BEGIN
 IMMEDIATE), for one that reads first and writes later fails at once when another wrote in between.
+SQLite's lock has no queue; `_Turns` makes instances take turns at it.
 
 A *transaction* here is a function of a connection. It may be run again from the start, when
 another instance inserted the same row at the same moment, and so must do nothing but talk to the database.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +39,10 @@ T = TypeVar("T")
 Query = Callable[[AsyncConnection], Awaitable[T]]
 
 # Less than the shortest deadline of a call between services (2 s), so that the caller learns why.
-_BUSY_MS = 1000
+_BUSY_S = 1.0
+# How often a writer asks for the lock, and after how long without a pause it lets others have it.
+_ASK_S = 0.005
+_TURN_S = 0.1
 _READERS = 4
 _WRITERS = 4
 _POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 1.0}
@@ -170,8 +175,8 @@ async def open_database(service: str, settings: Settings, metadata: MetaData) ->
     database = Database(reader, writer)
     try:
         if sqlite:
-            _pragmas(reader)
-            _pragmas(writer)
+            _pragmas(reader, busy_s=_BUSY_S)
+            _pragmas(writer, busy_s=0)  # it waits by itself: see `_Turns`
             _begin_immediate(writer)
             await _wal(reader)
         await database.create(metadata)
@@ -197,20 +202,21 @@ def _url(service: str, settings: Settings) -> str:
     return str(make_url("sqlite+aiosqlite://").set(database=str(directory / f"{service}.db")))
 
 
-def _pragmas(engine: AsyncEngine) -> None:
+def _pragmas(engine: AsyncEngine, busy_s: float) -> None:
     """Settings of each SQLite connection."""
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         # NORMAL: in WAL mode a power cut may cost the last transactions, never the file.
-        for pragma in (f"busy_timeout = {_BUSY_MS}", "foreign_keys = ON", "synchronous = NORMAL"):
+        for pragma in (f"busy_timeout = {round(busy_s * 1000)}", "foreign_keys = ON", "synchronous = NORMAL"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
 
 def _begin_immediate(engine: AsyncEngine) -> None:
     """Make each transaction take the write lock when it begins."""
+    turns = _Turns()
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _record: Any) -> None:
@@ -220,7 +226,48 @@ def _begin_immediate(engine: AsyncEngine) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def begun(connection: Any) -> None:
         # Not exec_driver_sql: a cursor's opening and closing are two more visits to the driver's thread.
-        connection.connection.dbapi_connection.run_async(lambda driver: driver.execute("BEGIN IMMEDIATE"))
+        connection.connection.dbapi_connection.run_async(turns.begin)
+
+    @event.listens_for(engine.sync_engine, "commit")
+    @event.listens_for(engine.sync_engine, "rollback")
+    def ended(_connection: Any) -> None:
+        turns.ended()
+
+
+class _Turns:
+    """This instance's turns at SQLite's write lock, of which it has one transaction at a time.
+
+    SQLite's own wait looks at the lock again after 1 ms, then 2, and at last every 100 ms. An instance with a queue of
+    transactions leaves it free for less than a millisecond between two of them, so the others could find it taken until
+    their time was over. So a writer asks often, and makes a pause that is longer than that when it has written without
+    one for a while.
+    """
+
+    def __init__(self) -> None:
+        self._since = self._ended_at = float("-inf")
+
+    async def begin(self, driver: Any) -> None:
+        """Begin a transaction that has the lock."""
+        now = time.monotonic()
+        if now - self._ended_at > _ASK_S:
+            self._since = now
+        elif now - self._since > _TURN_S:
+            await asyncio.sleep(2 * _ASK_S)
+            self._since = time.monotonic()
+        deadline = now + _BUSY_S
+        while True:
+            try:
+                await driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_ASK_S)
+            self._since = time.monotonic()
+
+    def ended(self) -> None:
+        """The transaction has ended."""
+        self._ended_at = time.monotonic()
 
 
 async def _wal(engine: AsyncEngine) -> None:

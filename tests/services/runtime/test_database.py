@@ -56,7 +56,7 @@ async def test_pragmas(database: Database, tmp_path: Path) -> None:
         return [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in names]
 
     assert await database.read(pragmas) == ["wal", 1, 1, 1000]
-    assert await database.write(pragmas) == ["wal", 1, 1, 1000]
+    assert await database.write(pragmas) == ["wal", 1, 1, 0], "a writer's wait is not SQLite's"
 
 
 async def test_two_instances_lose_no_update(database: Database, tmp_path: Path) -> None:
@@ -67,6 +67,28 @@ async def test_two_instances_lose_no_update(database: Database, tmp_path: Path) 
     finally:
         await second.close()
     assert await value(database) == 100
+
+
+async def test_an_instance_with_many_writes_lets_others_in(database: Database, tmp_path: Path) -> None:
+    """Slow transactions, one after the other for longer than others wait: these come in between, and none fails."""
+    ended: list[str] = []
+
+    async def write(one: Database, name: str) -> None:
+        async def slow(connection: AsyncConnection) -> None:
+            await count(connection)
+            await asyncio.sleep(0.15)
+
+        await one.write(slow)
+        ended.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(10):
+            group.create_task(write(database, "many"))
+        second = await open_database("test", Settings(data=tmp_path), metadata)
+        await group.create_task(write(second, "one"))
+    await second.close()
+    assert ended.index("one") <= 4
+    assert await value(database) == 11
 
 
 async def test_a_transaction_that_raises_did_not_happen(database: Database) -> None:
