@@ -16,8 +16,9 @@ from lb.aio import Channel
 from lb.testing import Backend
 from tests.support import calls
 from tests.support.calls import AT_ONCE, IDEMPOTENT, NO_BREAKER, ONCE, REQUESTS, connected, in_flight, target
+from tests.support.wait import eventually
 
-__all__ = ["AT_ONCE", "IDEMPOTENT", "NO_BREAKER", "ONCE", "REQUESTS", "in_flight", "target"]
+__all__ = ["AT_ONCE", "IDEMPOTENT", "NO_BREAKER", "ONCE", "REQUESTS", "eventually", "in_flight", "target"]
 
 HANGS_S = 30.0
 """A call that takes so long hangs: the test fails, and does not wait for ever."""
@@ -130,16 +131,6 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError(f"no error, but {answer!r}")
-
-
-async def eventually(condition: Callable[[], object], what: str = "", within_s: float = HANGS_S) -> None:
-    """Wait until ``condition()`` is true. Raises ``TimeoutError`` naming ``what``."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
-    while not condition():
-        if loop.time() > deadline:
-            raise TimeoutError(f"not within {within_s:g} s: {what or condition}")
-        await asyncio.sleep(0.002)
 
 
 async def ready(channel: Channel, count: int) -> None:

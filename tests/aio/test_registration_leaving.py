@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -64,19 +64,25 @@ async def test_cancelled_at_any_moment_of_the_start(registry: Registry, service:
     assert await registry.health(service) == []
 
 
+def held() -> tuple[asyncio.Event, asyncio.Event, Callable[[str], Awaitable[None]]]:
+    """A proxy's hook that holds a registration: it is there, it may go on, and the hook."""
+    here, go = asyncio.Event(), asyncio.Event()
+
+    async def hold(what: str) -> None:
+        if what == REGISTER:
+            here.set()
+            await go.wait()
+
+    return here, go, hold
+
+
 @pytest.mark.parametrize("forwarded", [False, True])
 async def test_cancelled_while_the_registration_is_on_its_way(
     registry: Registry, service: str, instance: Instance, forwarded: bool
 ) -> None:
     """Sent, and the agent has not begun with it or has not answered: the caller is cancelled, and it is left."""
     async with Proxy(registry) as proxy:
-        here, go = asyncio.Event(), asyncio.Event()
-
-        async def hold(what: str) -> None:
-            if what == REGISTER:
-                here.set()
-                await go.wait()
-
+        here, go, hold = held()
         if forwarded:
             proxy.after = hold
         else:
@@ -150,13 +156,7 @@ async def test_a_registration_whose_line_broke(
 async def test_a_drain_during_the_start(registry: Registry, service: str, instance: Instance) -> None:
     """SIGTERM while the start waits for the agent's answer: what was sent is drained, then left."""
     async with Proxy(registry) as proxy:
-        here, go = asyncio.Event(), asyncio.Event()
-
-        async def hold(what: str) -> None:
-            if what == REGISTER:
-                here.set()
-                await go.wait()
-
+        here, go, hold = held()
         proxy.after = hold
         mine = register(at(proxy.url), service, instance)
         entering = asyncio.create_task(mine.__aenter__())

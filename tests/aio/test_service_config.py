@@ -27,14 +27,8 @@ from tests.aio.kit import (
     failure,
     ready,
 )
+from tests.support.calls import RETRY_POLICY
 
-RETRY = {
-    "maxAttempts": 3,
-    "initialBackoff": "0.001s",
-    "maxBackoff": "0.002s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE", "ABORTED"],
-}
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
@@ -46,7 +40,7 @@ def method(name: str = UNARY_UNARY, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("as_option", [False, True], ids=["argument", "option"])
 async def test_the_listed_codes_are_retried_for_that_method(backend: Backend, as_option: bool) -> None:
     """Though it is not idempotent; other codes and other methods are not. As an argument, or as grpcio's option."""
-    document = json.dumps(method(retryPolicy=RETRY))
+    document = json.dumps(method(retryPolicy=RETRY_POLICY))
     given: dict[str, Any] = {"service_config": document}
     if as_option:
         given = {"options": [("grpc.service_config", document)]}
@@ -112,7 +106,7 @@ async def test_the_smaller_size_counts(backend: Backend, option: int, document: 
 async def test_a_client_that_retries_itself(backend: Backend) -> None:
     """The option that turns grpcio's retries off does so here, document or not."""
     options = (("grpc.enable_retries", 0),)
-    for given in ({}, {"service_config": method(retryPolicy=RETRY)}):
+    for given in ({}, {"service_config": method(retryPolicy=RETRY_POLICY)}):
         async with channel_to(backend, options=options, **given) as channel:
             backend.received.clear()
             backend.script(pushback(0))
@@ -133,7 +127,7 @@ async def test_odd_names_of_services_do_no_harm(backend: Backend) -> None:
 
 async def test_throttling_stops_retries(backend: Backend) -> None:
     """Of 4 tokens two failures leave half: nothing is retried any more, until enough calls have succeeded."""
-    document = {**method(retryPolicy=RETRY), "retryThrottling": {"maxTokens": 4, "tokenRatio": 0.5}}
+    document = {**method(retryPolicy=RETRY_POLICY), "retryThrottling": {"maxTokens": 4, "tokenRatio": 0.5}}
     async with channel_to(backend, service_config=document) as channel:
         backend.script(fail(UNAVAILABLE), fail(UNAVAILABLE))
         assert (await failure(UU.start(channel))).code() is UNAVAILABLE
@@ -167,7 +161,7 @@ async def test_throttling_stops_retries(backend: Backend) -> None:
 async def test_what_counts_against_retries(backend: Backend, ours: bool, kind: Kind, step: Any, counts: bool) -> None:
     """Of 4 tokens two such failures leave half, and nothing is retried: also what was committed. As in core."""
     # Not 1 ms: core may lose a retry whose timer fires at once, and the call hangs (grpc #41036).
-    policy = {**RETRY, "initialBackoff": "0.01s", "maxBackoff": "0.02s"}
+    policy = {**RETRY_POLICY, "initialBackoff": "0.01s", "maxBackoff": "0.02s"}
     document = {
         "methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": policy}],
         "retryThrottling": {"maxTokens": 4, "tokenRatio": 0.001},

@@ -156,13 +156,19 @@ async def test_a_refused_stream_goes_elsewhere(backend: Backend) -> None:
     assert len(backend.received) == 3
 
 
+async def one_too_many(narrow: Narrow, channel: Any) -> list[Any]:
+    """Three calls over a connection for two streams: one is refused, and waits."""
+    await ready(channel, 1)
+    calls = [UU.start(channel, timeout=HANGS_S) for _ in range(3)]
+    await eventually(lambda: narrow.refused == 1 and in_flight(channel) == 2)
+    return calls
+
+
 async def test_a_learnt_limit_grows_though_no_call_ends() -> None:
     """Streams may run for hours: who waits beside them must not wait for their end where the server has room."""
     narrow = Narrow(2)
     async with raw(narrow) as peer, lb.aio.channel(f"static:///{peer.address}", retry=IDEMPOTENT) as channel:
-        await ready(channel, 1)
-        calls = [UU.start(channel, timeout=HANGS_S) for _ in range(3)]
-        await eventually(lambda: narrow.refused == 1 and in_flight(channel) == 2)
+        calls = await one_too_many(narrow, channel)
         narrow.limit = 3
         await eventually(lambda: len(narrow.open) == 3)
         narrow.answer(3)
@@ -173,9 +179,7 @@ async def test_a_learnt_limit_is_forgotten_with_its_connection() -> None:
     """The next connection may be to another server, or to one that was told better."""
     narrow = Narrow(2)
     async with raw(narrow) as peer, lb.aio.channel(f"static:///{peer.address}", retry=IDEMPOTENT) as channel:
-        await ready(channel, 1)
-        calls = [UU.start(channel, timeout=HANGS_S) for _ in range(3)]
-        await eventually(lambda: narrow.refused == 1 and in_flight(channel) == 2)
+        calls = await one_too_many(narrow, channel)
         narrow.limit = 3
         narrow.answer(2)
         await eventually(lambda: narrow.open)

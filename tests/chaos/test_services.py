@@ -11,7 +11,7 @@ from typing import Any
 import lb
 from lb.testing import Agent
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
-from tests.services.runtime.test_server import running
+from tests.services.processes import running
 from tests.support.wait import until
 
 IN_FLIGHT = 16

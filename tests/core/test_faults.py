@@ -16,7 +16,7 @@ from lb.core.call import Call
 from lb.core.outcome import OK, Outcome
 from lb.core.policies import P2C, LeastRequest, Policy, RoundRobin, WeightedRoundRobin, ZoneAware
 from tests.core.rig import INTERNAL, REFUSED, TIMED_OUT, UNAVAILABLE
-from tests.core.test_simulation import Simulation
+from tests.core.simulation import Simulation
 
 BEGIN, END, CLOSE = 2.0, 5.0, 15.0
 IN_FLIGHT = 8

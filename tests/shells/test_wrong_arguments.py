@@ -13,7 +13,7 @@ import pytest
 
 import lb
 import lb.sync
-from tests.aio.test_service_config import RETRY
+from tests.support.calls import RETRY_POLICY
 
 MAKERS = [lb.aio.channel, lb.sync.channel]
 TARGET = "static:///127.0.0.1:1"
@@ -97,7 +97,7 @@ def test_a_bad_setting_is_refused_when_the_channel_is_made(
 @pytest.mark.parametrize("make", MAKERS, ids=["aio", "sync"])
 def test_a_bad_document_is_refused_at_construction(make: Callable[..., Any]) -> None:
     """In words that name the path; nothing has begun by then. (grpcio makes a channel whose calls all fail.)"""
-    bad = {"methodConfig": [{"name": [{}], "retryPolicy": {**RETRY, "maxAttempts": 1}}]}
+    bad = {"methodConfig": [{"name": [{}], "retryPolicy": {**RETRY_POLICY, "maxAttempts": 1}}]}
     words = r"service config: methodConfig\[0\].retryPolicy.maxAttempts is 1; expected a whole number >= 2"
     with pytest.raises(ValueError, match=words):
         make(TARGET, service_config=bad)

@@ -19,6 +19,15 @@ NO_BREAKER = lb.Breaker(consecutive_failures=None, failure_ratio=None)
 IDEMPOTENT = lb.Retry(idempotent=METHODS, wait=AT_ONCE)
 ONCE = lb.Retry(enabled=False)
 
+RETRY_POLICY: dict[str, Any] = {
+    "maxAttempts": 3,
+    "initialBackoff": "0.001s",
+    "maxBackoff": "0.002s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "ABORTED"],
+}
+"""As a service config has it."""
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, Self
 
 import lb
@@ -109,3 +110,13 @@ def gopeer(name: str, *arguments: object) -> Process:
     program = servers.find("gopeer")
     assert program is not None, servers.HOW_TO_GET
     return Process(name, program, *arguments)
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process (a zombie of somebody else's does not count)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")

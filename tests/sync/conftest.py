@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `lb.sync`: servers that are stopped when the test is over."""
+"""Fixtures of the tests of `lb.sync`: servers that are stopped when the test is over, and the worlds of conformance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from tests.sync.kit import KINDS, Kind, Server
+from tests.sync.worlds import channel, where, world
+
+__all__ = ["channel", "where", "world"]
 
 Fleet = Callable[..., list[Server]]
 

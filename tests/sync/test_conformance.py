@@ -9,7 +9,6 @@ from typing import Any
 import grpc
 import pytest
 
-import lb.sync
 from tests.support.releases import since
 from tests.sync.kit import (
     HANGS_S,
@@ -17,92 +16,18 @@ from tests.sync.kit import (
     NAME_KEY,
     SS,
     SU,
-    TURN,
     US,
     UU,
     Kind,
-    Server,
     eventually,
     fail,
     failure,
     headers,
-    target,
     wait_for,
 )
+from tests.sync.worlds import FUTURES, REQUEST_STREAMS, STREAMS, Where, gated
 
 Code = grpc.StatusCode
-FUTURES = (UU, SU)
-STREAMS = (US, SS)
-REQUEST_STREAMS = (SU, SS)
-
-
-class Where:
-    """Servers, and how to open a channel to them."""
-
-    def __init__(self, servers: list[Server], ours: bool) -> None:
-        self.servers = servers
-        self.ours = ours
-        self.opened: list[Any] = []
-
-    def open(self, **settings: Any) -> Any:
-        """A channel, closed at the end of the test."""
-        channel: Any
-        if isinstance(settings.setdefault("options", ()), tuple):
-            settings["options"] += (("grpc.default_authority", f"{TURN}{self.servers[0].turn}"),)
-        if self.ours:
-            channel = lb.sync.channel(target(*self.servers), retry=lb.Retry(enabled=False), **settings)
-        else:
-            interceptors = settings.pop("interceptors", ())
-            channel = grpc.intercept_channel(grpc.insecure_channel(self.servers[0].address, **settings), *interceptors)
-        self.opened.append(channel)
-        return channel
-
-    def script(self, step: Any) -> None:
-        """The next call meets this, wherever it goes."""
-        for server in self.servers:
-            server.always = step
-
-    @property
-    def received(self) -> list[Any]:
-        """What all servers together saw."""
-        return [received for server in self.servers for received in server.received]
-
-    def close(self) -> None:
-        """Close what was opened."""
-        for channel in self.opened:
-            channel.close()
-        self.opened.clear()
-
-
-@pytest.fixture(scope="module", params=["grpcio", "one", "three"])
-def world(request: pytest.FixtureRequest) -> Iterator[Where]:
-    """The channel of grpcio, and ours over one endpoint and three. All tests of a module share the servers."""
-    servers = [Server(name) for name in ("abc" if request.param == "three" else "a")]
-    yield Where(servers, request.param != "grpcio")
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture
-def where(world: Where) -> Iterator[Where]:
-    """One of those worlds, as good as new."""
-    yield world
-    world.close()
-    for server in world.servers:
-        server.reset()
-
-
-@pytest.fixture
-def channel(where: Where) -> Any:
-    """A plain channel there."""
-    return where.open()
-
-
-def gated(where: Where) -> threading.Event:
-    """All calls wait for the event."""
-    gate = threading.Event()
-    where.script(wait_for(gate))
-    return gate
 
 
 def ended(call: Any) -> None:
@@ -687,8 +612,8 @@ def test_cancel_from_another_thread_while_iterating(where: Where, channel: Any, 
     gate.set()
 
 
-def test_the_server_sees_a_cancellation(where: Where, channel: Any, kind: Kind) -> None:
-    """Its context is no longer active."""
+def end_seen(where: Where) -> threading.Event:
+    """All calls hang; the event is set when one has ended at its server."""
     seen = threading.Event()
 
     def step(context: Any) -> None:
@@ -697,6 +622,12 @@ def test_the_server_sees_a_cancellation(where: Where, channel: Any, kind: Kind) 
         wait_for(threading.Event())(context)
 
     where.script(step)
+    return seen
+
+
+def test_the_server_sees_a_cancellation(where: Where, channel: Any, kind: Kind) -> None:
+    """Its context is no longer active."""
+    seen = end_seen(where)
     call = kind.start(channel)
     eventually(lambda: where.received)
     call.cancel()
@@ -705,14 +636,7 @@ def test_the_server_sees_a_cancellation(where: Where, channel: Any, kind: Kind) 
 
 def test_a_forgotten_call_is_cancelled(where: Where, channel: Any, kind: Kind) -> None:
     """A call that nobody holds any more ends."""
-    seen = threading.Event()
-
-    def step(context: Any) -> None:
-        if not context.add_callback(seen.set):
-            seen.set()
-        wait_for(threading.Event())(context)
-
-    where.script(step)
+    seen = end_seen(where)
     call = kind.start(channel)
     eventually(lambda: where.received)
     del call

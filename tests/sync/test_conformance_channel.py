@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import gc
 import threading
 import time
@@ -15,66 +14,12 @@ import pytest
 from tests.support.releases import RELEASE
 from tests.support.wait import longer
 from tests.sync.conftest import Fleet
+from tests.sync.interceptors import Recorder
 from tests.sync.kit import HANGS_S, REQUESTS, SS, SU, UU, Kind, Server, eventually, fail, failure, wait_for
-from tests.sync.test_conformance import FUTURES, STREAMS, Where, gated, where, world
-
-__all__ = ["where", "world"]
+from tests.sync.worlds import FUTURES, STREAMS, Where, gated
 
 Code = grpc.StatusCode
 State = grpc.ChannelConnectivity
-
-
-@pytest.fixture
-def channel(where: Where) -> Any:
-    """A plain channel there."""
-    return where.open()
-
-
-class Details(
-    collections.namedtuple(
-        "Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")
-    ),
-    grpc.ClientCallDetails,
-):
-    """Call details of an interceptor's own."""
-
-
-class Recorder(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
-):
-    """An interceptor of all kinds: notes what it sees and adds metadata."""
-
-    def __init__(self, name: str = "one", log: list[str] | None = None) -> None:
-        self.name = name
-        self.log: list[str] = [] if log is None else log
-
-    def _intercept(self, kind: str, continuation: Any, details: Any, request: Any) -> Any:
-        self.log.append(f"{self.name} {kind}")
-        metadata = (*(details.metadata or ()), ("x-seen-by", self.name))
-        changed = Details(
-            details.method,
-            details.timeout,
-            metadata,
-            details.credentials,
-            details.wait_for_ready,
-            details.compression,
-        )
-        return continuation(changed, request)
-
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._intercept("unary_unary", continuation, client_call_details, request)
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._intercept("unary_stream", continuation, client_call_details, request)
-
-    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._intercept("stream_unary", continuation, client_call_details, request_iterator)
-
-    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._intercept("stream_stream", continuation, client_call_details, request_iterator)
 
 
 class OnlyUnary(grpc.UnaryUnaryClientInterceptor):
@@ -84,6 +29,7 @@ class OnlyUnary(grpc.UnaryUnaryClientInterceptor):
         self._act = act
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """As grpcio asks for it."""
         return self._act(continuation, client_call_details, request)
 
 
@@ -237,6 +183,7 @@ class States:
         self.seen: list[State] = []
 
     def __call__(self, state: State) -> None:
+        """One more."""
         self.seen.append(state)
 
 

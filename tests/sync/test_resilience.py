@@ -19,6 +19,7 @@ import lb
 from lb.sync.front import Front
 from lb.testing.backend import METHODS, UNARY_UNARY
 from tests.sync.conftest import Fleet
+from tests.sync.interceptors import Recorder
 from tests.sync.kit import (
     HANGS_S,
     IDEMPOTENT,
@@ -252,8 +253,6 @@ def test_attempts_of_the_error_that_was_raised(fleet: Fleet, kind: Kind) -> None
 
 def test_attempts_under_interceptors(server: Server, kind: Kind) -> None:
     """They are found there, too."""
-    from tests.sync.test_conformance_channel import Recorder
-
     with channel_to(server, interceptors=[Recorder("one"), Recorder("two")]) as channel:
         ready(channel, 1)
         call = kind.start(channel)

@@ -17,7 +17,8 @@ import httpx2
 import pytest
 
 from services.demo.__main__ import INSTANCES, main
-from tests.services.demo.test_supervisor import alive, until
+from tests.support.process import alive
+from tests.support.wait import eventually
 from tests.support.wait import until as until_answer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -144,7 +145,7 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
         for _ in range(20):
             await order()
         told = f"catalog-3 (pid {victim}) was killed by SIGKILL"
-        await until(lambda: any(line.startswith(told) for line in mesh.errors))
+        await eventually(lambda: any(line.startswith(told) for line in mesh.errors))
         assert len([line for line in mesh.errors if "catalog-3" in line]) == 1
 
         async def back() -> bool:
@@ -176,7 +177,7 @@ async def test_a_killed_demo_is_cleared_away(tmp_path: Path) -> None:
         assert len(children) == PROCESSES
         mesh.process.kill()
         await mesh.end()
-        await until(lambda: not any(alive(pid) for pid in children))
+        await eventually(lambda: not any(alive(pid) for pid in children))
         (left,) = tmp_path.iterdir()
     data = tmp_path / "kept"
     async with demo(tmp_path, MESH_DURATION="0.5", MESH_DATA=str(data)) as mesh:

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services.demo.supervisor import LineWriter, RestartDelay, Spec, Supervisor
+from tests.support.process import alive
+from tests.support.wait import eventually
 
 SLEEPER = (sys.executable, "-S", "-c", "import time; print('up'); time.sleep(600)")
 STUBBORN = (
@@ -21,23 +22,6 @@ STUBBORN = (
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)",
 )
-
-
-async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
-    """Waits for a condition; fails the test when it does not come true in time."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - nothing signals that a foreign process changed
-            await asyncio.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether there is such a process (a zombie of somebody else's does not count)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def quick() -> RestartDelay:
@@ -58,10 +42,10 @@ async def test_a_killed_child_is_started_again_and_says_so_in_one_line() -> None
     said: list[str] = []
     async with Supervisor(say=said.append, delay=quick) as supervisor:
         await supervisor.start(Spec("catalog-1", SLEEPER))
-        await until(lambda: "catalog-1 | up" in said)
+        await eventually(lambda: "catalog-1 | up" in said)
         first = supervisor.pids()["catalog-1"]
         os.kill(first, signal.SIGKILL)
-        await until(lambda: supervisor.starts("catalog-1") == 2 and said.count("catalog-1 | up") == 2)
+        await eventually(lambda: supervisor.starts("catalog-1") == 2 and said.count("catalog-1 | up") == 2)
         assert supervisor.pids()["catalog-1"] != first
         told = [line for line in said if "started again" in line]
         assert len(told) == 1
@@ -77,7 +61,7 @@ async def test_stop_kills_who_does_not_listen_and_ends_in_order() -> None:
     supervisor = Supervisor(say=said.append, delay=quick)
     await supervisor.start(Spec("stubborn", STUBBORN, stop_order=0))
     await supervisor.start(Spec("last", SLEEPER, stop_order=1))
-    await until(lambda: len(said) == 2)
+    await eventually(lambda: len(said) == 2)
     pids = supervisor.pids()
     started = asyncio.get_running_loop().time()
     stop = asyncio.create_task(supervisor.stop(grace_s=0.4))
@@ -95,7 +79,7 @@ async def test_a_stop_that_is_cancelled_is_ended_by_the_next_one() -> None:
     said: list[str] = []
     supervisor = Supervisor(say=said.append)
     await supervisor.start(Spec("stubborn", STUBBORN))
-    await until(lambda: len(said) == 1)
+    await eventually(lambda: len(said) == 1)
     pid = supervisor.pids()["stubborn"]
     stop = asyncio.create_task(supervisor.stop(grace_s=60))
     await asyncio.sleep(0)
@@ -112,7 +96,7 @@ async def test_a_replaced_spec_is_used_from_the_next_start_on() -> None:
     async with Supervisor(say=said.append, delay=quick) as supervisor:
         await supervisor.start(Spec("agent", (sys.executable, "-S", "-c", "print('port 0')")))
         supervisor.replace(Spec("agent", (sys.executable, "-S", "-c", "print('port 7'); import time; time.sleep(600)")))
-        await until(lambda: "agent | port 7" in said)
+        await eventually(lambda: "agent | port 7" in said)
         assert "agent | port 0" in said
 
 
@@ -137,12 +121,12 @@ async def test_children_notice_a_supervisor_that_is_gone(tmp_path: Path) -> None
         sys.executable, "-c", parent, child, str(tmp_path / "pid-"), stderr=asyncio.subprocess.DEVNULL
     )
     files = [tmp_path / f"pid-{n}" for n in "12"]
-    await until(lambda: all(file.exists() and file.read_text() for file in files))
+    await eventually(lambda: all(file.exists() and file.read_text() for file in files))
     pids = [int(file.read_text()) for file in files]
     assert all(alive(pid) for pid in pids)
     process.kill()
     await process.wait()
-    await until(lambda: not any(alive(pid) for pid in pids))
+    await eventually(lambda: not any(alive(pid) for pid in pids))
 
 
 async def test_a_flood_of_output_neither_blocks_the_child_nor_fills_memory() -> None:
@@ -157,7 +141,7 @@ async def test_a_flood_of_output_neither_blocks_the_child_nor_fills_memory() -> 
     flood = "import sys\nfor _ in range(20000): print('x' * 100)\nsys.stdout.write('y' * 300000)\nsys.stdout.flush()\n"
     async with Supervisor(say=say, delay=lambda: RestartDelay(first_s=60)) as supervisor:
         await supervisor.start(Spec("loud", (sys.executable, "-S", "-c", flood)))
-        await until(lambda: "loud" not in supervisor.pids())
+        await eventually(lambda: "loud" not in supervisor.pids())
         assert count >= 20000
 
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +21,12 @@ from mesh.orders.v1 import OrdersStub, PriceBasketRequest
 from mesh.runtime.v1 import DescribeRequest, RuntimeStub, ServingState
 from services.runtime.host import Host, Service
 from tests.services.conftest import BUILDS, Shop, refused
+from tests.services.processes import health, running
 from tests.support.consul import Embedded, Proxy
 from tests.support.wait import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def health(channel: grpc.aio.Channel, service: str = "") -> int:
-    """What the health service says."""
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-    return int(answer.status)
 
 
 @pytest.mark.parametrize("name", sorted(BUILDS))
@@ -130,70 +119,6 @@ async def test_health_follows_the_dependencies(shop: Shop) -> None:
     assert [(found.healthy, found.message) for found in about.dependencies] == [(False, "no database today")]
     broken = False
     await until(lambda: says(SERVING), within_s=60, what="SERVING again")
-
-
-@dataclass
-class Running:
-    """A service in a process of its own."""
-
-    process: asyncio.subprocess.Process
-    address: str
-    lines: list[dict[str, Any]]
-    """What it has logged; complete once it has ended."""
-    supervisor_fd: int
-
-    async def ended(self, within_s: float = 60) -> int:
-        """Its exit status."""
-        async with asyncio.timeout(within_s):
-            status = await self.process.wait()
-        assert self.process.stderr is not None
-        self.lines += [json.loads(line) for line in (await self.process.stderr.read()).splitlines()]
-        return status
-
-    @property
-    def events(self) -> list[str]:
-        """What it has logged, in words."""
-        return [line["event"] for line in self.lines]
-
-
-@contextlib.asynccontextmanager
-async def running(
-    name: str, agent: Agent | Proxy, data: Path, *, ready: bool = True, **variables: str
-) -> AsyncIterator[Running]:
-    """Start a service as a process and wait until it is ready."""
-    reading, writing = os.pipe()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))}
-    environment |= {"CONSUL_HTTP_ADDR": agent.url, "MESH_DATA": str(data), "MESH_INSTANCE_ID": f"{name}-1"}
-    environment |= {"MESH_PARENT_FD": str(reading), **variables}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"services.{name}",
-        env=environment, stderr=asyncio.subprocess.PIPE, pass_fds=[reading],
-    )  # fmt: skip
-    os.close(reading)
-    made = Running(process, "", [], writing)
-    try:
-        assert process.stderr is not None
-        async with asyncio.timeout(90):
-            while ready and not made.address:
-                line = await process.stderr.readline()
-                assert line, made.lines
-                made.lines.append(json.loads(line))
-                if made.lines[-1]["event"] == "ready":
-                    made.address = made.lines[-1]["address"]
-        yield made
-    finally:
-        if made.supervisor_fd >= 0:
-            os.close(made.supervisor_fd)
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-@pytest.fixture
-async def agent() -> AsyncIterator[Agent]:
-    """A Consul."""
-    async with Agent() as made:
-        yield made
 
 
 async def test_sigterm_drains(agent: Agent, tmp_path: Path) -> None:

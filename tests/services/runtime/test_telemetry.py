@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from lb.testing import Agent
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
 from services.runtime import logs
-from tests.services.runtime.test_server import health, running
+from tests.services.processes import health, running
 from tests.support.doors import stop_accepting
 
 
@@ -55,13 +55,6 @@ async def collector() -> AsyncIterator[tuple[str, asyncio.Queue[ExportTraceServi
         for writer in list(open_connections):
             writer.close()
         await server.wait_closed()
-
-
-@pytest.fixture
-async def agent() -> AsyncIterator[Agent]:
-    """A Consul."""
-    async with Agent() as made:
-        yield made
 
 
 async def test_spans_arrive(agent: Agent, tmp_path: Path) -> None:
