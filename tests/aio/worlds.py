@@ -1,4 +1,4 @@
-"""One test body, three worlds: a channel of grpcio's, one of `lb` with one endpoint, and one with three.
+"""One test body, three worlds: a channel of grpcio's, one of `lb` with one endpoint, and one with three and hedging.
 
 An assertion in a ``test_conformance*`` file is true in all of them; where they differ on purpose,
 another file says so.
@@ -15,7 +15,7 @@ import pytest
 
 import lb
 from lb.testing import Backend
-from lb.testing.backend import Received, Step
+from lb.testing.backend import METHODS, Received, Step
 from tests.aio.kit import NO_BREAKER, REQUESTS, SS, SU, US, UU, Kind, eventually, target
 
 RESPONSE_STREAMS = pytest.mark.parametrize("kind", [US, SS], ids=str)
@@ -35,6 +35,8 @@ class Side:
         """A channel to these addresses (grpcio's goes to the first), made as grpcio's functions make it."""
         if self.ours:
             text = "static:///" + ",".join(addresses)
+            if self.backends > 1:  # hedges that never begin change nothing
+                arguments = {"hedging": lb.Hedging(delay_s=600), "retry": lb.Retry(idempotent=METHODS)} | arguments
             return lb.aio.channel(text, credentials=credentials, breaker=NO_BREAKER, **arguments)
         if credentials is None:
             return grpc.aio.insecure_channel(addresses[0], **arguments)
