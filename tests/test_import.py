@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -94,6 +95,13 @@ async def run(program: str, *arguments: str) -> Any:
 def under(modules: list[str], roots: tuple[str, ...] = LATER) -> list[str]:
     """Those that are one of the roots, or below one."""
     return [name for name in modules if any(name == root or name.startswith(f"{root}.") for root in roots)]
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Backend]:
+    """One that is stopped when the test is over."""
+    async with Backend() as started:
+        yield started
 
 
 async def test_importing_it_imports_no_more_than_calls_need() -> None:

@@ -21,6 +21,7 @@ from lb.core.endpoint import Resolution
 from lb.core.members import Changes
 from lb.core.outcome import Outcome
 from lb.core.policies.base import CallInfo, Policy
+from lb.core.pulse import Pulse
 from lb.core.unpicked import Unpicked
 from lb.core.upkeep import Ended, Overdue, Upkeep
 from lb.shared import threads
@@ -39,10 +40,15 @@ class LockedBalancer(Balancer):
         self.lock = threads.rlock()
         super().__init__(*arguments, **named)
 
+    def go_by(self, pulse: Pulse) -> None:
+        """See `Balancer`, and so for all below."""
+        with self.lock:
+            Balancer.go_by(self, pulse)
+
     # ---- what the resolver and the connections say ----
 
     def update(self, resolution: Resolution) -> Changes:
-        """See `Balancer`, and so for all below."""
+        """See there."""
         with self.lock:
             return Balancer.update(self, resolution)
 
@@ -171,8 +177,13 @@ class LockedCall(Call):
 
     _balancer: LockedBalancer
 
-    def begin(self, now: float) -> Action:
+    def uncounted(self) -> None:
         """See `Call`, and so for all below."""
+        with self._balancer.lock:
+            Call.uncounted(self)
+
+    def begin(self, now: float) -> Action:
+        """See there."""
         with self._balancer.lock:
             return Call.begin(self, now)
 
