@@ -17,7 +17,7 @@ from tests.support.jaeger import Jaeger, Span
 from tests.support.mesh import Mesh
 from tests.support.wait import until
 
-pytestmark = [pytest.mark.consul, pytest.mark.jaeger]
+pytestmark = [pytest.mark.consul, pytest.mark.jaeger, pytest.mark.alone]
 
 WEIGHTS = {"catalog-1": 1, "catalog-2": 2, "catalog-3": 5}
 ACTS_S = 5.0  # 2 s are promised, on a machine that does nothing else

@@ -18,7 +18,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PROC = Path("/proc/self")
+_PROC = "/proc/self"
+_HAS_PROC = os.path.exists(_PROC)
 _KEPT_THREADS = ("(_poll_wrapper)", "Dummy-", "asyncio_")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -55,10 +56,11 @@ def take(loop: asyncio.AbstractEventLoop | None) -> Snapshot:
 
 def _children() -> list[int]:
     pids: list[int] = []
-    if _PROC.exists():
-        for thread in os.listdir(_PROC / "task"):
+    if _HAS_PROC:
+        for thread in os.listdir(f"{_PROC}/task"):
             try:
-                pids += map(int, (_PROC / "task" / thread / "children").read_text().split())
+                with open(f"{_PROC}/task/{thread}/children") as children:
+                    pids += map(int, children.read().split())
             except (FileNotFoundError, ProcessLookupError):  # that thread has ended
                 continue
     return pids
@@ -75,11 +77,11 @@ def _command(pid: int) -> str:
 
 def _descriptors() -> dict[object, str]:
     found: dict[object, str] = {}
-    if not _PROC.exists():
+    if not _HAS_PROC:
         return found
-    for fd in os.listdir(_PROC / "fd"):
+    for fd in os.listdir(f"{_PROC}/fd"):
         try:
-            target = os.readlink(_PROC / "fd" / fd)
+            target = os.readlink(f"{_PROC}/fd/{fd}")
         except FileNotFoundError:
             continue
         if target.startswith("socket:["):
