@@ -34,6 +34,7 @@ GENERATED = {
 """Tests in tests/docs check these, too."""
 TESTS = (
     *("tests/core", "tests/docs", "tests/testing/test_clock.py", "tests/support/test_turns.py"),
+    *("tests/support/test_doors.py", "tests/support/test_kits.py", "tests/shells/test_partners.py"),
     *("tests/aio/test_consul_settings.py", "tests/services/gateway/test_bodies.py"),
 )
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", str(os.cpu_count() or 1), "--dist", "loadfile", *TESTS)

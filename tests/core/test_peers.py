@@ -14,7 +14,7 @@ from lb.core.consul_health import parse_answer
 from lb.core.outcome import classify
 from lb.core.peers import LONGEST, escaped, one_line
 from lb.core.watch import Watch
-from tests.core import test_presence, test_watch
+from tests.core.consul import answer, entry, known, presence
 
 FORGED = "away\nERROR lb.channel: \x1b[31mall is lost\u2028" + "x" * 1000
 BEGINS = r"away\nERROR lb.channel: \x1b[31mall is lost\u2028xxx"
@@ -67,15 +67,15 @@ def test_why_a_handshake_failed() -> None:
 
 def test_consuls_answers() -> None:
     """Ids, addresses, nodes and checks, in notes and in remarks."""
-    ill = test_watch.entry(FORGED, status="critical", output="\x1b[31m away " + "x" * 1000)
+    ill = entry(FORGED, status="critical", output="\x1b[31m away " + "x" * 1000)
     watch = Watch("a")
-    resolution = watch.answered(0.0, test_watch.answer(7, ill), "consul")
+    resolution = watch.answered(0.0, answer(7, ill), "consul")
     assert resolution is not None
     assert resolution.note.isprintable()
     assert resolution.note.endswith("xxx…)")
     at: Any = {"address": "10.0.0.1\n10.0.0.2", "node": "n\n1"}
-    twice = [test_watch.entry(FORGED, **at), test_watch.entry(FORGED, 2, **(at | {"node": "n\n2"}))]
-    resolution = watch.answered(1.0, test_watch.answer(8, *twice), "consul")
+    twice = [entry(FORGED, **at), entry(FORGED, 2, **(at | {"node": "n\n2"}))]
+    resolution = watch.answered(1.0, answer(8, *twice), "consul")
     assert resolution is not None
     assert all(str(endpoint).isprintable() for endpoint in resolution.endpoints)
     (remark,) = watch.remarks()
@@ -85,13 +85,13 @@ def test_consuls_answers() -> None:
 def test_ids_of_consul_are_not_cut() -> None:
     """Two that differ at their end stay two."""
     ids = ["x" * 1000 + end for end in "ab"]
-    found = parse_answer({"X-Consul-Index": "1"}, [test_watch.entry(id, port) for port, id in enumerate(ids, 1)])
+    found = parse_answer({"X-Consul-Index": "1"}, [entry(id, port) for port, id in enumerate(ids, 1)])
     assert [instance.endpoint.id for instance in found.instances] == ids
 
 
 @pytest.mark.parametrize("owned", [False, True])
 def test_whose_the_id_was_in_consul(owned: bool) -> None:
     """The name of a service that somebody registered."""
-    step = test_presence.presence().step(test_presence.known(name=FORGED), owned=owned, rotated=False)
+    step = presence().step(known(name=FORGED), owned=owned, rotated=False)
     assert shown(step.remark)
     assert step.words.isprintable()

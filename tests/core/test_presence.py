@@ -6,54 +6,8 @@ from typing import Any
 
 import pytest
 
-from lb.core.presence import LEAVING, Presence
-
-CHECK = {"GRPC": "127.0.0.1:7", "Interval": "1s"}
-
-
-def presence(**more: Any) -> Presence:
-    """An instance of `shop`."""
-    settings: dict[str, Any] = {
-        "weight": 2,
-        "warning_weight": 1,
-        "tags": ["t"],
-        "meta": {"pid": "1"},
-        "tagged": {"grpc": {"Address": "grpc://127.0.0.1:7", "Port": 7}},
-        "check": CHECK,
-        "status": "critical",
-    } | more
-    return Presence("shop", "s1", "127.0.0.1", 7, **settings)
-
-
-def known(
-    *,
-    name: str = "shop",
-    port: int = 7,
-    passing: int = 2,
-    tags: tuple[str, ...] = ("t",),
-    meta: dict[str, str] | None = None,
-    tagged: dict[str, Any] | None = None,
-    check: str = "passing",
-    output: str = "",
-    maintenance: str | None = None,
-) -> dict[str, Any]:
-    """What the agent says of it."""
-    checks = [{"CheckID": "service:s1", "Status": check, "Output": output}] if check else []
-    if maintenance is not None:
-        checks.append({"CheckID": "_service_maintenance:s1", "Status": "critical", "Notes": maintenance})
-    own = {"Address": "127.0.0.1", "Port": port}
-    return {
-        "Service": {
-            "Service": name,
-            "Address": "127.0.0.1",
-            "Port": port,
-            "Weights": {"Passing": passing, "Warning": 1},
-            "Tags": list(tags),
-            "Meta": meta if meta is not None else {"pid": "1"},
-            "TaggedAddresses": {"lan_ipv4": own, "wan_ipv4": own} | (tagged or {}),
-        },
-        "Checks": checks,
-    }
+from lb.core.presence import LEAVING
+from tests.core.consul import CHECK, known, presence
 
 
 def body(step: Any) -> dict[str, Any]:

@@ -12,55 +12,9 @@ from hypothesis import strategies as st
 from lb.core.consul_health import Answer, parse_answer
 from lb.core.endpoint import Endpoint
 from lb.core.watch import Query, Watch
+from tests.core.consul import answer, entry
 
 SOURCE = "consul 127.0.0.1:8500"
-
-
-def entry(
-    id: str = "a-1",
-    port: int = 1,
-    *,
-    status: str = "passing",
-    output: str = "",
-    address: str = "127.0.0.1",
-    node: str = "n1",
-    node_id: str = "",
-    created: int = 7,
-    weights: dict[str, int] | None = None,
-    meta: dict[str, str] | None = None,
-    maintenance: bool = False,
-    node_status: str = "passing",
-) -> dict[str, Any]:
-    """One element of /v1/health/service, as Consul writes it."""
-    checks = [
-        {"CheckID": "serfHealth", "Status": node_status, "Output": "Agent alive"},
-        {"CheckID": f"service:{id}", "Status": status, "Output": output},
-    ]
-    if maintenance:
-        checks.append({"CheckID": f"_service_maintenance:{id}", "Status": "critical", "Output": ""})
-    return {
-        "Node": {"ID": node_id or node, "Node": node, "Address": "10.9.9.9"},
-        "Service": {
-            "ID": id,
-            "Service": "a",
-            "Address": address,
-            "Port": port,
-            "Weights": weights or {"Passing": 1, "Warning": 1},
-            "Meta": meta,
-            "CreateIndex": created,
-        },
-        "Checks": checks,
-    }
-
-
-def answer(index: int, *entries: dict[str, Any], filtered: bool = False, streamed: bool = False) -> Answer:
-    """A good answer."""
-    headers = {"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true"}
-    if streamed:
-        headers["X-Consul-Query-Backend"] = "streaming"
-    if filtered:
-        headers["X-Consul-Results-Filtered-By-ACLs"] = "true"
-    return parse_answer(headers, list(entries))
 
 
 def one(e: dict[str, Any]) -> Endpoint:

@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "services").rglob("*.py"))
 DOORS = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.server.address")
-ROOMS = {
+PARTS = {
     "runtime": {"runtime"},
     "shop": {"runtime", "shop"},
 }
-"""What the rooms below all others may import of the shop's; each of the others itself and these."""
+"""What the parts below all others may import of the shop's; each of the others itself and these."""
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
@@ -29,11 +29,11 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_what_it_may(path: Path) -> None:
-    """Nothing private of ``lb``, and of the shop only rooms that are below its own."""
-    room = path.relative_to(ROOT / "services").parts[0]
+    """Nothing private of ``lb``, and of the shop only parts that are below its own."""
+    part = path.relative_to(ROOT / "services").parts[0]
     for module, name in imports(path):
         if module.split(".")[0] == "lb":
             assert module in DOORS, module
             assert not name.startswith("_"), (module, name)
         if module.startswith("services."):
-            assert module.split(".")[1] in ROOMS.get(room, {"runtime", "shop", room}), module
+            assert module.split(".")[1] in PARTS.get(part, {"runtime", "shop", part}), module

@@ -118,6 +118,7 @@ AIO: Entries = {
         "test_conformance_life.py": """
             test_a_channel_in_each_of_many_loops test_a_forgotten_channel_leaves_nothing
             test_another_loop_is_told_at_once test_asyncio_run_twice_with_one_channel
+            test_children_live_that_are_forked_while_no_call_runs
             test_grpcios_thread_is_known_by_its_name test_made_at_import_time
             test_made_at_import_time_and_used_by_asyncio_run test_uvloop""",
         "test_errors.py": """
@@ -177,11 +178,15 @@ SYNC: Entries = {
     "gevent patches threads.": {
         "test_gevent.py": ALL,
     },
+    "In threads alone, messages of a committed stream go from the caller to core and back past the loop.": {
+        "test_straight.py": ALL,
+    },
     "Calls that block exist only in threads.": {
         "test_conformance.py": "test_a_done_callback_that_calls test_with_call",
         "test_conformance_channel.py": "test_close_cancels_blocking_calls",
         "test_life.py": """
-            test_a_blocking_call_inside_a_loop test_ctrl_c_ends_the_call_at_its_server
+            test_a_blocking_call_inside_a_loop test_children_live_that_are_forked_while_a_blocking_call_runs
+            test_ctrl_c_ends_the_call_at_its_server
             test_ctrl_c_in_a_blocking_call test_ctrl_c_in_a_stream_delays_no_closing""",
         "test_resilience.py": """
             test_a_channel_that_is_closed_while_the_callers_thread_has_the_call

@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parents[1]
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-class Room:
+class Side:
     """The tests of one shell, and what `one_sided` says of them; ``partners`` is set when both are read."""
 
     def __init__(self, name: str, entries: Entries, within: dict[str, str]) -> None:
@@ -38,43 +38,43 @@ class Room:
         self.partners: set[str] = set()
 
     def alone(self, file: str) -> set[str]:
-        """The tests of a file for which the other room has none."""
+        """The tests of a file for which the other side has none."""
         return self.files.get(file, set()) - self.partners
 
     def __repr__(self) -> str:
         return self.name
 
 
-A, B = Room("aio", AIO, WITHIN_SYNC), Room("sync", SYNC, WITHIN_AIO)
-for room, other in ((A, B), (B, A)):
-    room.partners = {*other.names, *room.within, *other.within.values()}
-EACH_ROOM = pytest.mark.parametrize(("room", "other"), [(A, B), (B, A)], ids=repr)
+A, B = Side("aio", AIO, WITHIN_SYNC), Side("sync", SYNC, WITHIN_AIO)
+for side, other in ((A, B), (B, A)):
+    side.partners = {*other.names, *side.within, *other.within.values()}
+EACH_SIDE = pytest.mark.parametrize(("side", "other"), [(A, B), (B, A)], ids=repr)
 
 
-@EACH_ROOM
-def test_each_test_has_a_partner_or_a_reason(room: Room, other: Room) -> None:
+@EACH_SIDE
+def test_each_test_has_a_partner_or_a_reason(side: Side, other: Side) -> None:
     """A new test on one side needs the same on the other, or a line in the table."""
     missing = [
         f"{file}::{name}"
-        for file in room.files
-        for name in sorted(room.alone(file))
-        if not {(file, ALL), (file, name)} & room.entries.keys()
+        for file in side.files
+        for name in sorted(side.alone(file))
+        if not {(file, ALL), (file, name)} & side.entries.keys()
     ]
     assert not missing, f"no partner in tests/{other}"
 
 
-@EACH_ROOM
-def test_no_entry_is_stale(room: Room, other: Room) -> None:
+@EACH_SIDE
+def test_no_entry_is_stale(side: Side, other: Side) -> None:
     """What the table names is there, has no partner, and is named once."""
-    for (file, name), times in room.entries.items():
+    for (file, name), times in side.entries.items():
         assert times == 1, f"{file}::{name} is named twice"
-        assert room.alone(file) if name == ALL else name in room.alone(file), f"tests/{room}/{file}::{name}"
-        assert name == ALL or (file, ALL) not in room.entries, f"tests/{room}/{file} is named as a whole already"
+        assert side.alone(file) if name == ALL else name in side.alone(file), f"tests/{side}/{file}::{name}"
+        assert name == ALL or (file, ALL) not in side.entries, f"tests/{side}/{file} is named as a whole already"
 
 
-@EACH_ROOM
-def test_what_is_asked_within_another_test_is_asked_there(room: Room, other: Room) -> None:
+@EACH_SIDE
+def test_what_is_asked_within_another_test_is_asked_there(side: Side, other: Side) -> None:
     """Both tests exist, and the first has no partner of its own name."""
-    assert sorted(room.within.keys() - room.names) == []
-    assert sorted(set(room.within.values()) - other.names) == []
-    assert sorted(room.within.keys() & other.names) == []
+    assert sorted(side.within.keys() - side.names) == []
+    assert sorted(set(side.within.values()) - other.names) == []
+    assert sorted(side.within.keys() & other.names) == []

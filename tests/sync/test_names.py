@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,9 +20,6 @@ from lb.sync.front import Front
 from lb.sync.locked import LockedBalancer, LockedCall
 from tests.support import doors
 from tests.sync.kit import KINDS, UU, Kind, Server, channel_to
-
-ROOM = Path(calls.__file__).parent
-
 
 _grpcio = doors.grpcio("sync")
 
@@ -126,9 +122,12 @@ def test_one_connection_for_both_sides(server: Server) -> None:
 def test_every_public_method_is_locked() -> None:
     """What threads may ask of the core goes through the lock, with the same arguments; a new method there does, too."""
     constant = {"method"}  # a call's name never changes
+    before = {"uncounted", "will_send"}  # said before the first attempt by the one thread that carries the call out
     for base, locked in ((Balancer, LockedBalancer), (Call, LockedCall)):
         public = {name: value for name, value in vars(base).items() if not name.startswith("_")}
         for name, value in public.items():
+            if name in before:
+                continue
             if inspect.isfunction(value):
                 assert name in vars(locked), f"{base.__name__}.{name}"
                 assert inspect.signature(vars(locked)[name]) == inspect.signature(value), f"{base.__name__}.{name}"
