@@ -24,11 +24,11 @@ test: $(DEV) ## run all tests, several at a time; ARGS="-k retry" passes options
 lint: $(DEV) ## run ruff and mypy --strict; check that stubs and docs are up to date and contracts compatible
 	@$(PY) tools/check.py --lint
 
-docs: $(DEV) ## generate docs/api.md from the docstrings, and the pictures of docs/policies.md
+docs: $(DEV) ## generate docs/api.md from the docstrings, and the pictures and the table of docs/policies.md
 	@$(PY) tools/api.py
 	@$(PY) tools/policy_pictures.py
 
-surface: $(DEV) ## accept a change of the public API: write docs/public_api.txt
+surface: $(DEV) ## update docs/public_api.txt after an intended change of the public API
 	@$(PY) tools/public_api.py
 
 stubs: $(DEV) ## generate stubs/mesh from protos/
@@ -56,7 +56,7 @@ chaos: $(DEV) ## cause faults under load and print what they cost (ROWS=3,7 for 
 bench: $(DEV) ## measure calls, picks, memory and imports against grpcio's own channel (ten minutes; STRICT=1 fails on missed goals)
 	@$(PY) -m bench
 
-clean: ## remove the virtual environment, caches and built servers
+clean: ## remove .venv with all that is installed in it, caches and built servers
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find lb services stubs tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -64,13 +64,13 @@ async def test_names_and_lists_need_no_consul() -> None:
     """Both shells work with the four required packages alone; Consul is a clear error, at construction."""
     async with Backend() as backend:
         _, output, errors = await run(ALONE, backend.address.rpartition(":")[2])
-    needs = "needs Consul's client (aiohttp is missing); pip install 'lb-mesh[consul]'"
+    needs = "needs Consul's client (aiohttp is missing); install lb-mesh with its extra `consul`"
     assert output.splitlines() == [
         "b'x' b'x'",
         f"target 'consul:///catalog' {needs}",
         f"target 'consul:///catalog' {needs}",
         f"registration {needs}",
-        "the embedded agent needs aiohttp; pip install 'lb-mesh[consul]'",
+        "the embedded agent needs aiohttp; install lb-mesh with its extra `consul`",
     ], errors
 
 
@@ -80,4 +80,4 @@ async def test_the_agent_as_a_process_says_what_it_needs() -> None:
         "import runpy, sys; sys.modules['aiohttp'] = None; runpy.run_module('lb.testing.agent', run_name='__main__')"
     )
     status, _, errors = await run(program)
-    assert (status, errors) == (1, "the embedded agent needs aiohttp; pip install 'lb-mesh[consul]'\n")
+    assert (status, errors) == (1, "the embedded agent needs aiohttp; install lb-mesh with its extra `consul`\n")

@@ -36,8 +36,8 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.deadline",
     ),
     "Settings of a channel": (
-        "Frozen, and checked when they are made. One object may serve many channels. Arguments are given by name; those"
-        " in seconds end in `_s`.",
+        "Settings objects are immutable, and are checked when you create them. One object may serve many channels."
+        " Arguments are given by name; those in seconds end in `_s`.",
         "lb.Retry lb.MethodSettings lb.Connection lb.Breaker lb.Ejection lb.Hedging lb.Budget lb.ConcurrencyLimit",
     ),
     "Policies": (
@@ -45,7 +45,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "lb.WeightedRoundRobin lb.LeastRequest lb.P2C lb.RoundRobin lb.Random lb.WeightedRandom lb.RingHash"
         " lb.PickFirst lb.Orca lb.ZoneAware lb.Subset lb.SlowStart",
     ),
-    "What became of a call": (
+    "Results of a call": (
         "",
         "lb.attempts lb.Attempt lb.core.outcome lb.Outcome lb.Verdict lb.Retryable lb.Origin lb.Snapshot"
         " lb.EndpointSnapshot",
@@ -71,11 +71,11 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "An example: [own_policy.py](../examples/own_policy.py).",
         "lb.Policy lb.Picker lb.Candidate lb.CallInfo lb.Hooks",
     ),
-    "Consul, to show what it knows": (
+    "Reading instances from Consul": (
         "",
         "lb.aio.consul.Registry lb.aio.consul.Instance lb.aio.consul.ConsulError",
     ),
-    "Parts": (
+    "Building blocks": (
         "Useful without a channel.",
         "lb.parts.TokenBucket",
     ),

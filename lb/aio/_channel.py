@@ -48,22 +48,23 @@ def channel(
 ) -> Channel:
     """A channel to a service, for all four kinds of call. It connects at its first use.
 
-    Its calls raise the errors of grpcio's own channel. docs/troubleshooting.md explains their messages.
+    Its calls raise the errors of grpcio's own channel. The repository's docs/troubleshooting.md explains their
+    messages.
 
     Args:
         target: what to call. ``consul:///catalog`` (or ``consul://agent:8500/catalog``, with ``?dc=``, ``?near=``, and
             ``?tag=``, which may be repeated), ``static:///host:port,host:port?weights=1,3``, or what grpcio takes:
-            ``host:port`` and ``dns:///host:port`` (each address of the name is an endpoint; it is looked up every 30 s,
-            or every ``?interval=`` seconds, and when a connection is lost), ``ipv4:``, ``ipv6:``, ``unix:``. Or a
-            resolver of your own (`lb.Resolver`).
+            ``host:port`` and ``dns:///host:port`` (port 443 if there is none; each address of the name is an endpoint;
+            it is looked up every 30 s, or every ``?interval=`` seconds, and when a connection is lost), ``ipv4:``,
+            ``ipv6:``, ``unix:``. Or a resolver of your own (`lb.Resolver`).
         policy: how to choose an endpoint, as an object or a name (``weighted_round_robin``, ``least_request``, ``p2c``,
             ...; see docs/policies.md). Default: ``weighted_round_robin``.
         retry: when failed attempts are tried again. False: never. Default: `lb.Retry`.
-        breaker: when an endpoint is left out for a while. False: never. Default: `lb.Breaker`.
+        breaker: when an endpoint is ejected for a while. False: never. Default: `lb.Breaker`.
         hedging: whether a call that has no answer yet is sent to another endpoint as well, for methods that may run
             twice. False: no, not even if the service config says so. Default: no.
         limit: how many calls may run at once on each endpoint. Default, and False: any number.
-        ejection: how many endpoints breakers may leave out. Default: `lb.Ejection`.
+        ejection: how many endpoints breakers may eject. Default: `lb.Ejection`.
         connection: connecting, keepalive, idling. Default: `lb.Connection`.
         health: a service name. Each endpoint's gRPC health service is watched under this name (``""``: the whole
             server). Endpoints that are not SERVING get no calls, nor do those that do not know the service while others
@@ -73,10 +74,10 @@ def channel(
         timeout_s: seconds, > 0, for calls that give no timeout, also for streams, from beginning to end. Default: no
             limit.
         methods: an `lb.MethodSettings` for a method (``/package.Service/Method``), or for all methods of a service
-            (``/package.Service/*``). The more specific entry holds, alone. Of timeouts the call's own holds, or else
-            that of ``methods``, or else ``timeout_s``; none goes beyond the service config's timeout, `lb.deadline`, or
-            the deadline of an incoming call. Of retries and hedging those of ``methods`` hold, or else the service
-            config's, or else ``retry`` and ``hedging``.
+            (``/package.Service/*``). If both match, only the more specific entry applies. The timeout of a call is its
+            own, otherwise that of ``methods``, otherwise ``timeout_s``; it is cut to the service config's timeout,
+            `lb.deadline`, and the deadline of an incoming call. Retries and hedging are those of ``methods``, otherwise
+            the service config's, otherwise ``retry`` and ``hedging``.
         propagate: whether calls inherit deadline and cancellation from an incoming call (`lb.aio.incoming`), and a
             deadline from `lb.deadline`.
         measure_sizes: whether metrics include the sizes of messages (see docs/metrics.md).
@@ -86,11 +87,12 @@ def channel(
             ``grpc.ssl_target_name_override`` or ``grpc.default_authority`` names another one.
         options: channel options, as pairs of name and value, for the connection to each endpoint.
         compression: a ``grpc.Compression`` for the connection to each endpoint.
-        interceptors: of grpc.aio. They see a call once, however many attempts it has.
+        interceptors: ``grpc.aio`` client interceptors. They see a call once, however many attempts it has.
 
     Raises:
-        ValueError: a bad target, setting, service config or interceptor; the message names it.
-        TypeError: an argument of a wrong type, or bad channel options.
+        ValueError: a bad target, setting, service config, compression or interceptor, or ``options`` that are not
+            pairs; the message names it.
+        TypeError: an argument or an option's value of a wrong type.
     """
     given = channel_options(options)
     interceptors = checks.sequence("interceptors", interceptors, "a sequence of grpc.aio.ClientInterceptor")
@@ -124,7 +126,7 @@ def channel(
 
 
 class Channel(_grpcio.UpperChannel):
-    """What `channel` returns: a ``grpc.aio.Channel`` that shows its endpoints, and takes another policy or weights."""
+    """What `channel` returns: a ``grpc.aio.Channel`` with a snapshot, whose policy and weights can be changed."""
 
     _channel: Engine
 
@@ -133,11 +135,11 @@ class Channel(_grpcio.UpperChannel):
         return self._channel.snapshot()
 
     def change_policy(self, policy: Policy | str) -> None:
-        """Choose by another policy from the next attempt on. Attempts that run are not touched. Call it in the event
-        loop in which the channel is used.
+        """Replace the policy, from the next attempt on. Running attempts are not affected. Call it in the event loop in
+        which the channel is used.
 
         Args:
-            policy: an object or a name, as of `channel`.
+            policy: an object or a name, the same as in `channel`.
 
         Raises:
             ValueError: the name is not known.
@@ -146,12 +148,12 @@ class Channel(_grpcio.UpperChannel):
         self._channel.balancer.change_policy(resolve(policy))
 
     def change_weights(self, weights: Mapping[str, int]) -> None:
-        """Use these weights from the next attempt on, instead of the resolver's. Call it in the event loop in which the
-        channel is used.
+        """Replace the resolver's weights, from the next attempt on. Call it in the event loop in which the channel is
+        used.
 
         Args:
-            weights: whole numbers from 0 to 1,000,000,000 by endpoint id. They replace those of the call before;
-                endpoints that are not named have the resolver's. ``{}``: all have.
+            weights: whole numbers from 0 to 1,000,000,000 by endpoint id. Each call replaces the weights of the
+                previous one. Endpoints that are not named use the resolver's weight; ``{}`` restores all.
 
         Raises:
             ValueError: a weight is out of its range.

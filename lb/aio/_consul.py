@@ -141,7 +141,7 @@ def load(what: str) -> None:
         import lb.aio._consul_http  # noqa: F401  # for its time
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{what} needs Consul's client ({error.name} is missing); pip install 'lb-mesh[consul]'"
+            f"{what} needs Consul's client ({error.name} is missing); install lb-mesh with its extra `consul`"
         ) from error
 
 

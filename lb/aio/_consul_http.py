@@ -1,7 +1,7 @@
 """py-consul's HTTP layer, with a time-out for each silence instead of one for the whole answer.
 
 In a file of its own because it is loaded only where Consul is used: aiohttp is half of the import time of `lb`,
-and py-consul is an extra (``pip install 'lb-mesh[consul]'``).
+and py-consul is an extra (``lb-mesh[consul]``).
 """
 
 from __future__ import annotations

@@ -91,7 +91,10 @@ class Registration:
             if self._refusal is not None:
                 raise self._refusal
             if not self._entered or self._leaving.is_set():
-                raise RuntimeError(f"registration: {self.id} {'was left' if self._entered else 'was not entered'}")
+                when = "after" if self._entered else "before"
+                raise RuntimeError(
+                    f"registration {self.id}: wait_registered() was called {when} its `async with` block"
+                )
             self._news.clear()
             await self._news.wait()
 
@@ -141,7 +144,7 @@ class Registration:
         entered before.
         """
         if self._entered:
-            raise RuntimeError(f"registration: {self.id} was entered before; each is used once, make another one")
+            raise RuntimeError(f"registration {self.id} was already used; make a new one")
         self._entered = True
         try:
             self._places = [Place(AgentClient(agent), self.id) for agent in self._agents]
@@ -336,7 +339,7 @@ def registration(
     checks.string("address", address, "host:port")
     host, port = split_host_port(address, where="address")
     if host in _WILDCARDS:
-        raise ValueError(f"address is {address!r}; expected the one that clients connect to")
+        raise ValueError(f"address is {address!r}; expected host:port at which clients can connect")
     if isinstance(tags, str) or not isinstance(tags, Sequence) or not all(isinstance(tag, str) for tag in tags):
         raise TypeError(f"tags is {checks.shown(tags)}; expected a sequence of strings")
     _check_weight("weight", weight)

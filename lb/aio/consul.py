@@ -21,15 +21,16 @@ __all__ = ["ConsulError", "Instance", "Registry"]
 
 
 class Registry:
-    """Consul, as the environment names it. Made anywhere; used and closed in one running loop.
+    """A client for the Consul agent in ``CONSUL_HTTP_ADDR``. Use and close it in one event loop.
 
     Args:
         consul: its agent, ``host:port`` or a URL, several separated by commas; None takes ``CONSUL_HTTP_ADDR``.
         timeout_s: how long one question may take at most, in seconds; several agents share it.
 
     Raises:
-        ValueError: ``consul``, ``timeout_s``, or one of Consul's variables in the environment is not valid; TypeError
-            when an argument has the wrong type. Nothing is asked yet.
+        ValueError: ``consul``, ``timeout_s``, or one of Consul's variables in the environment is not valid.
+            Nothing is asked yet.
+        TypeError: an argument has a wrong type.
     """
 
     def __init__(self, consul: str | None = None, *, timeout_s: float = 1.0) -> None:
@@ -39,7 +40,7 @@ class Registry:
         self._clients: list[AgentClient] = []
 
     async def instances(self, service: str) -> tuple[Instance, ...]:
-        """All registered instances, healthy or not, as the first agent tells that answers.
+        """All registered instances, healthy or not, from the first agent that answers.
 
         Raises:
             ConsulError: no agent gave an answer that can be used; the error is that of the last one.

@@ -50,8 +50,8 @@ class Home:
 
     def _elsewhere(self) -> Exception:
         error: Exception = _grpcio.UsageError(
-            f"channel {self._target}: it belongs to the event loop that used it first; use and close it there, or make"
-            " one channel per loop"
+            f"channel {self._target} was first used in another event loop, and works only there; make one channel per"
+            " event loop"
         )
         return error
 

@@ -121,7 +121,7 @@ class Methods:
         hint = f". Did you mean {', '.join(meant)}?" if meant else ""
         level = logging.WARNING if meant or self._unmatched == entries else logging.INFO
         shown, told = ", ".join(sorted(names)), ", ".join(sorted(called)[:_MOST_SHOWN])
-        words = "%s: Retry.idempotent or methods has %s, but no such method was called (called: %s)%s"
+        words = "%s: Retry.idempotent or methods= names %s, which was never called (called: %s)%s"
         _log.log(level, words, self._target, shown, told, hint)
 
 

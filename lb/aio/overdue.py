@@ -60,7 +60,7 @@ class Overdue:
                 try:
                     attempt.overdue()
                 except Exception:  # noqa: BLE001  # whatever it is, the other attempts are watched on
-                    _log.exception("%r", attempt)
+                    _log.exception("cannot handle the timeout of %r", attempt)
         self._armed = False
         if self._running and not self._armed:  # added by a thread that took the timer for armed
             self._armed = True

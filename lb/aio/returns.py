@@ -49,7 +49,7 @@ class Returns:
         try:
             self._balancer.reported(attempt, value, time.monotonic())
         except Exception:  # noqa: BLE001  # what a server sends may be anything
-            _log.exception("%s: the load report of %s", self._target, attempt.endpoint_id)
+            _log.exception("%s: cannot read the load report of %s", self._target, attempt.endpoint_id)
 
     def answered(self, attempt: Attempt) -> None:
         """A stream's first response came."""

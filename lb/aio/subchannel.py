@@ -379,7 +379,7 @@ class Subchannel:
             why,
             secure=self._credentials is not None,
             name=options[whence] if whence else self._candidate.endpoint.address.rpartition(":")[0],
-            whence=_TLS_NAMES.get(whence, "its host; grpc.ssl_target_name_override would name another"),
+            whence=_TLS_NAMES.get(whence, "the target's host; the option grpc.ssl_target_name_override names another"),
         )
 
 

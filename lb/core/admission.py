@@ -45,10 +45,10 @@ class Admission:
         if candidate in self.pool:
             return ""
         if candidate.unserved:
-            return "it does not know the service whose health is watched"
+            return "its health service does not know the name given in health="
         if not candidate.breaker.admits(now):
             if candidate.breaker.state is State.HALF_OPEN:
-                return "breaker half-open, a probe is out"
+                return "breaker half-open, a test call is running"
             left = (candidate.breaker.retry_at or now) - now
             why = "; ".join(filter(None, (candidate.breaker.blamed, candidate.last_error))) or "failures"
             return f"breaker open for {left:.1f} s more ({why})"

@@ -11,11 +11,12 @@ from lb.core.outcome import Outcome
 class Attempt:
     """One try of one call on one endpoint, as `lb.attempts` returns it. Read it; do not change it.
 
-    Instants are in monotonic seconds (``time.monotonic()``). ``candidate``, ``generation`` and ``span`` belong to the
-    library, for which an attempt is also the permit that its end gives back: the balancer and its judgement write down
-    how it ended, telemetry its span.
+    Instants are in monotonic seconds (``time.monotonic()``). Ignore ``candidate``, ``generation`` and ``span``: they
+    are internal.
     """
 
+    # An attempt is also the permit that its end gives back: the balancer and its judgement write down how it ended,
+    # telemetry its span.
     __slots__ = (
         "answered_at",
         "breaker_state",
@@ -35,7 +36,7 @@ class Attempt:
         self.number: int = number
         """1 is the first of its call."""
         self.why: str = why
-        """Why there is another attempt: a retry or a hedge, and what led to it. Empty for the first."""
+        """The reason for this attempt: a retry or a hedge, and what led to it. Empty for the first."""
         self.started_at: float = now
         """When it was sent."""
         self.answered_at: float | None = None

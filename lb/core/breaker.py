@@ -86,14 +86,14 @@ class Transition(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """When an endpoint is left out for a while. One object may serve many endpoints.
+    """When an endpoint is ejected for a while. One object may serve many endpoints.
 
-    The numbers are those of others: five in a row is the default of Envoy and Finagle, the share of failures that of
-    Armeria, the doubling from 1 s to 60 s that of linkerd.
+    The defaults are those of other projects: five in a row of Envoy and Finagle, the share of failures of Armeria, the
+    doubling from 1 s to 60 s of linkerd.
 
     Args:
-        consecutive_failures: open after this many failures in a row, >= 1; None: not for this reason.
-        failure_ratio: open at this share of failures in the last ``window_s``, > 0 and <= 1; None: not for this reason.
+        consecutive_failures: open after this many failures in a row, >= 1; None turns this rule off.
+        failure_ratio: open at this share of failures in the last ``window_s``, > 0 and <= 1; None turns this rule off.
         minimum_calls: ``failure_ratio`` counts only if there were this many calls in the window, >= 1.
         window_s: length of the window in seconds, > 0.
         open_s: how long the first opening lasts, in seconds, > 0. If the probe after it fails, the next one lasts
@@ -104,10 +104,10 @@ class Breaker:
             clients do not probe at the same moment.
         probe_s: seconds, > 0. A probe that has not ended by then is given up, and another call may be the probe.
         unanswered_s: seconds, > 0, or None. A call that ends at its own deadline counts as a failure if it has waited
-            at least this long without a response. A hung endpoint shows in nothing else.
-        refused_s: seconds, > 0, or None. Push-back is not a failure: an endpoint that is full still answers some
-            calls. But open if the endpoint has only refused calls for this long (and for four of its usual
-            latencies), at least ``consecutive_failures`` of them.
+            at least this long without a response. This is the only sign of a hung endpoint.
+        refused_s: seconds, > 0, or None. Open if the endpoint has refused every call (with push-back) for this time and
+            for four of its usual latencies, and at least ``consecutive_failures`` calls. A refusal is otherwise no
+            failure, because an endpoint that is full still answers some calls.
         good_ratio: > 0 and < 1, or None. Open if the endpoint's share of good answers is less than this part of the
             share of all others, and chance does not explain it. With 0.5: the others answer 90 % of calls well, and
             this one fewer than 45 %. Only with policies whose choice does not depend on the call (`Hooks.spreads`).

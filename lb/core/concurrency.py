@@ -36,7 +36,7 @@ _LEAST_STREAMS = 1
 class ConcurrencyLimit:
     """How many calls of a channel may run at once on each endpoint.
 
-    If all endpoints are full, calls wait in a line of the channel. The adaptive limit is *Gradient2* of Netflix's
+    If all endpoints are full, calls wait in the channel's queue. The adaptive limit is *Gradient2* of Netflix's
     concurrency-limits: it shrinks when the latest calls take longer than usual, because then they wait in the server.
 
     Args:
@@ -44,8 +44,8 @@ class ConcurrencyLimit:
         adaptive: whether the limit follows the latency, from ``min_limit`` to ``max_limit``.
         min_limit: the lowest adaptive limit, >= 1.
         max_limit: the highest adaptive limit, >= ``min_limit``.
-        queue: how many calls may wait in the line, >= 0. Others are refused at once.
-        queue_s: how long a call may wait in the line, in seconds, > 0. Then it is refused.
+        queue: how many calls may wait in the queue, >= 0. Others are refused at once.
+        queue_s: how long a call may wait in the queue, in seconds, > 0. Then it is refused.
 
     Raises:
         ValueError: a field is out of its range; the message names it.

@@ -40,7 +40,7 @@ class Instance:
     status: Status
     """passing, warning, critical, maintenance, or "no port"."""
     judged: bool
-    """False while a check was only just registered: it is critical then, too, and has no output yet."""
+    """False until each check has run once: before that it is critical, without output."""
     origin: tuple[str, int]
     """The node's id and the creation index: the same for as long as Consul remembers this registration."""
     node: str = ""
@@ -85,10 +85,10 @@ def parse_answer(headers: Mapping[str, str], body: object) -> Answer:
     # Consul's streaming backend, which serves the blocking queries, answers "false" on a
     # healthy cluster too (1.22): there the header means nothing.
     if headers.get("X-Consul-KnownLeader", "true").lower() == "false" and not streamed and not body:
-        raise ValueError("it has no cluster leader yet, and an empty list")
+        raise ValueError("the agent has no cluster leader yet, so its empty answer is not used")
     filtered = headers.get("X-Consul-Results-Filtered-By-ACLs", "").lower() == "true"
     if filtered and not body:
-        raise ValueError(f"Consul's ACLs hide every instance from this token; it needs {RIGHTS}")
+        raise ValueError(f"Consul's ACLs let this token read no instance; it needs {RIGHTS}")
     try:
         return Answer(max(index, 0), _each_once([_instance(entry) for entry in body]), filtered, streamed)
     except (KeyError, TypeError, AttributeError) as error:

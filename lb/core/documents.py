@@ -55,7 +55,7 @@ class Problems:
             if len(self._errors) > _MOST_TOLD:
                 told.append(f"and {len(self._errors) - _MOST_TOLD} more")
             raise ValueError(f"{self.what}: {'; '.join(told)}")
-        ignored = (f"{name} is not known and ignored" for fields in self._objects for name in fields.left())
+        ignored = (f"{name} is unknown, and ignored" for fields in self._objects for name in fields.left())
         return (*self._notes, *ignored)
 
 
@@ -189,7 +189,7 @@ def read(document: str | Mapping[str, Any], problems: Problems) -> Fields:
     except RecursionError:
         raise ValueError(f"{what}: nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{what}: no JSON: {error}") from None
+        raise ValueError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} is {in_json(value)}; expected an object")
     return Fields(value, "", problems)
@@ -200,12 +200,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{in_json(twice)} stands twice in one object")
+        raise ValueError(f"{in_json(twice)} occurs twice in one object")
     return values
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def in_json(value: object) -> str:

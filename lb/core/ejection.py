@@ -1,9 +1,9 @@
-"""How many endpoints may be out of use at once, whatever their breakers say.
+"""How many endpoints may be ejected at once, whatever their breakers say.
 
 A breaker knows its own endpoint only. Left alone, breakers could empty the pool when all
 endpoints fail for one reason (a bad request, a database that all share). So:
 
-- The last endpoint is never left out. When every breaker refuses, the endpoints whose breaker opened the fewest
+- The last endpoint is never ejected. When every breaker refuses, the endpoints whose breaker opened the fewest
   times in a row are used (*panic*). After a stall of the client all breakers are open for the first time, while
   that of an endpoint that is really gone has failed a probe or two before. In a larger pool these endpoints
   must be ``panic_share`` of it, or all are used, so that a single one does not bear the load of a hundred.
@@ -31,17 +31,17 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ejection:
-    """How many endpoints may be left out at once because their breakers are open.
+    """How many endpoints may be ejected at once because their breakers are open.
 
     ``panic_share`` is Envoy's default. ``max_share`` is larger than Envoy's (0.1), because a breaker that opens has
     evidence against its own endpoint.
 
     Args:
-        max_share: the largest share of the connected endpoints that may be left out, from 0 to 1. It is rounded down,
-            but one may always be left out, as with Envoy and grpc-go. 0: none, in pools larger than ``small``.
+        max_share: the largest share of the connected endpoints that may be ejected, from 0 to 1. It is rounded down,
+            but one may always be ejected, as with Envoy and grpc-go. 0: none, in pools larger than ``small``.
         panic_share: from 0 to 1. If a smaller share of the endpoints that were ever connected can be used, all
             connected ones are used (*panic*). 0: never.
-        small: in pools of at most this size, >= 0, all endpoints but one may be left out, and ``panic_share`` does not
+        small: in pools of at most this size, >= 0, all endpoints but one may be ejected, and ``panic_share`` does not
             count.
 
     Raises:

@@ -103,7 +103,7 @@ class Listener(Protocol):
     """What a resolver reports to. Its methods may be called from any thread."""
 
     def update(self, resolution: Resolution) -> None:
-        """The endpoints are now these. If there are none, calls fail at once.
+        """Replace the set of endpoints. If there are none, calls fail at once.
 
         Raises:
             TypeError: it is not a `Resolution` of endpoints.
@@ -132,7 +132,7 @@ class Resolver(Protocol):
         """Begin to report to ``listener``. Called once, in the channel's event loop. Must not block."""
 
     def close(self) -> object:
-        """Stop, and call the listener no more. Called once when the channel is closed, also if ``start`` was not.
+        """Stop, and do not call the listener again. Called once when the channel is closed, also if ``start`` was not.
 
         If it returns an awaitable, the channel awaits it.
         """

@@ -168,7 +168,7 @@ class Judgement:
         candidate, breaker, permit = attempt.candidate, attempt.candidate.breaker, attempt.generation
         move: Transition | None = None
         if outcome.origin is Origin.LATE and verdict is Verdict.IGNORED:
-            candidate.last_error = "answers came from elsewhere, much sooner"
+            candidate.last_error = "hedged calls were answered much sooner by other endpoints"
             move = breaker.late(permit, now, self._rng)
         elif verdict is not Verdict.FAILURE and outcome.refused and self._refuses_all(candidate, now):
             candidate.last_error = outcome.reason()

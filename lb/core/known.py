@@ -99,8 +99,9 @@ class Known:
             total = len(self.endpoints)
             hidden = sum(left_s == inf for _, left_s in self._held.values())
             if hidden:
-                return f"{source}: this token may not read {hidden} of {total}; kept until it may"
-            return f"{source}: Consul forgot {len(self._held)} of {total}; kept for {self._hold_s:g} s"
+                return f"{source}: the token cannot read {hidden} of {total} instances; lb keeps using them"
+            gone = f"{len(self._held)} of {total} instances are missing from Consul"
+            return f"{source}: {gone}; lb keeps using them for {self._hold_s:g} s"
         if self._live or self._doubted:
             return source
         if not self._listed:
@@ -188,7 +189,7 @@ class Known:
                 self._at_node.update({i.endpoint.key: f"{id}@{i.node}" for i in plain[1:]})
             if len(found) > 1:
                 where = ", ".join(sorted(f"{i.endpoint.address} (node {i.node})" for i in found))
-                remarks.append(f"id {id!r} is registered at several addresses: {where}; each counts")
+                remarks.append(f"id {id!r} is registered at several addresses: {where}; each address is an endpoint")
         return tuple(self._renamed(instance) for instance in instances)
 
     def _renamed(self, instance: Instance) -> Instance:
@@ -215,7 +216,8 @@ class Known:
         for address, id in at.items():
             others = sorted(key[0] for key in live if key[1] == address and key[0] != id)
             if others:
-                remarks.append(f"{address} is registered as {id} and as {', '.join(others)}; it counts once, as {id}")
+                names = ", ".join(others)
+                remarks.append(f"{address} is registered as {id} and as {names}; it is one endpoint, {id}")
         return {key: endpoint for key, endpoint in live.items() if at[key[1]] == key[0]}
 
     def __repr__(self) -> str:

@@ -42,7 +42,7 @@ class Line:
         """One more call stands in line; unless that is full: then the call is refused, for the reason returned."""
         if self._limit is not None and self.waiting >= self._limit.queue:
             self.refused += 1
-            return f"{self.full.message} and {self.waiting} calls wait already"
+            return f"{self.full.message}, and the queue is full ({self.waiting} waiting)"
         self.waiting += 1
         return ""
 
@@ -53,7 +53,10 @@ class Line:
     def refuse(self) -> str:
         """A call that stood in line for as long as it may, and has left, is refused for the reason returned."""
         self.refused += 1
-        return f"{self._target}: no endpoint fell below its concurrency limit in time"
+        return (
+            f"{self._target}: the call waited {self.queued.line_s:g} s (queue_s), "
+            "and every endpoint was still at its concurrency limit"
+        )
 
     def __repr__(self) -> str:
         return f"<Line {self.waiting} waiting, {self.refused} refused>"

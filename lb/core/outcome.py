@@ -9,15 +9,15 @@ how it ended                               verdict  retried
 OK                                         SUCCESS  never
 the caller cancelled, or its own deadline  IGNORED  never
 passed (but see ``Breaker.unanswered_s``)
-core refused the call: metadata that is    IGNORED  never
-not legal, a deadline in 300 years
+grpcio did not send the call: metadata     IGNORED  never
+or a deadline that is not valid
 a hedge was faster (by far: this counts    IGNORED  never
 into the failures in a row)
 no connection was found                    FAILURE  always
 the connection was closing (GOAWAY), and   IGNORED  always, and without budget
 the server has not looked at the call
-the same, says the status, but the         none     then as the row above;
-connection is not seen to be lost yet      yet      if it is not, as UNAVAILABLE
+GOAWAY, says the status, but the           a few    as above if it closed,
+connection has not been seen to close      ms later else as UNAVAILABLE
 the stream was refused (REFUSED_STREAM),   IGNORED  if idempotent,
 says the status                                     once without budget
 the attempt's own timeout passed           FAILURE  if idempotent
@@ -34,12 +34,12 @@ RESOURCE_EXHAUSTED (quota), UNIMPLEMENTED  IGNORED  never
 any other code: the server has answered    SUCCESS  never
 =========================================  =======  ==========================
 
-Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6). An endpoint that refuses every call is left
-out in the end (``Breaker.refused_s``).
+Push-back is ``grpc-retry-pushback-ms`` in the trailing metadata (gRFC A6). An endpoint that refuses every call is
+ejected in the end (``Breaker.refused_s``).
 
 **Compared with the others.** The verdict looks at one answer. Beside it, the endpoints' answers are compared: OK is a
 good answer, and every other code is a bad one, whatever its verdict. Quota, push-back, and calls that a server has not
-looked at do not count. An endpoint that answers far worse than the others is left out until it gives a good answer
+looked at do not count. An endpoint that answers far worse than the others is ejected until it gives a good answer
 (``Breaker.good_ratio``). `lb.core.comparison` has the test that rules out chance.
 """
 
@@ -210,7 +210,7 @@ def classify(
 
 def timed_out(limit_s: float | None) -> Outcome:
     """There was no response within ``attempt_timeout_s``."""
-    details = f"no response within the attempt's timeout of {limit_s:g} s"
+    details = f"no response within attempt_timeout_s ({limit_s:g} s)"
     return classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.ATTEMPT_TIMEOUT, details=details)
 
 

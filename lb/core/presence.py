@@ -116,7 +116,7 @@ class Presence:
         ``rotated``: with another token than the one that is to be used now.
         """
         if known is None:
-            words = "registered again, the agent had forgotten it" if owned else "registered"
+            words = "registered again, because the agent had lost the registration" if owned else "registered"
             return Step(self._body(with_check=True), self._maintenance, words)
         if not self.ours(known):
             return self._of_another(known, owned=owned)
@@ -131,7 +131,7 @@ class Presence:
             elif self._weight_set:
                 body, words = self._body(with_check=False), "changed"
             elif not has_check:
-                body, words = self._body(with_check=True), "its check was gone, registered again"
+                body, words = self._body(with_check=True), "registered again, because the agent had lost the check"
             else:
                 body, words = None, ""
         return Step(body, self._switch(reason), words, self._advice(known))
@@ -141,13 +141,18 @@ class Presence:
         where = join_host_port(str(service.get("Address")), service.get("Port") or 0)
         other = one_line(f"{service.get('Service')} at {where}")
         if owned:
-            return Step(remark=f"the id is now that of {other}; this instance gives way", gives_way=True)
+            remark = f"another process registered this id ({other}); this instance is no longer registered"
+            return Step(remark=f"{remark}. Give each instance an id of its own", gives_way=True)
         reason = self._reason(known)
         if str(service.get("Service", "")).lower() == self.service.lower():
             self._inherit(known)
         elif reason != LEAVING:
             reason = None  # another service's maintenance is not ours, and goes with its entry
-        remark = f"the id was that of {other} (still passing); taken over" if _passing(known) else ""
+        remark = ""
+        if _passing(known):
+            remark = (
+                f"replaced the registration of {other}, which still passed its check. Do two processes use this id?"
+            )
         return Step(self._body(with_check=True), self._switch(reason), f"registered in place of {other}", remark)
 
     def _take_over(self, known: Json, reason: str | None) -> bool:

@@ -45,6 +45,13 @@ class AttemptError(grpc.RpcError):
         return self.outcome.details
 
 
+_SUCH_AS = {
+    "stop": "stop_after_attempt(3)",
+    "wait": "wait_exponential(multiplier=0.05, max=1)",
+    "retry": "retry_if_exception(predicate)",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """When a failed attempt is tried again, and after how long. One object may serve many channels.
@@ -53,17 +60,17 @@ class Retry:
 
     Args:
         stop: tenacity's ``stop_*``. It counts attempts, the first one included. Default: after 4.
-        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubled each time, at most 1 s. If a server says by
-            push-back how long to wait, that holds, and the next wait is the first one again (gRFC A6).
+        wait: tenacity's ``wait_*``, in seconds. Default: 25 ms, doubled each time, at most 1 s. A server's push-back
+            replaces the wait, and restarts the sequence (gRFC A6).
         retry: tenacity's ``retry_if_*``, or None. It adds to the table of verdicts (`lb.core.outcome`): a failure for
             which it returns True is tried again even if the table would not, also where the method may not run twice.
             It sees the failure as a ``grpc.RpcError``. No call is tried again once it is committed.
         jitter: the share by which a wait is made longer or shorter at random, from 0 to 1.
         attempt_timeout_s: seconds from an attempt's last request to its first response, > 0; None: no limit. An
-            attempt that takes longer counts as a failure of its endpoint. It is given up if another one may follow:
-            the method may run twice (or ``retry`` allows it), retries are on, and attempts and budget are left.
-            If none may follow, it goes on until the call's own timeout, which always holds. A call without a timeout
-            ends UNAVAILABLE then.
+            attempt that takes longer counts as a failure of its endpoint. If another attempt can follow, this one is
+                cancelled: the method may run twice (or ``retry`` allows it), retries are on, and attempts and budget
+                are left. If not, the attempt continues until the call's timeout. A call without a timeout fails with
+                UNAVAILABLE at that moment.
         budget: how many retries a channel may send. All methods of a channel share one.
         idempotent: methods that may run twice without harm, as ``/package.Service/Method``, or
             ``/package.Service/*`` for all of a service. Methods whose proto declares an ``idempotency_level`` need
@@ -90,12 +97,16 @@ class Retry:
         checks.flag("Retry.enabled", self.enabled)
         for name, value in (("stop", self.stop), ("wait", self.wait), ("retry", self.retry)):
             if (not callable(value) or isinstance(value, type)) and not (name == "retry" and value is None):
-                raise TypeError(f"Retry.{name} is {shown(value)}; expected one of tenacity's {name} strategies")
+                raise TypeError(
+                    f"Retry.{name} is {shown(value)}; expected one of tenacity's, such as tenacity.{_SUCH_AS[name]}"
+                )
         checks.number("Retry.jitter", self.jitter, "a number from 0 to 1", most=1)
         if self.attempt_timeout_s is not None:
             checks.number("Retry.attempt_timeout_s", self.attempt_timeout_s, "seconds > 0, or None", above=True)
         if isinstance(self.idempotent, (str, bytes)) or not isinstance(self.idempotent, Collection):
-            raise TypeError(f"Retry.idempotent is {shown(self.idempotent)}; expected a collection of method names")
+            raise TypeError(
+                f"Retry.idempotent is {shown(self.idempotent)}; expected a list, such as ['/package.Service/Method']"
+            )
         for method in self.idempotent:
             checks.method(f"Retry.idempotent has {shown(method)}", method)
 
@@ -127,6 +138,12 @@ class GiveUp:
     counts: bool = field(default=False, compare=False)
 
 
+_BY_CALLER = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the call's deadline passed",
+    grpc.StatusCode.CANCELLED: "the caller cancelled",
+}
+
+
 def decide(
     settings: Retry,
     outcome: Outcome,
@@ -147,7 +164,7 @@ def decide(
     if not settings.enabled:
         return GiveUp("retries are off")
     if outcome.origin is Origin.CALLER:
-        return GiveUp("the caller gave up")
+        return GiveUp(_BY_CALLER.get(outcome.code, "what the caller passed could not be sent"))
     if outcome.pushback_s is not None and outcome.pushback_s < 0:
         return GiveUp("the server said not to retry", counts=True)
     allowed = outcome.retryable is Retryable.ALWAYS or (outcome.retryable is Retryable.IF_IDEMPOTENT and idempotent)

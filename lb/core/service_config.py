@@ -40,7 +40,7 @@ def parse(document: str | Mapping[str, Any]) -> ServiceConfig:
     """Read a service config, as JSON text or as what JSON text stands for.
 
     Raises:
-        ValueError: no JSON, or values that are not accepted; every one is named by its path.
+        ValueError: not valid JSON, or values that are not accepted; every one is named by its path.
         TypeError: ``document`` is neither text nor a mapping.
     """
     problems = Problems("service config")
@@ -141,7 +141,7 @@ def _hedging(policy: Fields, problems: Problems) -> Hedging | None:
 def _attempts(policy: Fields, problems: Problems) -> int | None:
     attempts = policy.whole("maxAttempts", 2, required=True)
     if attempts is not None and attempts > MOST_ATTEMPTS:
-        problems.note(f"{policy.at('maxAttempts')} is {attempts} and counts as {MOST_ATTEMPTS}")
+        problems.note(f"{policy.at('maxAttempts')} is {attempts}; lb uses the maximum, {MOST_ATTEMPTS}")
         return MOST_ATTEMPTS
     return attempts
 

@@ -49,7 +49,7 @@ def _weighted_round_robin(fields: Fields, problems: Problems) -> Policy:
 def _least_request(fields: Fields, problems: Problems) -> Policy:
     choices = fields.whole("choiceCount", 2) or 2
     if choices > _MOST_CHOICES:
-        problems.note(f"{fields.at('choiceCount')} is {choices} and counts as {_MOST_CHOICES}")
+        problems.note(f"{fields.at('choiceCount')} is {choices}; lb uses the maximum, {_MOST_CHOICES}")
         choices = _MOST_CHOICES
     return LeastRequest(choices=choices)
 
@@ -127,7 +127,7 @@ def _first_known(entries: list[tuple[str, Any]], where: str, problems: Problems)
             assert fields is not None
             return reader(fields, problems)
         entry.value(name)
-        problems.note(f"{path} is {in_json(name)}, which is not known, and passed over")
+        problems.note(f"{path} is {in_json(name)}, which is unknown, and ignored")
         passed.append(in_json(name))
     problems.error(f"{where} has {', '.join(passed) or 'no entry'}; expected at least one of {_known()}")
     return None

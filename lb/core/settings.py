@@ -79,7 +79,10 @@ class MethodSettings:
 
 
 _NO_ENTRY = MethodSettings()
-_NOT_HEDGED = "methods[{!r}] has hedging, which is not used: the method is not declared idempotent"
+_NOT_HEDGED = (
+    "methods[{!r}] has hedging, which is not used: the method is not declared idempotent. "
+    "Set idempotent=True if it may run twice"
+)
 _NO_RETRY = Retry(enabled=False)
 _NO_BREAKER = Breaker(consecutive_failures=None, failure_ratio=None, refused_s=None)
 

@@ -140,7 +140,7 @@ def _parse(text: str) -> Target:
     scheme = _scheme(text)
     checked = text[0] + text[-1] + text.replace(" ", "") if scheme in _LOCAL else text  # a path may have blanks
     if " " in checked or not checked.isprintable():
-        raise ValueError(f"target is {text!r}; expected no blanks and one of {ACCEPTED}")
+        raise ValueError(f"target {text!r} has a space or an invisible character; expected one of {ACCEPTED}")
     if scheme == "consul":
         return _consul(text)
     if scheme == "static":
@@ -239,7 +239,7 @@ def _parts(text: str, accepted: Iterable[str]) -> tuple[str, str, list[tuple[str
 
 def _parameters(text: str, query: str, accepted: Iterable[str]) -> list[tuple[str, str]]:
     if "#" in text:
-        raise ValueError(f"target {text!r}: a fragment (#) means nothing here")
+        raise ValueError(f"target {text!r}: a target has no fragment (#)")
     parameters = parse_qsl(query, keep_blank_values=True)
     known = tuple(accepted)
     for name, _ in parameters:
@@ -292,8 +292,8 @@ def _static(text: str) -> StaticTarget:
         parts = _single(text, parameters, "weights").split(",")
         if len(parts) != len(addresses):
             raise ValueError(
-                f"target {text!r}: weights has {len(parts)} values for {len(addresses)} addresses; "
-                "expected one for each"
+                f"target {text!r}: {len(parts)} in weights for {len(addresses)} in addresses; "
+                "expected one weight for each address"
             )
         weights = [_weight(text, part) for part in parts]
     return StaticTarget(text, _endpoints(text, addresses, weights))

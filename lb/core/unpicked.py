@@ -36,12 +36,13 @@ def none_ready(target: str, members: Members, now: float) -> Unpicked:
         wait = since is None or now < since + RESOLVER_GRACE_S
         return Unpicked(f"{target} is not resolved yet{why}", wait)
     if not candidates:
-        note = members.resolution.note or "the resolver knows none"
+        note = members.resolution.note or "the resolver returned an empty list"
         return Unpicked(f"{target} has no endpoint: {note}", wait=False)
     failing = [c for c in candidates.values() if c.failing_since is not None]
     if len(failing) < len(candidates):
-        return Unpicked(f"{target}: connecting to {len(candidates)} endpoint(s)", wait=True)
-    return Unpicked(f"{target}: no endpoint can be reached: {_troubles(failing)}", wait=False)
+        number = len(candidates)
+        return Unpicked(f"{target}: still connecting ({number} endpoint{'s' * (number != 1)})", wait=True)
+    return Unpicked(f"no endpoint of {target} can be reached: {_troubles(failing)}", wait=False)
 
 
 def _troubles(failing: Sequence[Candidate]) -> str:

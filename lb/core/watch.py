@@ -178,8 +178,8 @@ class Watch:
             return
         self._wait_s = _CUT_MARGIN * min(cut, before)
         self._untold.append(
-            f"waiting queries are cut after {cut:.1f} s, as by a proxy's time-out;"
-            f" from now on they wait {self._wait_s:.1f} s"
+            f"something before Consul, probably a proxy, ends requests after {cut:.1f} s;"
+            f" from now on blocking queries wait {self._wait_s:.1f} s"
         )
 
     def _publish(self, source: str) -> Resolution | None:

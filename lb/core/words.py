@@ -83,12 +83,12 @@ TABLE = (
 )
 
 
-_NO_TLS = "the server does not speak TLS, or not on this port (without credentials= the channel speaks plain text)"
-_NO_PLAIN_TEXT = "the server hangs up before it greets; does it speak TLS? Then the channel needs credentials="
+_NO_TLS = "the server does not use TLS on this port. For a plain-text server, leave out credentials="
+_NO_PLAIN_TEXT = "the server closed the connection before the HTTP/2 handshake. If it uses TLS, pass credentials="
 # What core says of a handshake that failed, and what that means: with credentials, and without.
 _HANDSHAKES = (
-    ("Hostname Verification Check failed", "the server's certificate is not for {name!r} ({whence})", ""),
-    ("is not in peer certificate", "the server's certificate is not for {name!r} ({whence})", ""),
+    ("Hostname Verification Check failed", "the server's certificate is not valid for {name!r} ({whence})", ""),
+    ("is not in peer certificate", "the server's certificate is not valid for {name!r} ({whence})", ""),
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a root that the credentials trust", ""),
     ("WRONG_VERSION_NUMBER", _NO_TLS, ""),
     ("HTTP_REQUEST", _NO_TLS, ""),

@@ -18,28 +18,31 @@ from lb.server.reasons import SIGNALS, listening
 
 
 class Life:
-    """What one process does. A subclass overrides what it needs; `live` calls each method at most once, in order."""
+    """The start, work and shutdown of a process.
+
+    A subclass overrides what it needs; `live` calls each method at most once, in order.
+    """
 
     async def start(self) -> None:
-        """Open what is needed. Cancelled by a reason to end; an error ends the life."""
+        """Open resources. A signal cancels it; an error ends the process's life."""
 
     async def run(self) -> None:
-        """Work. Cancelled by a reason to end; without one, the life goes on to its end when this returns."""
+        """Work until SIGTERM or SIGINT cancels it. If it returns before, shutdown begins."""
         await asyncio.Event().wait()
 
     async def leave(self, because: str) -> None:
-        """End well: tell clients, finish what is under way. Cancelled by one more reason to end.
+        """Shut down gracefully: tell clients, finish running calls. A second signal cancels it.
 
         ``because`` is the reason in words, empty when ``run`` returned by itself. Called as well when ``start`` was
         cancelled.
         """
 
     async def close(self) -> None:
-        """Close at once whatever is open. Always called, also after an error."""
+        """Release everything, at once. Always called, also after an error."""
 
 
 async def live(life: Life, *, parent_fd: int | None = None, signals: Sequence[Signals] = SIGNALS) -> None:
-    """Live ``life`` from its start to its end. Raises what its methods raise.
+    """Run ``life`` until it ends or a signal arrives. Raises what its methods raise.
 
     Needs an event loop that handles signals; asyncio's loops on Windows do not.
 

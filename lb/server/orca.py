@@ -40,15 +40,16 @@ class LoadReporter:
     """Measures calls a second, failures a second and the processor's use, over spans of ``every_s``.
 
     Args:
-        application: the part in use by the service's own measure, 0 to 1 (above when overloaded); asked once a
-            span. None leaves it open, and clients go by the processor.
+        application: the part in use by the service's own measure, 0 to 1 (above when overloaded); called once per span.
+            With None, clients use the processor's use.
         every_s: length of a span in seconds, > 0. There is no report before the first is over.
         clock: monotonic seconds.
         cpu: seconds of processor time used by this process. One Python process can fill about one processor, so a
             utilization of 1 is one processor.
 
     Raises:
-        ValueError: ``every_s`` is not above 0; TypeError when it is no number.
+        ValueError: ``every_s`` is not above 0.
+        TypeError: ``every_s`` is not a number.
     """
 
     def __init__(

@@ -39,8 +39,7 @@ class Handlers:
 class Around(grpc.aio.ServerInterceptor, ABC):
     """An interceptor that puts a function around the handler of each method.
 
-    grpcio asks an interceptor at each call, and makes a handler of each kind by another function. A subclass need not
-    know: it is asked once for each method.
+    ``around`` is called once per method, for all four kinds of call.
     """
 
     def __init__(self) -> None:
@@ -70,7 +69,7 @@ class Around(grpc.aio.ServerInterceptor, ABC):
 
 
 def behavior_of(handler: Handler) -> Behavior:
-    """The function of a handler of any kind."""
+    """The function inside a ``grpc.RpcMethodHandler`` of any kind."""
     behavior: Behavior = getattr(handler, _kind(handler))
     return behavior
 

@@ -130,7 +130,7 @@ def detached() -> Iterator[None]:
 
 @contextmanager
 def deadline(timeout_s: float) -> Iterator[None]:
-    """A block whose calls end within ``timeout_s`` seconds of its beginning, whatever their own timeouts are.
+    """A block in which every call ends within ``timeout_s`` seconds of the block's beginning.
 
     It is for code outside of gRPC handlers, such as a web request or a job::
 
@@ -138,9 +138,15 @@ def deadline(timeout_s: float) -> Iterator[None]:
             product = await catalog.GetProduct(request)
             await orders.PlaceOrder(order)  # in what is left of the 2 s
 
+    It applies to calls in this thread, and in tasks that begin in the block. Calls in other threads do not inherit it,
+    unless you copy the context::
+
+        with lb.deadline(60), ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(copy_context().run, catalog.GetProduct, request) for request in requests]
+
     Blocks may be nested, and may be inside a handler: the earliest deadline holds, and calls are cancelled with the
-    incoming one. Tasks that begin in the block keep its deadline. Only calls are bounded, and not those of channels
-    with ``propagate=False`` or in a block of `detached`.
+    incoming one. Only calls are limited, and not those of channels with ``propagate=False`` or in a block of
+    `detached`.
 
     Args:
         timeout_s: seconds, >= 0.

@@ -49,9 +49,10 @@ def channel(
 ) -> Channel:
     """A channel to a service for threads, for all four kinds of call. It connects at its first use.
 
-    Its calls raise the errors of grpcio's own channel. docs/troubleshooting.md explains their messages. A background
-    thread of the process, in which an event loop runs, serves all such channels. It starts and closes a resolver of
-    your own. A policy of your own is asked in the thread that calls, under a lock of the channel.
+    Its calls raise the errors of grpcio's own channel. The repository's docs/troubleshooting.md explains their
+    messages. A background thread of the process, in which an event loop runs, serves all such channels. A resolver of
+    your own is started and closed in this thread. A policy of your own runs in the calling thread while the channel's
+    lock is held, so keep it short.
 
     Args:
         target: what to call. ``consul:///catalog`` (or ``consul://agent:8500/catalog``, with ``?dc=``, ``?near=``, and
@@ -62,11 +63,11 @@ def channel(
         policy: how to choose an endpoint, as an object or a name (``weighted_round_robin``, ``least_request``, ``p2c``,
             ...; see docs/policies.md). Default: ``weighted_round_robin``.
         retry: when failed attempts are tried again. False: never. Default: `lb.Retry`.
-        breaker: when an endpoint is left out for a while. False: never. Default: `lb.Breaker`.
+        breaker: when an endpoint is ejected for a while. False: never. Default: `lb.Breaker`.
         hedging: whether a call that has no answer yet is sent to another endpoint as well, for methods that may run
             twice. False: no, not even if the service config says so. Default: no.
         limit: how many calls may run at once on each endpoint. Default, and False: any number.
-        ejection: how many endpoints breakers may leave out. Default: `lb.Ejection`.
+        ejection: how many endpoints breakers may eject. Default: `lb.Ejection`.
         connection: connecting, keepalive, idling. Default: `lb.Connection`.
         health: a service name. Each endpoint's gRPC health service is watched under this name (``""``: the whole
             server). Endpoints that are not SERVING get no calls, nor do those that do not know the service while others
@@ -76,10 +77,10 @@ def channel(
         timeout_s: seconds, > 0, for calls that give no timeout, also for streams, from beginning to end. Default: no
             limit.
         methods: an `lb.MethodSettings` for a method (``/package.Service/Method``), or for all methods of a service
-            (``/package.Service/*``). The more specific entry holds, alone. Of timeouts the call's own holds, or else
-            that of ``methods``, or else ``timeout_s``; none goes beyond the service config's timeout, `lb.deadline`, or
-            the deadline of an incoming call. Of retries and hedging those of ``methods`` hold, or else the service
-            config's, or else ``retry`` and ``hedging``.
+            (``/package.Service/*``). If both match, only the more specific entry applies. The timeout of a call is its
+            own, otherwise that of ``methods``, otherwise ``timeout_s``; it is cut to the service config's timeout,
+            `lb.deadline`, and the deadline of an incoming call. Retries and hedging are those of ``methods``, otherwise
+            the service config's, otherwise ``retry`` and ``hedging``.
         propagate: whether calls inherit deadline and cancellation from an incoming call (`lb.sync.incoming`), and a
             deadline from `lb.deadline`.
         measure_sizes: whether metrics include the sizes of messages (see docs/metrics.md).
@@ -92,9 +93,11 @@ def channel(
         interceptors: as for ``grpc.intercept_channel``. They see a call once, however many attempts it has.
 
     Raises:
-        ValueError: a bad target, setting or service config; the message names it.
-        TypeError: an argument of a wrong type, or bad channel options.
-        RuntimeError: this process was forked from one in which such a channel was at work (see docs/operating.md).
+        ValueError: a bad target, setting, service config or compression, or ``options`` that are not pairs; the message
+            names it.
+        TypeError: an argument, an option's value or an interceptor of a wrong type.
+        RuntimeError: no channel works in this process, because it was forked while a call was running or an `lb.aio`
+            channel was open.
     """
     if fork.lost():
         raise RuntimeError(fork.FORKED)
@@ -127,7 +130,7 @@ def channel(
 
 
 class Channel(grpc.Channel):
-    """What `channel` returns: a ``grpc.Channel`` that shows its endpoints, and takes another policy or weights."""
+    """What `channel` returns: a ``grpc.Channel`` with a snapshot, whose policy and weights can be changed."""
 
     def __init__(self, front: Front, options: Sequence[tuple[str, Any]], interceptors: Sequence[Any]) -> None:
         self._front = front
@@ -135,29 +138,29 @@ class Channel(grpc.Channel):
         self._upper = grpc.intercept_channel(upper, *interceptors)
 
     def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """As of ``grpc.Channel``."""
+        """Same as in ``grpc.Channel``."""
         return self._upper.unary_unary(*args, **kwargs)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """As of ``grpc.Channel``."""
+        """Same as in ``grpc.Channel``."""
         return self._upper.unary_stream(*args, **kwargs)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        """As of ``grpc.Channel``."""
+        """Same as in ``grpc.Channel``."""
         return self._upper.stream_unary(*args, **kwargs)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        """As of ``grpc.Channel``."""
+        """Same as in ``grpc.Channel``."""
         return self._upper.stream_stream(*args, **kwargs)
 
     def subscribe(
         self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
     ) -> None:
-        """As of ``grpc.Channel``. The state is that of the whole channel: READY if one endpoint is."""
+        """Same as in ``grpc.Channel``. The state is that of the whole channel: READY if one endpoint is."""
         self._upper.subscribe(callback, bool(try_to_connect))
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        """As of ``grpc.Channel``."""
+        """Same as in ``grpc.Channel``."""
         self._upper.unsubscribe(callback)
 
     def close(self) -> None:
@@ -175,11 +178,10 @@ class Channel(grpc.Channel):
         return self._front.snapshot()
 
     def change_policy(self, policy: Policy | str) -> None:
-        """Choose by another policy from the next attempt on. Attempts that run are not touched. Call it from any
-        thread.
+        """Replace the policy, from the next attempt on. Running attempts are not affected. Call it from any thread.
 
         Args:
-            policy: an object or a name, as of `channel`.
+            policy: an object or a name, the same as in `channel`.
 
         Raises:
             ValueError: the name is not known.
@@ -188,11 +190,11 @@ class Channel(grpc.Channel):
         self._front.engine.balancer.change_policy(resolve(policy))
 
     def change_weights(self, weights: Mapping[str, int]) -> None:
-        """Use these weights from the next attempt on, instead of the resolver's. Call it from any thread.
+        """Replace the resolver's weights, from the next attempt on. Call it from any thread.
 
         Args:
-            weights: whole numbers from 0 to 1,000,000,000 by endpoint id. They replace those of the call before;
-                endpoints that are not named have the resolver's. ``{}``: all have.
+            weights: whole numbers from 0 to 1,000,000,000 by endpoint id. Each call replaces the weights of the
+                previous one. Endpoints that are not named use the resolver's weight; ``{}`` restores all.
 
         Raises:
             ValueError: a weight is out of its range.

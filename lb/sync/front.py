@@ -168,8 +168,8 @@ class Front:
         """The caller is about to wait for the loop. Raises ``RuntimeError`` in the loop's own thread."""
         if self._used().here():
             raise RuntimeError(
-                f"channel {self.engine.target}: a resolver or policy waits for a call in the library's own thread,"
-                " which carries out calls; make it in a thread of your own"
+                f"channel {self.engine.target}: a resolver or policy made a blocking call in lb's own thread, which"
+                " would wait for itself; make the call in another thread"
             )
 
     def in_loop(self, function: Callable[..., object], *arguments: Any) -> bool:

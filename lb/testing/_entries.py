@@ -194,7 +194,7 @@ def _service(fields: Mapping[str, Any]) -> Service:
         if max(passing, warning) > _MAX_WEIGHT:
             raise Refused(400, f"Invalid Weights: DNS Weight must be between 0 and {_MAX_WEIGHT}")
     if fields.get("connect"):
-        raise Refused(400, "the embedded agent does no Connect; expected a registration without it")
+        raise Refused(400, "the embedded agent does not support Connect; expected a registration without it")
     tags = _typed(fields, "tags", list, [])
     for tag in tags:
         if not isinstance(tag, str):

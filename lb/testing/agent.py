@@ -33,7 +33,7 @@ try:
     import aiohttp
     from aiohttp import web
 except ModuleNotFoundError as error:
-    _words = "the embedded agent needs aiohttp; pip install 'lb-mesh[consul]'"
+    _words = "the embedded agent needs aiohttp; install lb-mesh with its extra `consul`"
     if __name__ == "__main__":
         sys.exit(_words)
     raise ImportError(_words) from error
@@ -412,7 +412,7 @@ def _accepting(handler: _Handler, parameters: str) -> _Handler:
                 words = f'Invalid query parameter: "{name}" - {_ENTERPRISE[name]} a Consul Enterprise feature'
                 raise Refused(400, words)
             if name not in known:
-                raise Refused(400, f"the embedded agent knows no ?{name} for {request.path}: {_ELSEWHERE}")
+                raise Refused(400, f"the embedded agent does not support ?{name} for {request.path}: {_ELSEWHERE}")
         return await handler(request)
 
     return checked

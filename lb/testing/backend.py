@@ -229,7 +229,7 @@ class Backend:
                 async with asyncio.timeout_at(deadline):
                     await changed
             except TimeoutError:
-                raise TimeoutError(f"{self!r}: not within {within_s:g} s") from None
+                raise TimeoutError(f"the condition was not true within {within_s:g} s: {self!r}") from None
             finally:
                 self._watchers.discard(changed)
 

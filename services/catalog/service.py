@@ -54,7 +54,7 @@ class Catalog(CatalogServicer):
         checks.within("page_size", request.page_size, 0, _LARGEST_PAGE)
         after = _after(request.page_token)
         if after is None:
-            checks.fail("page_token", "is none that this method gave")
+            checks.fail("page_token", "is not a page token from this method")
         checks.done()
         size = request.page_size or _PAGE
         found = await self._store.page(after or "", size + 1)

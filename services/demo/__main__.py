@@ -262,7 +262,7 @@ class Process(Life):
     async def leave(self, because: str) -> None:
         """End the processes in order."""
         if because:
-            self._supervisor.say("ending; once more ends it at once")
+            self._supervisor.say("stopping; press Ctrl-C again to stop at once")
         await self._supervisor.stop(_STOP_S)
 
     async def close(self) -> None:
@@ -275,7 +275,7 @@ class Process(Life):
             async with asyncio.timeout(within_s):
                 await place_order(url, self._supervisor)
         except TimeoutError:
-            self._fail("no order went through")
+            self._fail("no order succeeded in time; see the lines above")
             return
         pids = [os.getpid(), *self._supervisor.pids().values()]
         megabytes, measure = memory.together(pids)

@@ -258,9 +258,9 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            detail = "nothing is here"
+            detail = "no such page"
         case 405:
-            detail = f"{request.method} is not possible here; the header Allow says what is"
+            detail = f"method {request.method} is not allowed; the header Allow has those that are"
         case _:
             detail = str(error.detail)
     headers = dict(error.headers or {})

@@ -55,7 +55,7 @@ async def read_body(request: Request, *, limit: int, timeout_s: float) -> bytes:
     except TimeoutError:
         raise Problem(408, f"the body did not arrive within {timeout_s:g} s", headers=_CLOSE) from None
     except ClientDisconnect:
-        raise Problem(400, "the body ended before its time", headers=_CLOSE) from None
+        raise Problem(400, "the body ended early", headers=_CLOSE) from None
     return bytes(body)
 
 
@@ -169,7 +169,7 @@ def _item(path: str, entry: object, errors: list[FieldError]) -> Item | None:
             FieldError(f"{path}.quantity", f"is {_kind(quantity)}; expected a whole number from 1 to {MOST_PIECES}")
         )
     elif not 1 <= quantity <= MOST_PIECES:
-        shown = str(quantity) if abs(quantity) < 10**18 else "out of all bounds"
+        shown = str(quantity) if abs(quantity) < 10**18 else "too large"
         errors.append(FieldError(f"{path}.quantity", f"is {shown}; expected 1 to {MOST_PIECES}"))
     if len(errors) > before or not isinstance(sku, str) or not isinstance(quantity, int):
         return None
@@ -204,14 +204,14 @@ def _load(body: bytes) -> object:
 
 
 def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the field {name[:64]!r} is there twice")
+            raise ValueError(f"the field {name[:64]!r} occurs twice")
         found[name] = value
     return found
 

@@ -122,7 +122,7 @@ def from_rpc(error: grpc.aio.AioRpcError, service: str, fields: Mapping[str, str
                 errors=[FieldError("idempotency_key", "was used for another order; expected a new key")],
             )
         case grpc.StatusCode.ABORTED:
-            return Problem(409, words or "was changed by somebody else meanwhile", headers=retry_after())
+            return Problem(409, words or "was changed by another request", headers=retry_after())
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return Problem(429, words or "too many requests", headers=retry_after(_retry_delay_s(error)))
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
@@ -158,7 +158,7 @@ def _precondition(error: grpc.aio.AioRpcError, words: str, fields: Mapping[str, 
         for violation in violations
         if violation.type == "STOCK"
     ]
-    return Problem(409, words or "the state does not allow it", errors=errors)
+    return Problem(409, words or "not allowed in the current state", errors=errors)
 
 
 def _retry_delay_s(error: grpc.aio.AioRpcError) -> float:

@@ -201,7 +201,7 @@ async def receive_otlp(request: Request, store: TraceStore) -> Response:
         try:
             export = ExportTraceServiceRequest.FromString(body)
         except DecodeError:
-            raise Problem(400, "the body is no ExportTraceServiceRequest") from None
+            raise Problem(400, "the body is not a valid ExportTraceServiceRequest") from None
     except Problem as problem:
         status = Status(code=3, message=problem.detail)
         return Response(status.SerializeToString(), problem.status, headers=problem.headers, media_type=_PROTOBUF)

@@ -176,7 +176,7 @@ class Store:
             known = (await connection.execute(query)).scalar_one_or_none()
             if known is not None:
                 if known != digest:
-                    raise already_exists("import", import_id, f"import {import_id!r} brought other lines")
+                    raise already_exists("import", import_id, f"import {import_id!r} was already used with other lines")
                 return summary
             present = await _available(connection, sorted(units))
             new = [{"sku": sku, "available": 0} for sku in sorted(units) if sku not in present]

@@ -141,6 +141,6 @@ def translated(service: str, error: grpc.aio.AioRpcError) -> CallError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return unavailable(f"{service} did not answer in time")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED):
-        return unavailable(f"{service} is away: {error.details()}")
-    log.error("a dependency refused", dependency=service, code=code.name, details=error.details())
-    return CallError(grpc.StatusCode.INTERNAL, f"{service} refused; the instance has logged why")
+        return unavailable(f"{service} is unavailable: {error.details()}")
+    log.error("a dependency failed", dependency=service, code=code.name, details=error.details())
+    return CallError(grpc.StatusCode.INTERNAL, f"{service} failed unexpectedly; see the log of orders")

@@ -88,7 +88,9 @@ class Saga:
                 require_payable(lines)
                 order, mine = await self._store.claim(key, request, lines)
             if order.request != request:
-                raise already_exists("idempotency_key", key, f"the idempotency key {key!r} stands for another order")
+                raise already_exists(
+                    "idempotency_key", key, f"the idempotency key {key!r} was already used for another order"
+                )
             if order.state == CONFIRMED:
                 return order
             if mine:
@@ -143,7 +145,7 @@ class Saga:
         except LostLeaseError:
             return None
         except Exception as error:  # noqa: BLE001 - what cannot be undone now is undone by a sweeper
-            log.warning("order is not undone yet", order_id=order.order_id, why=str(error))
+            log.warning("rollback failed, will be tried again", order_id=order.order_id, why=str(error))
         with contextlib.suppress(CallError, LostLeaseError):  # else the lease stands still by itself
             await self._store.give_up(order)
         return None
@@ -152,8 +154,8 @@ class Saga:
         """Take over an order whose owner died, and undo it."""
         mine = await self._store.take_over(order)
         if mine is not None:
-            log.info("order is undone for a call that died", order_id=order.order_id)
-            await asyncio.shield(self._in_background(self._undo(mine, "the call that placed it died")))
+            log.info("rolling back an order whose instance stopped", order_id=order.order_id)
+            await asyncio.shield(self._in_background(self._undo(mine, "the instance that placed the order stopped")))
 
     async def _sweep(self) -> None:
         while True:

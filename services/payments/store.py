@@ -145,7 +145,7 @@ class Store:
             query = select(answers.c.request, answers.c.payment_id, answers.c.state)
             kept = (await connection.execute(query.where(answers.c.idempotency_key == key.name))).one_or_none()
             if kept is not None and kept.request != key.request:
-                text = f"the idempotency key {key.name!r} stands for another request"
+                text = f"the idempotency key {key.name!r} was already used for another request"
                 raise already_exists("idempotency_key", key.name, text)
             if kept is not None and known is not None:
                 return replace(known, state=kept.state)

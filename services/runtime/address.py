@@ -26,7 +26,7 @@ async def advertised(advertise: str, bound: str) -> str:
     if not advertise:
         if host in ("0.0.0.0", "::"):
             raise SettingsError(
-                f"MESH_ADVERTISE: required, as clients cannot connect to {bound}; try MESH_ADVERTISE=auto"
+                f"MESH_ADVERTISE is not set, and clients cannot connect to {bound}; set MESH_ADVERTISE=auto"
             )
         return bound
     if advertise == "auto":

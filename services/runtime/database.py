@@ -123,7 +123,7 @@ class Database:
         try:
             return await asyncio.shield(task)
         except _AWAY as error:
-            raise unavailable(f"the database is away or busy: {_reason(error)}") from error
+            raise unavailable(f"the database is unavailable or busy: {_reason(error)}") from error
 
     async def create(self, metadata: MetaData) -> None:
         """Create the tables that are missing. Several instances may do so at once."""

@@ -195,7 +195,7 @@ class Instance(Life):
         try:
             await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
             if self.meter.in_flight:
-                log.warning("drain time is over, calls were cancelled", drain_s=settings.drain_s)
+                log.warning("the drain time passed; the remaining calls were cancelled", drain_s=settings.drain_s)
             await self._server.stop(_LAST_WORDS_S)
             await stopping
         finally:

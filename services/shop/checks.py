@@ -50,5 +50,5 @@ class Checks(validation.Checks):
             self.sku(f"{field}[{number}].sku", one.sku)
             self.within(f"{field}[{number}].quantity", one.quantity, 1, pieces)
             if one.sku in seen:
-                self.fail(f"{field}[{number}].sku", f"{one.sku!r} stands in an earlier {each}")
+                self.fail(f"{field}[{number}].sku", f"{one.sku!r} occurs in an earlier {each}")
             seen.add(one.sku)

@@ -118,7 +118,7 @@ async def test_calls_are_told_that_connections_end_at_once(kind: Kind, caplog: p
             while "can be reached" not in said:  # it may meet the connection in the moment that it stands
                 said = str((await failure(kind.start(channel, timeout=HANGS_S))).details())
     ends = "its connections end as soon as they are made"
-    assert said == f"{channel.snapshot().target}: no endpoint can be reached: {peer.address}: {ends}"
+    assert said == f"no endpoint of {channel.snapshot().target} can be reached: {peer.address}: {ends}"
     assert [record.getMessage() for record in caplog.records].count(
         f"{channel.snapshot().target}: {peer.address}: {ends}"
     ) == 1

@@ -148,7 +148,7 @@ async def test_who_does_not_know_the_service_is_not_used_while_another_serves_it
         for _ in range(6):
             await UU.run(channel)
         assert two.calls == before
-        assert channel.snapshot().endpoints[1].why == "it does not know the service whose health is watched"
+        assert channel.snapshot().endpoints[1].why == "its health service does not know the name given in health="
         await two.servicer.set("new", SERVING)
         await eventually(lambda: channel.snapshot().endpoints[1].picked)
 

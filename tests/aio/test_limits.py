@@ -121,7 +121,7 @@ async def test_more_than_the_line_holds_is_refused_at_once(fleet: Fleet, kind: K
         calls = [kind.start(channel) for _ in range(4)]
         error = await failure(calls[3])
         assert error.code() is UNAVAILABLE
-        assert "concurrency limit and 2 calls wait already" in str(error.details())
+        assert "concurrency limit, and the queue is full (2 waiting)" in str(error.details())
         assert lb.attempts(calls[3]) == []
         gate.open()
         for call in calls[:3]:
@@ -138,7 +138,7 @@ async def test_who_waits_too_long_is_refused(fleet: Fleet, kind: Kind) -> None:
             first, second = kind.start(channel), kind.start(channel)
             error = await failure(second)
             assert error.code() is UNAVAILABLE
-            assert "no endpoint fell below its concurrency limit in time" in str(error.details())
+            assert "and every endpoint was still at its concurrency limit" in str(error.details())
             third = kind.start(channel)
             gate.open()
             assert await kind.responses(first) == kind.echo()

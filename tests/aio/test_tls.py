@@ -147,14 +147,19 @@ async def test_plain_text_to_a_tls_port_fails(secure: Backend) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ((), "the server's certificate is not for '127.0.0.1' (its host; grpc.ssl_target_name_override would name"),
+        (
+            (),
+            "the server's certificate is not valid for '127.0.0.1' (the target's host;"
+            " the option grpc.ssl_target_name_override names another): ",
+        ),
         (
             (("grpc.default_authority", "shop"),),
-            "the server's certificate is not for 'shop' (the target's name, or what grpc.default_authority says): ",
+            "the server's certificate is not valid for 'shop' (the target's name,"
+            " or what grpc.default_authority says): ",
         ),
         (
             (("grpc.default_authority", "catalog"), ("grpc.ssl_target_name_override", "shop")),
-            "the server's certificate is not for 'shop' (as grpc.ssl_target_name_override says): ",
+            "the server's certificate is not valid for 'shop' (as grpc.ssl_target_name_override says): ",
         ),
     ],
     ids=["host", "authority", "override"],
@@ -181,4 +186,4 @@ async def test_plain_text_against_tls_is_told(secure: Backend, credentials: grpc
         said = str((await failure(UU.start(channel, timeout=HANGS_S))).details())
         assert "does it speak TLS? Then the channel needs credentials=: " in said
     async with Backend() as plain, lb.aio.channel(target(plain), credentials=credentials) as channel:
-        assert "the server does not speak TLS" in str((await failure(UU.start(channel, timeout=HANGS_S))).details())
+        assert "the server does not use TLS" in str((await failure(UU.start(channel, timeout=HANGS_S))).details())

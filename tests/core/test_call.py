@@ -122,7 +122,7 @@ def test_one_endpoint_alone_is_tried_again() -> None:
     [
         (INTERNAL, True, "INTERNAL is not retried"),
         (UNAVAILABLE, False, "the method is not declared idempotent"),
-        (CANCELLED, True, "the caller gave up"),
+        (CANCELLED, True, "the caller cancelled"),
         (classify(StatusCode.UNAVAILABLE, pushback="-1"), True, "the server said not to retry"),
     ],
 )
@@ -689,7 +689,7 @@ def test_a_call_waits_for_the_first_resolution() -> None:
     call = rig.call(timeout=1.0)
     assert call.begin(rig.now) == Queued("static:///shop is not resolved yet")
     rig.update("a")
-    assert call.resume(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
+    assert call.resume(rig.now) == Queued("static:///shop: still connecting (1 endpoint)")
     rig.connect("a")
     action = call.resume(rig.now)
     assert isinstance(action, Attempt)
@@ -705,7 +705,7 @@ def test_a_queued_call_fails_at_its_deadline_and_says_for_what_it_waited() -> No
     rig.clock.advance(0.5)
     assert call.expired(rig.now) == Failed(
         StatusCode.DEADLINE_EXCEEDED,
-        "Deadline Exceeded after 0.500 s: static:///shop: connecting to 1 endpoint(s)",
+        "Deadline Exceeded after 0.500 s: static:///shop: still connecting (1 endpoint)",
     )
 
 
@@ -718,7 +718,7 @@ def test_what_was_tried_before_is_told_at_the_deadline() -> None:
     assert isinstance(rig.fail(call, UNAVAILABLE), Queued)
     rig.clock.advance(1.0)
     assert call.expired(rig.now).details == (
-        "Deadline Exceeded after 1.000 s: static:///shop: connecting to 1 endpoint(s);"
+        "Deadline Exceeded after 1.000 s: static:///shop: still connecting (1 endpoint);"
         " tried a (a:1): UNAVAILABLE: Socket closed"
     )
 
@@ -761,7 +761,7 @@ def test_nothing_to_reach_fails_at_once_with_each_cause() -> None:
     rig.connect("b", FAILING)
     assert rig.call().begin(rig.now) == Failed(
         StatusCode.UNAVAILABLE,
-        "static:///shop: no endpoint can be reached: a (a:1): connection refused; b (b:1): no connection",
+        "no endpoint of static:///shop can be reached: a (a:1): connection refused; b (b:1): no connection",
     )
 
 
@@ -845,7 +845,7 @@ def test_a_retry_that_finds_nobody_left_ends_with_the_last_status() -> None:
     call.begin(rig.now)
     rig.connect("a", FAILING, "connection refused")
     assert rig.fail(call, UNAVAILABLE) is DONE
-    assert call.gave_up == "static:///shop: no endpoint can be reached: a (a:1): connection refused"
+    assert call.gave_up == "no endpoint of static:///shop can be reached: a (a:1): connection refused"
     assert call.tried() == "a (a:1): UNAVAILABLE: Socket closed"
 
 

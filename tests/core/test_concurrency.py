@@ -203,7 +203,8 @@ def test_calls_beyond_the_limit_wait_in_line_and_those_beyond_the_line_are_refus
     assert isinstance(actions[0], Attempt)
     assert actions[1] == actions[2] == Queued("static:///shop: every endpoint is at its concurrency limit", 0.5)
     assert actions[3] == Failed(
-        StatusCode.UNAVAILABLE, "static:///shop: every endpoint is at its concurrency limit and 2 calls wait already"
+        StatusCode.UNAVAILABLE,
+        "static:///shop: every endpoint is at its concurrency limit, and the queue is full (2 waiting)",
     )
     assert rig.balancer.line.waiting == 2
 
@@ -235,7 +236,8 @@ def test_who_waited_too_long_is_refused() -> None:
     call = rig.call()
     call.begin(rig.now)
     assert call.refused() == Failed(
-        StatusCode.UNAVAILABLE, "static:///shop: no endpoint fell below its concurrency limit in time"
+        StatusCode.UNAVAILABLE,
+        "static:///shop: the call waited 1 s (queue_s), and every endpoint was still at its concurrency limit",
     )
     assert rig.balancer.line.waiting == 0
 
@@ -259,9 +261,9 @@ def test_who_waits_for_a_connection_does_not_stand_in_line() -> None:
     call = rig.call()
     call.begin(rig.now)
     rig.connect("a", CONNECTING)
-    assert call.resume(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
+    assert call.resume(rig.now) == Queued("static:///shop: still connecting (1 endpoint)")
     assert rig.balancer.line.waiting == 0
-    assert rig.call().begin(rig.now) == Queued("static:///shop: connecting to 1 endpoint(s)")
+    assert rig.call().begin(rig.now) == Queued("static:///shop: still connecting (1 endpoint)")
 
 
 def test_a_retry_that_finds_all_full_stands_in_line_and_ends_with_its_own_failure_when_refused() -> None:
@@ -273,7 +275,7 @@ def test_a_retry_that_finds_all_full_stands_in_line_and_ends_with_its_own_failur
     rig.call().begin(rig.now)
     assert isinstance(call.resume(rig.now + 1), Queued)
     assert call.refused() is DONE
-    assert "no endpoint fell below" in call.gave_up
+    assert "and every endpoint was still at its concurrency limit" in call.gave_up
 
 
 class Line(RuleBasedStateMachine):

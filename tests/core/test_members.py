@@ -63,7 +63,7 @@ def test_an_endpoint_that_fails_counts_as_failing_until_it_is_ready() -> None:
     for state in (CONNECTING, FAILING, IDLE, CONNECTING):
         rig.connect("a", state)
         assert rig.unpicked() == Unpicked(
-            "static:///shop: no endpoint can be reached: a (a:1): connection refused", wait=False
+            "no endpoint of static:///shop can be reached: a (a:1): connection refused", wait=False
         )
         assert rig.candidate("a").failing_since == since
         assert rig.balancer.state() is FAILING

@@ -111,10 +111,10 @@ def test_the_id_of_another() -> None:
     for other in (known(port=8), known(name="bank")):
         step = presence().step(other, owned=False, rotated=False)
         assert body(step)["Port"] == 7
-        assert "taken over" in step.remark
+        assert "replaced the registration of" in step.remark
         step = presence().step(other, owned=True, rotated=True)
         assert (step.body, step.gives_way) == (None, True)
-        assert "gives way" in step.remark
+        assert "this instance is no longer registered" in step.remark
     dead = presence().step(known(port=8, check="critical"), owned=False, rotated=False)
     assert (dead.remark, body(dead)["Port"]) == ("", 7)
     bank = presence().step(known(name="bank", meta={"k": "v"}, maintenance="disk"), owned=False, rotated=False)

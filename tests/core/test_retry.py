@@ -84,7 +84,8 @@ def steady(**changes: Any) -> Retry:
         (UNSENT, False, None),
         (REFUSED, False, None),
         (INTERNAL, True, "INTERNAL is not retried"),
-        (CANCELLED, True, "the caller gave up"),
+        (CANCELLED, True, "the caller cancelled"),
+        (classify(StatusCode.DEADLINE_EXCEEDED, origin=Origin.CALLER), True, "the call's deadline passed"),
         (classify(StatusCode.NOT_FOUND), True, "NOT_FOUND is not retried"),
         (classify(StatusCode.UNAVAILABLE, pushback="-1"), True, "the server said not to retry"),
         (classify(StatusCode.RESOURCE_EXHAUSTED), True, "RESOURCE_EXHAUSTED is not retried"),
@@ -411,11 +412,19 @@ def test_a_bad_value_is_named(field: str, value: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("stop", 3, "Retry.stop is 3; expected one of tenacity's stop strategies"),
-        ("stop", None, "Retry.stop is None; expected one of tenacity's stop strategies"),
-        ("wait", 0.5, "Retry.wait is 0.5; expected one of tenacity's wait strategies"),
-        ("retry", "always", "Retry.retry is 'always'; expected one of tenacity's retry strategies"),
-        ("idempotent", "/a.B/C", "Retry.idempotent is '/a.B/C'; expected a collection of method names"),
+        ("stop", 3, "Retry.stop is 3; expected one of tenacity's, such as tenacity.stop_after_attempt(3)"),
+        ("stop", None, "Retry.stop is None; expected one of tenacity's, such as tenacity.stop_after_attempt(3)"),
+        (
+            "wait",
+            0.5,
+            "Retry.wait is 0.5; expected one of tenacity's, such as tenacity.wait_exponential(multiplier=0.05, max=1)",
+        ),
+        (
+            "retry",
+            "always",
+            "Retry.retry is 'always'; expected one of tenacity's, such as tenacity.retry_if_exception(predicate)",
+        ),
+        ("idempotent", "/a.B/C", "Retry.idempotent is '/a.B/C'; expected a list, such as ['/package.Service/Method']"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(field: str, value: object, message: str) -> None:

@@ -162,7 +162,9 @@ def test_attempts_are_counted_up_to_five() -> None:
     for attempts, stops_at in ((2, 2), ("3", 3), (5, 5), (99, 5)):
         retry = retry_of(maxAttempts=attempts)
         assert [n for n in range(1, 9) if type(_decided(retry, n, "UNAVAILABLE")) is Again] == list(range(1, stops_at))
-    assert parse(retrying(maxAttempts=99)).notes == ("methodConfig[0].retryPolicy.maxAttempts is 99 and counts as 5",)
+    assert parse(retrying(maxAttempts=99)).notes == (
+        "methodConfig[0].retryPolicy.maxAttempts is 99; lb uses the maximum, 5",
+    )
     assert parse(method(hedgingPolicy={"maxAttempts": 7})).notes != ()
 
 
@@ -269,7 +271,7 @@ def test_what_is_not_known_is_ignored_and_noted() -> None:
     """As in gRPC; here one can see what was."""
     config = parse({"foo": 1, "methodConfig": [{"name": [{"service": "a", "x": 1}], "retry": {}}], "bar": {"x": 1}})
     assert config.notes == tuple(
-        f"{path} is not known and ignored"
+        f"{path} is unknown, and ignored"
         for path in ("foo", "bar", "methodConfig[0].retry", "methodConfig[0].name[0].x")
     )
 
@@ -279,8 +281,8 @@ def test_names_are_in_camel_case() -> None:
     config = parse({"method_config": [{"timeout": 5}], "methodConfig": [{"name": [{}], "wait_for_ready": 5}]})
     assert config.method("/a.B/C") == NOTHING
     assert config.notes == (
-        "method_config is not known and ignored",
-        "methodConfig[0].wait_for_ready is not known and ignored",
+        "method_config is unknown, and ignored",
+        "methodConfig[0].wait_for_ready is unknown, and ignored",
     )
 
 
@@ -350,8 +352,8 @@ def test_what_was_passed_over_is_noted() -> None:
     """Names of policies that are not known, and fields of the one that is taken."""
     config = parse(balancing({"grpclb": {"childPolicy": []}}, {"round_robin": {"x": 1}}))
     assert config.notes == (
-        'loadBalancingConfig[0] is "grpclb", which is not known, and passed over',
-        "loadBalancingConfig[1].round_robin.x is not known and ignored",
+        'loadBalancingConfig[0] is "grpclb", which is unknown, and ignored',
+        "loadBalancingConfig[1].round_robin.x is unknown, and ignored",
     )
 
 
@@ -364,7 +366,7 @@ def test_what_of_a_policy_is_not_as_asked_is_noted() -> None:
         balancing(outliers({"round_robin": {}}, interval="1s", successRateEjection={})),
     )
     assert [parse(document).notes for document in documents] == [
-        ("loadBalancingConfig[0].least_request_experimental.choiceCount is 64 and counts as 10",),
+        ("loadBalancingConfig[0].least_request_experimental.choiceCount is 64; lb uses the maximum, 10",),
         (
             "loadBalancingConfig[0].weighted_round_robin.enableOobLoadReport is ignored: "
             "reports are taken from the calls",
@@ -520,13 +522,13 @@ def test_no_known_policy() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "service config: no JSON: "),
-        ("{", "service config: no JSON: "),
-        ("{}x", "service config: no JSON: "),
-        ('{"a": NaN}', "service config: no JSON: NaN is no JSON number"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', 'service config: no JSON: "c" stands twice in one object'),
+        ("", "service config is not valid JSON: "),
+        ("{", "service config is not valid JSON: "),
+        ("{}x", "service config is not valid JSON: "),
+        ('{"a": NaN}', "service config is not valid JSON: NaN is not a JSON number"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', 'service config is not valid JSON: "c" occurs twice in one object'),
         ('{"a": ' * 100_000, "service config: nested too deeply"),
-        ('{"a": ' + "1" * 10_000 + "}", "service config: no JSON: "),
+        ('{"a": ' + "1" * 10_000 + "}", "service config is not valid JSON: "),
         ("null", "service config is null; expected an object"),
         ("[]", "service config is an empty list; expected an object"),
         ('"x"', 'service config is "x"; expected an object'),

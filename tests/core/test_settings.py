@@ -287,7 +287,8 @@ def test_hedging_of_a_method_that_may_not_run_twice_is_told() -> None:
     hedging = MethodSettings(hedging=Hedging())
     found = settings(methods={GET: hedging, "/shop.Shop/*": hedging})
     assert found.method(GET, declared_idempotent=False).doubt == (
-        "methods['/shop.Shop/Get'] has hedging, which is not used: the method is not declared idempotent"
+        "methods['/shop.Shop/Get'] has hedging, which is not used: the method is not declared idempotent. "
+        "Set idempotent=True if it may run twice"
     )
     assert found.method(GET, declared_idempotent=True).doubt == ""
     assert found.method(PUT, declared_idempotent=False).doubt == ""

@@ -71,7 +71,7 @@ def test_a_probe_that_is_out_is_said() -> None:
     picked = [rig.pick() for _ in range(2)]
     assert {attempt.endpoint_id for attempt in picked} == {"a", "b"}
     seen = {e.id: e for e in look(rig).endpoints}
-    assert (seen["a"].breaker, seen["a"].why) == ("HALF_OPEN", "breaker half-open, a probe is out")
+    assert (seen["a"].breaker, seen["a"].why) == ("HALF_OPEN", "breaker half-open, a test call is running")
     assert seen["a"].in_flight == 1
 
 

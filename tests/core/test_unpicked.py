@@ -41,7 +41,7 @@ def test_a_source_that_stays_away_is_waited_for_a_moment_only() -> None:
 def test_an_empty_set_fails_fast() -> None:
     """With the resolver's note, or in plain words."""
     rig = Rig("")
-    assert rig.unpicked() == Unpicked("static:///shop has no endpoint: the resolver knows none", wait=False)
+    assert rig.unpicked() == Unpicked("static:///shop has no endpoint: the resolver returned an empty list", wait=False)
     rig.update("", note="consul: no service 'x'")
     assert rig.unpicked() == Unpicked("static:///shop has no endpoint: consul: no service 'x'", wait=False)
 
@@ -50,7 +50,7 @@ def test_while_one_may_still_connect_calls_wait() -> None:
     """Idle or connecting for the first time: that may pass by itself, whatever the others do."""
     rig = Rig("")
     rig.update("abc")
-    assert rig.unpicked() == Unpicked("static:///shop: connecting to 3 endpoint(s)", wait=True)
+    assert rig.unpicked() == Unpicked("static:///shop: still connecting (3 endpoints)", wait=True)
     rig.connect("a", FAILING)
     rig.connect("b", FAILING)
     rig.connect("c", CONNECTING)
@@ -66,7 +66,7 @@ def test_a_reason_that_several_share_is_told_once() -> None:
     rig.balancer.update(Resolution(tuple(Endpoint(a) for a in addresses)))
     for candidate in rig.balancer.candidates:
         rig.balancer.set_connectivity(candidate, FAILING, rig.now, "connection refused")
-    said = "static:///shop: no endpoint can be reached: "
+    said = "no endpoint of static:///shop can be reached: "
     assert rig.unpicked().message == said + "10.0.0.1:80, 10.0.0.2:80, 10.0.0.3:80: connection refused"
     rig.balancer.set_connectivity(rig.balancer.candidates[1], FAILING, rig.now, "timed out")
     assert rig.unpicked().message == said + "10.0.0.1:80, 10.0.0.3:80: connection refused; 10.0.0.2:80: timed out"
@@ -86,6 +86,6 @@ def test_many_failures_are_named_up_to_five() -> None:
     for name in "abcdefg":
         rig.connect(name, FAILING, f"{name} is down")
     assert rig.unpicked().message == (
-        "static:///shop: no endpoint can be reached: a (a:1): a is down; b (b:1): b is down; c (c:1): c is down;"
+        "no endpoint of static:///shop can be reached: a (a:1): a is down; b (b:1): b is down; c (c:1): c is down;"
         " d (d:1): d is down; e (e:1): e is down; and 2 more"
     )

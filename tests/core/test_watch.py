@@ -116,7 +116,8 @@ def test_same_id_on_two_nodes() -> None:
     w.answer(1.0, 2, *both)
     assert w.ids == ["a", "a@n1", "b"]
     assert w.said == [
-        "id 'a' is registered at several addresses: 127.0.0.1:1 (node n1), 127.0.0.1:2 (node n2); each counts"
+        "id 'a' is registered at several addresses: 127.0.0.1:1 (node n1), 127.0.0.1:2 (node n2);"
+        " each address is an endpoint"
     ]
 
 
@@ -152,7 +153,7 @@ def test_two_ids_at_one_address_count_once() -> None:
     w.answer(0.0, 1, b, a, entry("c", 2))
     w.answer(1.0, 2, b, a, entry("c", 2))
     assert w.keys == [("a", "127.0.0.1:1"), ("c", "127.0.0.1:2")]
-    assert w.said == ["127.0.0.1:1 is registered as a and as b; it counts once, as a"]
+    assert w.said == ["127.0.0.1:1 is registered as a and as b; it is one endpoint, a"]
     w.answer(2.0, 3, b, entry("a", 1, maintenance=True), entry("c", 2))
     assert w.ids == ["b", "c"]
 
@@ -293,7 +294,7 @@ def test_backwards_holds_removals_and_adds_at_once() -> None:
     w.answer(0.0, 50, entry("a", 1), entry("b", 2))
     w.answer(10.0, 9, entry("c", 3))
     assert w.ids == ["a", "b", "c"]
-    assert "forgot 2 of 3" in w.note
+    assert "2 of 3 instances are missing" in w.note
     w.answer(30.0, 9, entry("c", 3))
     assert w.ids == ["a", "b", "c"]
     assert w.watch.query == Query(9, 10.0), "the next question ends with the hold"
@@ -353,7 +354,7 @@ def test_an_answer_read_late_lets_nobody_go() -> None:
 
 def test_what_the_token_may_not_read_is_an_error_and_no_empty_service() -> None:
     """Consul answers 200 and an empty list; it is read as the refusal that it is, and names the right."""
-    with pytest.raises(ValueError, match=r"ACLs hide every instance.*service:read.*node:read"):
+    with pytest.raises(ValueError, match=r"ACLs let this token read no instance.*service:read.*node:read"):
         answer(1, filtered=True)
 
 
@@ -365,7 +366,7 @@ def test_what_becomes_hidden_stays() -> None:
     w.answer(2.0, 7, entry("b", 2, status="critical", output="refused"), entry("d", 4), filtered=True)
     w.answer(99.0, 8, entry("d", 4), filtered=True)
     assert w.ids == ["a", "c", "d"]
-    assert "may not read 2 of 3" in w.note
+    assert "cannot read 2 of 3" in w.note
     assert len(w.said) == 1
     assert "service:read for the service and node:read for its nodes" in w.said[0]
     w.answer(100.0, 9, entry("d", 4))
@@ -442,7 +443,9 @@ def test_after_two_cuts_alike_questions_wait_less() -> None:
     assert w.watch.cut(10.1)
     w.answer(now + 10.1, 5, entry())
     assert w.watch.query.wait_s == pytest.approx(8.0)
-    assert w.said == ["waiting queries are cut after 10.1 s, as by a proxy's time-out; from now on they wait 8.0 s"]
+    assert w.said == [
+        "something before Consul, probably a proxy, ends requests after 10.1 s; from now on blocking queries wait 8.0 s"
+    ]
     assert w.changes == 1
 
 

@@ -25,11 +25,19 @@ EACH = pytest.mark.parametrize("words", TABLE, ids=lambda words: words.begins or
 @pytest.mark.parametrize(
     ("why", "with_tls", "without"),
     [
-        ("x: Hostname Verification Check failed.", "the server's certificate is not for 'shop' (its host): ", ""),
-        ("Peer name shop is not in peer certificate", "the server's certificate is not for 'shop' (its host): ", ""),
+        ("x: Hostname Verification Check failed.", "the server's certificate is not valid for 'shop' (its host): ", ""),
+        (
+            "Peer name shop is not in peer certificate",
+            "the server's certificate is not valid for 'shop' (its host): ",
+            "",
+        ),
         ("SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED", "the server's certificate is not signed by a root", ""),
-        ("SSL_ERROR_SSL: WRONG_VERSION_NUMBER", "the server does not speak TLS", ""),
-        ("Socket closed", "", "the server hangs up before it greets; does it speak TLS?"),
+        ("SSL_ERROR_SSL: WRONG_VERSION_NUMBER", "the server does not use TLS", ""),
+        (
+            "Socket closed",
+            "",
+            "the server closed the connection before the HTTP/2 handshake. If it uses TLS, pass credentials=",
+        ),
         ("Failed to connect to remote host: Connection refused", "", ""),
     ],
 )

@@ -198,8 +198,7 @@ async def test_a_name_that_no_called_method_goes_by_is_told_once(
                 await shell.call(channel)
         await logged(caplog)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{backend.address}: Retry.idempotent or methods has {name}, but no such method was called"
-        f" (called: {UNARY_UNARY})"
+        f"{backend.address}: Retry.idempotent or methods= names {name}, which was never called (called: {UNARY_UNARY})"
     ]
 
 

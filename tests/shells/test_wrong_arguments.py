@@ -103,7 +103,7 @@ def test_a_bad_document_is_refused_at_construction(make: Callable[..., Any]) -> 
         make(TARGET, service_config=bad)
     with pytest.raises(ValueError, match=words):
         make(TARGET, options=[("grpc.service_config", json.dumps(bad))])
-    with pytest.raises(ValueError, match="no JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         make(TARGET, service_config="{")
     with pytest.raises(TypeError, match="service config"):
         make(TARGET, service_config=7)

@@ -313,7 +313,7 @@ def test_waiting_in_the_librarys_thread(server: Server, inner: Kind) -> None:
         with lb.sync.channel(Starting(server, act)) as channel:
             assert UU.run(channel, timeout=HANGS_S) == UU.echo()
     assert len(told) == 1
-    assert "a resolver or policy waits for a call in the library's own thread" in told[0]
+    assert "a resolver or policy made a blocking call in lb's own thread" in told[0]
 
 
 def test_asking_a_loop_that_has_ended() -> None:

@@ -225,7 +225,9 @@ async def test_parameters_that_it_would_drop_are_refused(path: str, parameter: s
     async with Agent() as agent:
         answer = await of(agent).get(path, **{parameter: "x"})
     assert answer.status_code == 400
-    assert answer.text.startswith(f"the embedded agent knows no ?{parameter} for /v1/{path}: it is the agent of")
+    assert answer.text.startswith(
+        f"the embedded agent does not support ?{parameter} for /v1/{path}: it is the agent of"
+    )
 
 
 async def test_connect_is_refused() -> None:

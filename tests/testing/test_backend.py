@@ -147,7 +147,7 @@ async def test_a_cancelled_call_is_noted(backend: Backend, plain: Any, kind: Kin
 
 async def test_until_gives_up(backend: Backend) -> None:
     """``TimeoutError`` that shows the backend's state."""
-    with pytest.raises(TimeoutError, match=r"<Backend a .* up received=0 in_flight=0>: not within 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"not true within 0.01 s: <Backend a .* up received=0 in_flight=0>"):
         await backend.until(lambda: False, within_s=0.01)
 
 

@@ -55,8 +55,7 @@ class Candidate(Protocol):
     def in_flight(self) -> int:
         """The number of attempts on it that run.
 
-        An attempt that ends in an error sooner than good answers come still counts until then: an endpoint that fails
-        at once is not idle.
+        A fast error counts for as long as a good answer takes, because an endpoint that fails at once is not idle.
         """
 
     @property
@@ -85,7 +84,7 @@ class Picker(Protocol):
     - ``repeatable = True``: a pick changes nothing. Retries and hedges may then ask several times, for an endpoint that
       was not tried.
     - ``prefers``: the candidates among which retries and hedges look first.
-    - ``turn(rng)``: for a picker that goes in turn: go on at a random place.
+    - ``turn(rng)``: for a picker that goes in turn: continue at a random position.
     """
 
     def pick(self, call: CallInfo | None, now: float, rng: Random) -> Candidate:
@@ -107,7 +106,7 @@ class Policy(Protocol):
         """A picker over ``candidates``, of which there is at least one.
 
         It is called when the candidates, or a weight, have changed. ``previous`` is the channel's last picker, or None:
-        take over what should go on. A candidate is the same object as long as its endpoint stays.
+        copy the state that should survive. A candidate is the same object as long as its endpoint stays.
         """
 
 
@@ -119,7 +118,7 @@ class Hooks(Protocol):
 
     spreads: ClassVar[bool]
     """If True, the choice does not depend on what the call asks for, so the endpoints' answers can be compared, and
-    one that answers far worse than the others is left out (``Breaker.good_ratio``). Default: False."""
+    one that answers far worse than the others is ejected (``Breaker.good_ratio``). Default: False."""
 
     needs_metadata: ClassVar[bool]
     """If True, a pick waits until the call's metadata is known, and ``call.metadata`` has it. Default: False."""

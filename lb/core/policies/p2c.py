@@ -103,7 +103,7 @@ class P2CPicker(PowerOfTwo):
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"lower latency squared times calls in flight, of two drawn from {self._size}"
+        return f"of two random ones of {self._size}, the one with the lower latency² x (in flight + 1)"
 
 
 class WeightedP2CPicker(PowerOfTwo):
@@ -137,4 +137,4 @@ class WeightedP2CPicker(PowerOfTwo):
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"lower latency squared times calls in flight for its weight, of two drawn by weight from {self._size}"
+        return f"of two of {self._size} drawn by weight, the one with the lower latency² x (in flight / weight + 1)"

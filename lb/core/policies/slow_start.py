@@ -105,4 +105,4 @@ class SlowStartPicker(WrapperPicker):
 
     def explain(self) -> str:
         """The rule in words."""
-        return self._explained(f"newcomers gradually over {self._window_s:g} s")
+        return self._explained(f"new endpoints reach their full share within {self._window_s:g} s")

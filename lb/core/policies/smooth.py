@@ -135,4 +135,5 @@ class SmoothPicker:
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"in turn by weight, smooth (nginx), {len(self._weights)} candidates"
+        number = len(self._weights)
+        return f"in turn by weight (nginx's smooth sequence), {number} endpoint{'s' * (number != 1)}"

@@ -113,7 +113,7 @@ class SubsetPicker(WrapperPicker):
 
     def explain(self) -> str:
         """The rule in words."""
-        return self._explained(f"{len(self.part)} of {len(self._owners)} are this client's")
+        return self._explained(f"this client uses {len(self.part)} of {len(self._owners)} endpoints")
 
 
 def _hash(*parts: str) -> int:

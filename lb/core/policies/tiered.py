@@ -159,4 +159,4 @@ class TieredPicker:
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"in turn by weight, {len(self._weights)} candidates in {len(self._tiers)} tiers"
+        return f"in turn by weight, {len(self._weights)} endpoints in {len(self._tiers)} tiers"

@@ -94,4 +94,6 @@ class ZonePicker(WrapperPicker):
         """The rule in words."""
         if self.near is None:
             return self._explained(f"zone {self._zone} has no endpoint, all others")
-        return self._explained(f"zone {self._zone} until {self._full:g} are in flight per weight, then the others too")
+        return self._explained(
+            f"zone {self._zone} while its endpoints have fewer than {self._full:g} calls in flight each; then all zones"
+        )
