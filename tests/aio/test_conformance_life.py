@@ -311,7 +311,7 @@ async def test_asyncio_run_twice_with_one_channel(backend: Backend) -> None:
     first, second = out.splitlines()
     assert first == "b'x'"
     assert second.startswith("channel static:///")
-    assert "make one channel per loop" in second
+    assert "make one channel per event loop" in second
     assert "Traceback" not in complaints
 
 
@@ -348,7 +348,7 @@ async def test_another_loop_is_told_at_once(backend: Backend, kind: Kind) -> Non
             return asyncio.run(use())
 
         said = await asyncio.to_thread(elsewhere)
-        assert all("make one channel per loop" in words for words in said)
+        assert all("make one channel per event loop" in words for words in said)
         assert await kind.run(channel) == kind.echo()
 
 

@@ -165,7 +165,7 @@ async def test_another_event_loop_is_told_apart(backend: Backend, use: Callable[
         assert await UU.run(channel) == [b"one"]
         running = UU.start(channel)
         await backend.until(lambda: backend.in_flight)
-        with pytest.raises(grpc.aio.UsageError, match="one channel per loop"):
+        with pytest.raises(grpc.aio.UsageError, match="one channel per event loop"):
             await elsewhere(lambda: use(channel))
         gate.open()
         assert await running == b"one"

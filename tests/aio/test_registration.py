@@ -269,7 +269,8 @@ async def test_takes_over_an_id_that_is_in_use(
             assert mine.registered
             (entry,) = await registry.health(service)
             assert entry["Service"]["Port"] == instance.port
-    words = f"{service}-1: replaced the registration of {service}{other} at 127.0.0.1:4, which still passed its check"
+    words = f"{service}-1: replaced the registration of {service}{other} at 127.0.0.1:4, which still passed its check. "
+    words += "Do two processes use this id?"
     assert [record.message for record in caplog.records] == [words]
 
 

@@ -184,6 +184,6 @@ async def test_plain_text_against_tls_is_told(secure: Backend, credentials: grpc
     """Both ways round."""
     async with lb.aio.channel(target(secure)) as channel:
         said = str((await failure(UU.start(channel, timeout=HANGS_S))).details())
-        assert "does it speak TLS? Then the channel needs credentials=: " in said
+        assert "If it uses TLS, pass credentials=: " in said
     async with Backend() as plain, lb.aio.channel(target(plain), credentials=credentials) as channel:
         assert "the server does not use TLS" in str((await failure(UU.start(channel, timeout=HANGS_S))).details())

@@ -219,7 +219,7 @@ async def test_a_name_that_is_nearly_right(
                 with pytest.raises(grpc.RpcError):
                     await (stub(b"", timeout=HANGS_S) if shell.name == "aio" else asyncio.to_thread(stub, b""))
         await logged(caplog)
-    (record,) = [record for record in caplog.records if "no such method" in record.getMessage()]
+    (record,) = [record for record in caplog.records if "which was never called" in record.getMessage()]
     assert wrong in record.getMessage()
     assert record.levelno == (logging.WARNING if right else logging.INFO)
     assert record.getMessage().endswith(f". Did you mean {right}?") == bool(right)
@@ -229,7 +229,7 @@ async def logged(caplog: pytest.LogCaptureFixture) -> None:
     """Wait for such a line: a channel of `lb.sync` closes in its own thread."""
 
     async def told() -> bool:
-        return any("no such method" in record.getMessage() for record in caplog.records)
+        return any("which was never called" in record.getMessage() for record in caplog.records)
 
     await until(told, within_s=HANGS_S, what="a line in the log")
 
