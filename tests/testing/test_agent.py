@@ -234,7 +234,7 @@ async def test_connect_is_refused() -> None:
     """It is not dropped: nobody would find the sidecar that was asked for."""
     async with Agent() as agent:
         answer = await of(agent).put("agent/service/register", {"Name": "a", "Connect": {"SidecarService": {}}})
-        assert (answer.status_code, "no Connect" in answer.text) == (400, True)
+        assert (answer.status_code, "does not support Connect" in answer.text) == (400, True)
         assert await of(agent).instances() == set()
 
 

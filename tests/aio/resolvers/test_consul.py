@@ -565,7 +565,7 @@ async def test_what_the_token_may_not_read(watch: Open, caplog: pytest.LogCaptur
             await seen.ids("b")
     assert [record.message.split(": ", 1)[1][:40] for record in caplog.records] == [
         "Consul's ACLs hide instances from this t",
-        f"consul {agent.url}: Consul's ACLs hide every"[:40],
+        f"consul {agent.url}: Consul's ACLs let this token"[:40],
     ]
     assert all("needs service:read for the service and node:read" in record.message for record in caplog.records)
 
