@@ -57,9 +57,9 @@ def channel(
     Args:
         target: what to call. ``consul:///catalog`` (or ``consul://agent:8500/catalog``, with ``?dc=``, ``?near=``, and
             ``?tag=``, which may be repeated), ``static:///host:port,host:port?weights=1,3``, or what grpcio takes:
-            ``host:port`` and ``dns:///host:port`` (each address of the name is an endpoint; it is looked up every 30 s,
-            or every ``?interval=`` seconds, and when a connection is lost), ``ipv4:``, ``ipv6:``, ``unix:``. Or a
-            resolver of your own (`lb.Resolver`).
+            ``host:port`` and ``dns:///host:port`` (port 443 if there is none; each address of the name is an endpoint;
+            it is looked up every 30 s, or every ``?interval=`` seconds, and when a connection is lost), ``ipv4:``,
+            ``ipv6:``, ``unix:``. Or a resolver of your own (`lb.Resolver`).
         policy: how to choose an endpoint, as an object or a name (``weighted_round_robin``, ``least_request``, ``p2c``,
             ...; see docs/policies.md). Default: ``weighted_round_robin``.
         retry: when failed attempts are tried again. False: never. Default: `lb.Retry`.
