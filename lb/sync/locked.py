@@ -182,6 +182,11 @@ class LockedCall(Call):
         with self._balancer.lock:
             Call.uncounted(self)
 
+    def will_send(self, metadata: tuple[Any, ...]) -> None:
+        """See there."""
+        with self._balancer.lock:
+            Call.will_send(self, metadata)
+
     def begin(self, now: float) -> Action:
         """See there."""
         with self._balancer.lock:
