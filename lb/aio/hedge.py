@@ -60,7 +60,10 @@ class Race:
         return sum(other.lower is not lower and not other.timed_out for other in self._hedges)
 
     async def run(self, action: Action | None, sent: Awaitable[bytes | None] | None = None) -> bytes | None:
-        """The whole call; None when it did not end OK. ``sent``: what this attempt brings, if it was sent already."""
+        """The whole call; None when it did not end OK.
+
+        ``sent``: what this attempt brings, if it was sent already, the hedging delay ago.
+        """
         call = self._call
         self._task = task = asyncio.current_task()
         assert call is not None
@@ -74,6 +77,8 @@ class Race:
                         live.watch(action.started_at)
                         self._arm()
                         sent = live.lower.unary_unary(self._request, live.headers(), *self._context)
+                    elif not live.lower.done():
+                        self._begin()
                     response: bytes | None
                     response, sent = await sent, None
                     if not call.done() and status_now(live.lower).code() == 0:
@@ -121,12 +126,8 @@ class Race:
             return
         delay = call.record.hedge_delay_s()
         if delay is not None:
-            self.hedge_after(time.monotonic(), max(delay, least_s))
-
-    def hedge_after(self, since: float, delay_s: float) -> None:
-        """Begin another attempt when the client has run for so long ``since`` then: see `lb.core.pulse`."""
-        left_s = max(0.0, since + delay_s - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._due, since, delay_s)
+            delay = max(delay, least_s)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._due, time.monotonic(), delay)
 
     def _disarm(self) -> None:
         if self._timer is not None:

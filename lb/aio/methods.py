@@ -6,12 +6,15 @@ import asyncio
 import logging
 import weakref
 
+from lb.aio.alarm import Alarm
+from lb.aio.attempt import LiveAttempt
 from lb.aio.idempotency import is_idempotent
-from lb.aio.overdue import Overdue
+from lb.aio.unary import UnaryCall
 from lb.core import checks
 from lb.core.balancer import Balancer
 from lb.core.budget import BudgetState
 from lb.core.call import Shared
+from lb.core.hedging import next_delay_s
 from lb.core.quantile import Quantile
 from lb.core.settings import Settings
 from lb.core.throttle import ThrottleState
@@ -71,16 +74,17 @@ class Methods:
         self._unmatched.difference_update(rules.entries)
         if rules.doubt:
             _log.warning("%s: %s", self._target, rules.doubt)
-        measured = rules.hedging is not None and rules.hedging.delay_s is None
-        limit_s = rules.retry.attempt_timeout_s
+        hedging, limit_s = rules.hedging, rules.retry.attempt_timeout_s
+        latency = Quantile() if hedging is not None and hedging.delay_s is None else None
         return Shared(
             name,
             rules,
             self._balancer,
             self._budget,
-            latency=Quantile() if measured else None,
+            latency=latency,
             tally=self._metrics.tally(name, self._registered),
-            overdue=None if limit_s is None else Overdue(limit_s),
+            overdue=None if limit_s is None else Alarm(lambda: limit_s, LiveAttempt.overdue),
+            hedges=None if hedging is None else Alarm(lambda: next_delay_s(hedging, latency), UnaryCall.hedge),
         )
 
     # ---- settings that no method used ----

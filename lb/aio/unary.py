@@ -63,7 +63,6 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         self._headers = metadata
         self._steps: Any = None
         self._batch: Any = None
-        self._timer: asyncio.TimerHandle | None = None
         self._general: LogicalCall | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -108,9 +107,8 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
             self._steps = live.lower.unary_unary(self._stub.serialize(self._request), self._headers)
             self._batch = self._steps.send(None)
             self._batch.add_done_callback(self._arrived, context=self.context)
-            if self.record.rules.hedging is not None and (delay_s := self.record.hedge_delay_s()) is not None:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(delay_s, self._hedge, delay_s, context=self.context)
+            if (hedges := self.record.shared.hedges) is not None and self.record.hedge_delay_s() is not None:
+                hedges.add(self, live.attempt.started_at, self.channel)
         except BaseException as error:  # noqa: BLE001  # who awaits the call gets it
             self._failed(error)
 
@@ -196,28 +194,23 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         general.execution.go_on(self.live, action)
         self._in_task(general.unary_unary(self._stub.serialize(self._request), self.metadata))
 
-    def _hedge(self, delay_s: float) -> None:
-        """There is no answer after this delay: another attempt may begin beside the first, in a task."""
-        timer, live, steps, batch = self._timer, self.live, self._steps, self._batch
-        if timer is None or live is None or batch.done():
+    def hedge(self) -> None:
+        """The hedging delay has passed without an answer: other attempts may begin beside the first, in a task."""
+        live, steps, batch = self.live, self._steps, self._batch
+        if live is None or batch.done():
             return  # the answer has just come
-        self._timer = self._steps = None
+        self._steps = None
         batch.remove_done_callback(self._arrived)
         race = self.general().execution.race(self._stub.serialize(self._request), ())
-        race.hedge_after(timer.when() - delay_s, delay_s)
         self._in_task(race.run(live.attempt, _rest(steps, batch)))
 
     def _in_task(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
-        self._disarm()
+        if (hedges := self.record.shared.hedges) is not None:
+            hedges.remove(self)
         self._task = asyncio.get_running_loop().create_task(coroutine, context=self.context)
         self._task.add_done_callback(self._task_done)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)  # who awaits the call waits for the task from now on
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _task_done(self, task: asyncio.Task[bytes | None]) -> None:
         self._settle(None if task.cancelled() or task.exception() is not None else task.result())
@@ -234,8 +227,8 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
 
     def _settle(self, response: bytes | None) -> None:
         self.channel.departures.running.discard(self)
-        if self._timer is not None:
-            self._disarm()
+        if (hedges := self.record.shared.hedges) is not None:
+            hedges.remove(self)
         if self._running:
             self._response = response
             self._running = False

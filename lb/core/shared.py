@@ -56,3 +56,5 @@ class Shared:
     tally: Tally = field(default_factory=lambda: Tally(""))
     overdue: Any = None
     """The driver's watch over attempts, if the method has an ``attempt_timeout_s``; else None."""
+    hedges: Any = None
+    """The driver's watch over calls that may soon be hedged, if the method is hedged; else None."""

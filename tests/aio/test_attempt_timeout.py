@@ -11,7 +11,7 @@ import pytest
 from tenacity import stop_after_attempt, stop_never
 
 import lb
-from lb.aio.overdue import Overdue
+from lb.aio.alarm import Alarm
 from lb.core.outcome import Origin
 from lb.testing.backend import METHODS, Gate, hang, hold
 from tests.aio.conftest import Fleet
@@ -191,7 +191,7 @@ async def test_the_server_is_told_the_calls_own_deadline(fleet: Fleet, kind: Kin
 
 async def test_attempts_that_end_while_others_are_looked_at() -> None:
     """They may at any moment, by another thread or a finalizer: all those left are told, and the watch goes on."""
-    watch = Overdue(0.0)
+    watch = Alarm(lambda: 0.0, lambda attempt: attempt.overdue())
     looks: list[Callable[[], object]] = []
     told: list[Any] = []
 
