@@ -57,7 +57,8 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         " lb.server.behavior_of lb.server.Life lb.server.live lb.server.NotOpenError",
     ),
     "Tests of your own code": (
-        "An example: [test_with_lb_testing.py](../examples/test_with_lb_testing.py).",
+        "An example: [test_with_lb_testing.py](../examples/test_with_lb_testing.py). For blocking code, start the"
+        " `Backend` in an `async` test, and run your code with `await asyncio.to_thread(function)`.",
         "lb.testing.fixtures lb.testing.Backend lb.testing.backend lb.testing.backend.Step lb.testing.backend.echo"
         " lb.testing.backend.fail lb.testing.backend.pushback lb.testing.backend.hold lb.testing.backend.hang"
         " lb.testing.backend.Gate lb.testing.backend.Received lb.testing.backend.answered_by lb.testing.Agent"

@@ -282,8 +282,7 @@ class Process(Life):
         took_s = time.monotonic() - self._started
         print(f"ready {url}", flush=True)
         print(f"up in {took_s:.1f} s, {megabytes:.0f} MB in {len(pids)} processes ({measure})", flush=True)
-        # With this a program of one's own, README's for example, finds the mesh.
-        print(f"export CONSUL_HTTP_ADDR={self._consul}", flush=True)
+        print(f"export CONSUL_HTTP_ADDR={self._consul}  # to call the shop from another terminal", flush=True)
 
     def _fail(self, why: str) -> None:
         self._supervisor.say(f"demo: {why}")

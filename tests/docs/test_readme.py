@@ -22,7 +22,7 @@ from tests.support.pattern import pattern
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-CHANGE, FIRST, CONSUL, THREADS = SNIPPETS
+CHANGE, FIRST, THREADS, CONSUL = SNIPPETS
 FIRST_PRINTS, CONSUL_PRINTS = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 

@@ -56,7 +56,7 @@ class Demo:
         assert f"in {PROCESSES + 1} processes" in second
         third = await self.line()
         assert third.startswith("export CONSUL_HTTP_ADDR="), third
-        self.consul = third.removeprefix("export CONSUL_HTTP_ADDR=")
+        self.consul = third.removeprefix("export CONSUL_HTTP_ADDR=").partition("  # ")[0]
 
     def children(self) -> list[int]:
         """The processes that the supervisor runs (Linux)."""
@@ -165,7 +165,7 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
         with pytest.raises(httpx2.ConnectError):
             await client.get(mesh.url)
-        assert [line for line in mesh.errors if not line.startswith((told, "ending"))] == []
+        assert [line for line in mesh.errors if not line.startswith((told, "stopping"))] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
