@@ -38,7 +38,7 @@ from lb.sync.calls import LOCALLY, LOCALLY_CANCELLED, NOT_SECURE, broken
 from lb.sync.events import Event, completed
 from lb.sync.owner import Owner
 
-_NOT_BEGUN: Any = None
+NOT_BEGUN: Any = None
 _CLOSED = AioRpcStatus(_grpcio.CANCELLED, _grpcio.CHANNEL_CLOSED, (), "")
 
 
@@ -56,7 +56,11 @@ class Sent:
 
     def wait(self) -> None:
         """Wait for its end."""
-        self.event = event = self._segregated.next_event()
+        self.take(self._segregated.next_event())
+
+    def take(self, event: Any) -> None:
+        """It has ended."""
+        self.event = event
         done = event.batch_operations
         self._initial_metadata = done[3].initial_metadata()
         status = done[5]
@@ -101,7 +105,7 @@ class BlockingCall:
         self._core_credentials = credentials
         self._operations = operations
         self.registered = registered
-        self.record: Call = _NOT_BEGUN
+        self.record: Call = NOT_BEGUN
         self.span: Any = None
         self._sending: Sent | None = None
         """Its attempt in the caller's thread."""
@@ -114,7 +118,7 @@ class BlockingCall:
     @property
     def attempts(self) -> list[Attempt]:
         """Its attempts so far, in order."""
-        return [] if self.record is _NOT_BEGUN else list(self.record.attempts)
+        return [] if self.record is NOT_BEGUN else list(self.record.attempts)
 
     # ---- what its attempt asks ----
 
@@ -133,6 +137,8 @@ class BlockingCall:
         return self._execution is not None and self._execution.done()
 
     replayable = True
+    _tag: Any = None
+    """What its event carries."""
 
     def rivals(self, _: LowerCall) -> int:
         """See `Carrier`: none, for calls with hedges go on in the loop at once."""
@@ -142,18 +148,8 @@ class BlockingCall:
 
     def next_event(self) -> Any:
         """The whole call; the event of its only batch."""
-        channel = self.channel
-        now = time.monotonic()
-        first = self._operations[0]
-        wait_for_ready = _grpcio.wait_for_ready(first)
-        deadline = on_monotonic_clock(self._deadline)
-        record, scope = new_record(channel, self.method, deadline, wait_for_ready, now)
-        self.record = record
-        self.span = channel.tracer.call_started(record, now)
-        if scope is not None:
-            scope.add(self)
-        action = self._begin(now)
-        here = record.rules.hedging is None and self._ended_with is None and not self._front.cooperative
+        action = self._begin()
+        here = self.record.rules.hedging is None and self._ended_with is None and not self._front.cooperative
         if not here or not isinstance(action, Attempt):
             return self._in_loop(self._general(None), action)
         live = LiveAttempt(self, action, blocking=True)
@@ -167,7 +163,7 @@ class BlockingCall:
         status = status_now(sent)
         if status.code() == 0:
             live.succeeded(status, time.monotonic())
-            told(channel, record, self.span, status)
+            told(self.channel, self.record, self.span, status)
             return sent.event
         execution = self._general(live)
         following = execution.answered(live)
@@ -175,13 +171,22 @@ class BlockingCall:
             return self._event(execution.result.status, None, execution.result.headers)
         return self._in_loop(execution, following)
 
-    def _begin(self, now: float) -> Action:
-        if self.channel.balancer.needs_metadata:
-            self.record.will_send(self.metadata)
+    def _begin(self) -> Action:
+        channel = self.channel
+        now = time.monotonic()
+        wait_for_ready = _grpcio.wait_for_ready(self._operations[0])
+        deadline = on_monotonic_clock(self._deadline)
+        record, scope = new_record(channel, self.method, deadline, wait_for_ready, now)
+        self.record = record
+        self.span = channel.tracer.call_started(record, now)
+        if scope is not None:
+            scope.add(self)
+        if channel.balancer.needs_metadata:
+            record.will_send(self.metadata)
         try:
-            return self.record.begin(now)
+            return record.begin(now)
         except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
-            return policy_raised(self.channel, error)
+            return policy_raised(channel, error)
 
     def _send(self, live: LiveAttempt) -> Sent:
         """The attempt from beginning to end, in this thread."""
@@ -224,7 +229,7 @@ class BlockingCall:
         return execution
 
     def _event(self, status: Any, response: bytes | None, headers: Any) -> Event:
-        return Event(None, completed(self._operations, self.record.attempts, status, response, headers))
+        return Event(self._tag, completed(self._operations, self.attempts, status, response, headers))
 
     def incoming_cancelled(self) -> None:
         """The incoming call that this one is made for was cancelled. From any thread."""
@@ -262,11 +267,10 @@ class BlockingCall:
             execution.settle(_CLOSED, NO_METADATA)
             return self._event(_CLOSED, None, NO_METADATA)
         try:
-            response, status = answers.get()
+            return self._event(*answers.get())
         except BaseException:  # Ctrl-C
             self.end(*LOCALLY)
             raise
-        return self._event(status, response, execution.result.headers)
 
     def _start_in_loop(self, execution: Execution, answers: Any, context: contextvars.Context) -> None:
         task = self._task = asyncio.get_running_loop().create_task(self._go_on(execution), context=context)
@@ -287,7 +291,7 @@ class BlockingCall:
         elif not execution.done():
             execution.settle(broken(error), NO_METADATA)
         self._execution = None  # as in `LoopCall`
-        answers.put((response, status or execution.result.status))
+        answers.put((status or execution.result.status, response, execution.result.headers))
 
     async def _go_on(self, execution: Execution) -> bytes | None:
         if self._ended_with is not None:

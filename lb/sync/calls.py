@@ -1,4 +1,4 @@
-"""Futures and streams, in the place of grpcio's ``cygrpc.IntegratedCall`` and ``SegregatedCall``.
+"""Streams, and futures of streams, in the place of grpcio's ``cygrpc.IntegratedCall`` and ``SegregatedCall``.
 
 grpcio's upper layer (see `_grpcio`) hands over batches of operations and waits for an event for each. The call
 is a `LogicalCall` of `lb.aio` in the loop, so retries, hedges, commitment and spans are written once; the batches'

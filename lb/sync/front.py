@@ -26,6 +26,7 @@ from lb.sync import _grpcio, loop
 from lb.sync.blocking import BlockingCall
 from lb.sync.calls import Handle, LoopCall
 from lb.sync.events import Batch
+from lb.sync.futures import FutureCall
 from lb.sync.locked import LockedBalancer, LockedCall
 from lb.sync.subchannel import SharedSubchannel
 
@@ -120,7 +121,7 @@ class Front:
         batches: Sequence[Batch],
         context: Any = None,
         registered_call_handle: int | None = None,
-    ) -> Handle:
+    ) -> Any:
         """A call whose events go to `next_call_event`."""
         if self.closed_reason:
             raise ValueError(self._why_closed())
@@ -128,6 +129,8 @@ class Front:
         registered = bool(registered_call_handle)
         if self._events is None:
             self._used()
+        if len(batches) == 1 and not self.engine.measure_sizes:
+            return FutureCall(self, arguments, deadline, credentials, batches[0], registered, self._events)
         return Handle(LoopCall(self, arguments, deadline, credentials, batches, registered, self._events))
 
     def next_call_event(self) -> Any:
@@ -161,7 +164,7 @@ class Front:
         function(*arguments)
 
     def ended(self, call: Any) -> None:
-        """A call is over. In the loop."""
+        """A call is over."""
         self._running.discard(call)
 
     def must_wait(self) -> None:

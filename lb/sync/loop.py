@@ -32,6 +32,9 @@ class LoopThread:
         self.users = 0
         self._lock = threads.rlock()
         self._ending = False
+        self._told: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._woken = False
+        """Whether the loop is about to look at that."""
         self._end_callbacks = _grpcio.hold_callbacks()
         begun = threads.real("queue", "SimpleQueue")()
         self.thread = threads.thread(lambda: self._run(begun), "lb: loop")
@@ -42,12 +45,29 @@ class LoopThread:
         self.loop: asyncio.AbstractEventLoop = loop
 
     def soon(self, function: Callable[..., object], *arguments: Any) -> bool:
-        """Call it in the loop; False when that has ended. From any thread, also from a finalizer."""
+        """Call it in the loop; False when that has ended. From any thread, also from a finalizer.
+
+        The loop is woken once for all that it is told before it looks.
+        """
         with self._lock:
             if self._ending:
                 return False
-            self.loop.call_soon_threadsafe(function, *arguments)
+            self._told.append((function, arguments))
+            if not self._woken:
+                self._woken = True
+                self.loop.call_soon_threadsafe(self._listen)
             return True
+
+    def _listen(self) -> None:
+        """Do what the loop was told, in that order."""
+        with self._lock:
+            told, self._told = self._told, []
+            self._woken = False
+        for function, arguments in told:
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001  # as a loop does with what it calls
+                self.loop.call_exception_handler({"message": f"Exception in {function!r}", "exception": error})
 
     def wait(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T | None:
         """Its result, once the loop has it; None when the loop ends before, or it is cancelled there.

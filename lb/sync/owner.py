@@ -31,7 +31,7 @@ class Owner(Protocol):
         """Call a function in the loop for a call that runs from now on; False when the channel is closed."""
 
     def ended(self, call: Any) -> None:
-        """A call that was begun is over. In the loop."""
+        """A call that was begun is over."""
 
     def must_wait(self) -> None:
         """The caller is about to wait for the loop. Raises ``RuntimeError`` in the loop's own thread."""

@@ -25,7 +25,7 @@ _log = logging.getLogger("lb.channel")
 class Operation:
     """Operations that are one batch, from their start in a thread to their event, which this is as well."""
 
-    __slots__ = ("_due", "_failed", "_first", "_steps", "batch_operations", "tag")
+    __slots__ = ("_due", "_first", "_steps", "batch_operations", "tag")
     completion_type = _grpcio.OPERATION_COMPLETE
     success = True
 
@@ -36,7 +36,6 @@ class Operation:
         self.batch_operations = operations
         self.tag = tag
         self._due = [deliver]
-        self._failed = False
         # Core may have carried it out before the coroutine waits for that, and one that runs cannot be resumed. So of
         # the two, who started it and who tells its end, the second goes on. To pop is one step to all threads.
         self._first = [False, True]
@@ -61,10 +60,8 @@ class Operation:
 
     def _over(self) -> None:
         steps, self._steps = self._steps, None
-        if self._failed:
-            steps.close()
-        else:
-            next(steps, None)  # the operations take what has come
+        # The operations take what has come; also when one of them has failed, as in grpcio's layer for threads.
+        next(steps, None)
         self.give_up()
 
     # ---- as a loop, and as a future ----
@@ -86,10 +83,6 @@ class Operation:
         if not self._first.pop():
             self._over()
 
-    def set_exception(self, _: Exception) -> None:
-        """See asyncio."""
-        self._failed = True
-        if not self._first.pop():
-            self._over()
+    set_exception = set_result
 
     __await__ = staticmethod(functools.partial(iter, (None,)))
