@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from lb.aio.calls import logical_call
 from lb.core.candidate import Connectivity
 from lb.core.outcome import Origin
 from lb.testing import Backend
-from lb.testing.backend import METHODS, Gate, answered_by, fail, hang, hold, pushback
+from lb.testing.backend import METHODS, Gate, answered_by, fail, hang, hold
 from tests.aio.conftest import Fleet
 from tests.aio.kit import (
     AT_ONCE,
@@ -40,7 +39,6 @@ from tests.aio.kit import (
 from tests.support import doors
 from tests.support.wait import longer
 
-COUNT_KEY = "grpc-previous-rpc-attempts"
 WIRE_S = 0.02
 """grpc-timeout has three digits or so, and is rounded up."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -91,30 +89,6 @@ async def test_a_call_that_is_awaited_just_as_its_retry_has_ended_has_the_respon
                 await asyncio.sleep(0)
             assert await call == UU.echo()[0]
     assert len(two.received) == 20
-
-
-async def test_a_call_that_is_not_idempotent_fails_at_once(
-    fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A connection lost in mid-call is UNAVAILABLE, too: it proves nothing. At DEBUG the log says why it ended so."""
-    one, two, channel = await pair(fleet)
-    async with channel:
-        one.always(fail())
-        with caplog.at_level(logging.DEBUG, "lb.channel"):
-            assert (await failure(kind.start(channel))).code() is UNAVAILABLE
-    assert (len(one.received), len(two.received)) == (1, 0)
-    (said,) = [record.getMessage() for record in caplog.records if " fails: " in record.getMessage()]
-    assert f"{kind.method} fails: the method is not declared idempotent; tried {one.address}: " in said
-
-
-@pytest.mark.parametrize("code", ["INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "NOT_FOUND"])
-async def test_other_codes_are_not_retried(fleet: Fleet, kind: Kind, code: str) -> None:
-    """Whatever the method; the caller gets the code as the server sent it."""
-    one, two, channel = await pair(fleet, retry=IDEMPOTENT)
-    async with channel:
-        one.always(fail(grpc.StatusCode[code]))
-        assert (await failure(kind.start(channel, timeout=HANGS_S))).code() is grpc.StatusCode[code]
-    assert (len(one.received), len(two.received)) == (1, 0)
 
 
 async def test_a_connection_cut_in_mid_call_is_retried_elsewhere(fleet: Fleet, kind: Kind) -> None:
@@ -211,38 +185,6 @@ async def test_the_proto_says_what_is_idempotent(name: str, expected: int) -> No
 
 
 # ---- push-back ----
-
-
-async def test_a_refusal_is_retried_at_once_elsewhere(fleet: Fleet, kind: Kind) -> None:
-    """Push-back 0: refused before any work, so idempotence does not matter, nor does our own wait."""
-    one, _, channel = await pair(fleet, retry=lb.Retry(wait=wait_fixed(30)))
-    async with channel:
-        one.always(pushback(0))
-        call = kind.start(channel)
-        assert await kind.responses(call) == kind.echo()
-        assert [a.address == one.address for a in lb.attempts(call)] == [True, False]
-
-
-async def test_the_servers_wait_replaces_ours(fleet: Fleet, kind: Kind) -> None:
-    """Push-back of 60 ms: the next attempt begins so much later, not after our 30 s."""
-    one, _, channel = await pair(fleet, retry=lb.Retry(wait=wait_fixed(30)))
-    async with channel:
-        one.always(pushback(60))
-        call = kind.start(channel)
-        assert await kind.responses(call) == kind.echo()
-        first, second = lb.attempts(call)
-    assert first.ended_at is not None
-    assert 0.055 <= second.started_at - first.ended_at < 20
-
-
-@pytest.mark.parametrize("value", [-1, "soon", ""])
-async def test_a_push_back_below_0_or_unreadable_says_never(fleet: Fleet, kind: Kind, value: int | str) -> None:
-    """Although the method is idempotent (gRFC A6)."""
-    one, two, channel = await pair(fleet, retry=IDEMPOTENT)
-    async with channel:
-        one.always(pushback(value))
-        assert (await failure(kind.start(channel))).code() is UNAVAILABLE
-    assert (len(one.received), len(two.received)) == (1, 0)
 
 
 # ---- committed ----
@@ -344,65 +286,6 @@ async def test_the_callers_deadline_is_not_the_endpoints_fault(backend: Backend,
 
 
 # ---- how often ----
-
-
-async def test_the_last_failure_is_the_calls(fleet: Fleet, kind: Kind) -> None:
-    """After ``stop`` says so: its code, words and trailing metadata are the last attempt's."""
-    one, two, channel = await pair(fleet, retry=lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_after_attempt(2)))
-    async with channel:
-        one.always(fail(details="the first"))
-        two.always(fail(details="the second", trailing_metadata=(("x-last", "yes"),)))
-        error = await failure(kind.start(channel))
-    assert error.details() == "the second"
-    assert dict(tuple(error.trailing_metadata() or ())).get("x-last") == "yes"
-
-
-async def test_a_retry_tells_how_many_came_before_it(backend: Backend, kind: Kind) -> None:
-    """``grpc-previous-rpc-attempts``, absent in the first (gRFC A6); the call's own metadata each time."""
-    backend.script(fail(), fail())
-    async with channel_to(backend, retry=IDEMPOTENT) as channel:
-        assert await kind.run(channel, metadata=(("x-user", "7"),)) == kind.echo()
-    assert [received.metadata.get(COUNT_KEY) for received in backend.received] == [None, "1", "2"]
-    assert [received.metadata["x-user"] for received in backend.received] == ["7"] * 3
-
-
-async def test_retries_stop_when_the_budget_is_used_up(backend: Backend, kind: Kind) -> None:
-    """Two retries in all, whatever each call might do; then calls fail after their first attempt and say so."""
-    backend.always(fail())
-    budget = lb.Budget(ratio=0.0, min_per_s=0.1, ttl_s=20)
-    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_never, budget=budget)
-    async with channel_to(backend, retry=retry) as channel:
-        for expected in (3, 1, 1):
-            call = kind.start(channel)
-            await failure(call)
-            assert len(lb.attempts(call)) == expected
-            assert gave_up(call) == "the retry budget is used up"
-        assert channel.snapshot().retry_budget == 0
-
-
-async def test_retries_can_be_off(fleet: Fleet, kind: Kind) -> None:
-    """Push-back or not."""
-    one, two, channel = await pair(fleet, retry=lb.Retry(enabled=False, idempotent=METHODS))
-    async with channel:
-        one.script(fail(), pushback(0))
-        for _ in range(2):
-            await failure(kind.start(channel))
-    assert len(two.received) == 0
-
-
-@pytest.mark.parametrize("policy", ["round_robin", "random", "weighted_round_robin", "weighted_random"])
-async def test_a_retry_goes_elsewhere_under_every_policy(fleet: Fleet, policy: str) -> None:
-    """Three attempts of a call are on three endpoints."""
-    backends = await fleet(3)
-    for backend in backends:
-        backend.always(fail())
-    retry = lb.Retry(idempotent=METHODS, wait=AT_ONCE, stop=stop_after_attempt(3))
-    async with channel_to(*backends, policy=policy, retry=retry) as channel:
-        await ready(channel, 3)
-        for _ in range(20):
-            call = US.start(channel)
-            await failure(call)
-            assert len({attempt.address for attempt in lb.attempts(call)}) == 3
 
 
 # ---- request streams ----

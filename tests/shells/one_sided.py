@@ -38,7 +38,6 @@ AIO: Entries = {
         "test_resolver.py": ALL,
         "test_retries.py": ALL,
         "test_storm.py": ALL,
-        "test_tls.py": ALL,
         "test_unseen.py": ALL,
         "test_words.py": ALL,
         "test_errors.py": """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import grpc
 import pytest
+
+from lb.testing import Backend
 
 pytest.importorskip("cryptography", reason="needs the package cryptography (extra: dev)")
 
@@ -50,6 +53,19 @@ def self_signed(name: str) -> Certificate:
 def catalog() -> Certificate:
     """For the name ``catalog``."""
     return self_signed("catalog")
+
+
+@pytest.fixture
+def credentials(catalog: Certificate) -> grpc.ChannelCredentials:
+    """Trust in that certificate."""
+    return grpc.ssl_channel_credentials(catalog.certificate)
+
+
+@pytest.fixture
+async def secure(catalog: Certificate) -> AsyncIterator[Backend]:
+    """A backend on 127.0.0.1 that shows it."""
+    async with Backend(credentials=grpc.ssl_server_credentials([(catalog.key, catalog.certificate)])) as backend:
+        yield backend
 
 
 class NoToken(grpc.AuthMetadataPlugin):

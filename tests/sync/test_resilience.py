@@ -263,48 +263,6 @@ def test_attempts_under_interceptors(server: Server, kind: Kind) -> None:
             assert len(lb.attempts(call)) == 1
 
 
-def test_a_call_that_is_not_idempotent_fails_at_once(
-    fleet: Fleet, kind: Kind, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A method that is not idempotent is tried once. At DEBUG the log says so."""
-    servers = fleet(2)
-    servers[0].always = servers[1].always = fail(Code.UNAVAILABLE, "maybe done")
-    with channel_to(*servers) as channel:
-        ready(channel, 2)
-        with caplog.at_level(logging.DEBUG, "lb.channel"):
-            assert failure(lambda: kind.run(channel)).details() == "maybe done"
-        assert sum(names(servers)) == 1
-    said = [record.getMessage() for record in caplog.records]
-    assert len([words for words in said if " fails: the method is not declared idempotent; tried " in words]) == 1
-
-
-def test_a_refusal_is_retried_at_once_elsewhere(fleet: Fleet) -> None:
-    """A refusal is tried elsewhere; one that says so is not."""
-    servers = fleet(2)
-    servers[0].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "0"}))
-    servers[1].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "0"}))
-    with channel_to(*servers) as channel:
-        ready(channel, 2)
-        assert UU.run(channel) == UU.echo()
-        assert sum(names(servers)) == 3
-        servers[0].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "-1"}))
-        servers[1].script(fail(Code.UNAVAILABLE, **{"grpc_retry_pushback_ms": "-1"}))
-        failure(lambda: UU.run(channel))
-        assert sum(names(servers)) == 4
-
-
-def test_a_retry_tells_how_many_came_before_it(fleet: Fleet) -> None:
-    """The header of gRFC A6 says how many there were."""
-    servers = fleet(2)
-    servers[0].script(fail(Code.UNAVAILABLE))
-    servers[1].script(fail(Code.UNAVAILABLE))
-    with channel_to(*servers, retry=IDEMPOTENT) as channel:
-        ready(channel, 2)
-        UU.run(channel)
-        told = [r.metadata.get("grpc-previous-rpc-attempts") for server in servers for r in server.received]
-        assert sorted(str(count) for count in told) == ["1", "2", "None"]
-
-
 def test_all_attempts_share_one_deadline(fleet: Fleet, kind: Kind) -> None:
     """A call waits for no retry beyond its time-out."""
     servers = fleet(2)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from tests.support.tls import Certificate, NoToken, catalog, self_signed
-from tests.sync.kit import UU, Kind, Server, channel_to, failure, ready
+from tests.support.tls import Certificate, NoToken, catalog
+from tests.sync.kit import Kind, Server, channel_to, failure, ready
 
 __all__ = ["catalog"]
 
@@ -58,12 +58,3 @@ def test_failing_call_credentials_blame_no_endpoint(secure: Server, catalog: Cer
         assert kind.run(channel) == kind.echo()
         endpoint = channel.snapshot().endpoints[0]
         assert (endpoint.breaker, endpoint.last_error) == ("CLOSED", "")
-
-
-def test_a_stranger_is_not_trusted(secure: Server) -> None:
-    """The call says why there is no connection."""
-    other = grpc.ssl_channel_credentials(self_signed("other").certificate)
-    with channel_to(secure, credentials=other, options=NAME) as channel:
-        error = failure(lambda: UU.run(channel, timeout=20))
-        assert error.code() is Code.UNAVAILABLE
-        assert "certificate_verify_failed" in error.details().lower()
