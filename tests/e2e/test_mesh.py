@@ -284,4 +284,4 @@ async def whole_trace(shop: Mesh, tracing: Jaeger, trace_id: str) -> list[Span]:
     ids = {span.span_id for span in spans}
     orphans = [span for span in spans if span.parent_id not in ids]
     services = {span.service for span in spans}
-    return spans if services == {"gateway", *mesh.INSTANCES} and len(orphans) == 1 else []
+    return spans if services == {"gateway", *mesh.IN_AN_ORDER} and len(orphans) == 1 else []

@@ -23,6 +23,8 @@ from tests.support.wait import until
 START_S = 120.0
 STOP_S = 60.0
 INSTANCES = {"catalog": 3, "inventory": 2, "payments": 2, "orders": 2}
+IN_AN_ORDER = {"catalog", "inventory", "payments", "orders"}
+"""The services that take part in an order."""
 _READY = re.compile(r"^ready (http://\S+)$", re.MULTILINE)
 
 
