@@ -80,6 +80,12 @@ class Front:
         self.cooperative = False
         """Whether blocking calls are carried out in the loop: beside gevent a wait in core holds up every greenlet."""
         self.closed_reason = ""
+        self._closed_while_watched = False
+        """Whether grpcio's thread for subscriptions may not know yet that it is closed: it may be between two watches.
+
+        It has no subscriber left then, and ends when a watch brings nothing. An error would be told as one that nobody
+        handles.
+        """
         self._events: Any = None
         self._lock = threads.rlock()
         self._loop: loop.LoopThread | None = None
@@ -199,6 +205,8 @@ class Front:
 
     def check_connectivity_state(self, try_to_connect: bool) -> int:
         """The whole set's state, as grpcio numbers it: as it was before this call made it connect."""
+        if self._closed_while_watched:
+            return self.engine.check_connectivity_state(False)
         if self.closed_reason:
             raise ValueError(self._why_closed())
         state = self.engine.check_connectivity_state(False)
@@ -208,6 +216,9 @@ class Front:
 
     def watch_connectivity_state(self, last_observed: int, deadline: float | None) -> Any:
         """Wait until the state is another; the event's ``success`` is False at the deadline (wall clock)."""
+        if self._closed_while_watched:
+            self._closed_while_watched = False
+            return _Watched(False)
         if self.closed_reason:
             raise ValueError(f"Cannot monitor channel state: {self.closed_reason}")
         observed = self._changed(last_observed, on_monotonic_clock(deadline))
@@ -235,6 +246,7 @@ class Front:
             if self.closed_reason:
                 return
             self.closed_reason = details
+            self._closed_while_watched = True
             used = self._loop
         if used is not None:
             used.soon(self._close, code, details)

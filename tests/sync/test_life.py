@@ -136,6 +136,30 @@ def test_two_hundred_endpoints(fleet: Fleet) -> None:
         channel.unsubscribe(states.append)
 
 
+def test_closing_between_two_watches(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grpcio's thread for subscriptions, which is about to watch the channel, ends, and no error is told of it."""
+    clock, polling, go = time.time, threading.Event(), threading.Event()
+    pollers: list[threading.Thread] = []
+    unhandled: list[Any] = []
+
+    def held() -> float:
+        if sys._getframe(1).f_code.co_name == "_poll_connectivity":  # it asks what time it is before it watches
+            pollers.append(threading.current_thread())
+            polling.set()
+            go.wait(HANGS_S)
+        return clock()
+
+    monkeypatch.setattr(threading, "excepthook", unhandled.append)
+    monkeypatch.setattr(time, "time", held)
+    with channel_to(server) as channel:
+        channel.subscribe(lambda state: None)
+        assert polling.wait(HANGS_S)
+    go.set()
+    pollers[0].join(HANGS_S)
+    assert not pollers[0].is_alive()
+    assert unhandled == []
+
+
 def test_one_thread_for_each_stream_of_requests(server: Server) -> None:
     """As in grpcio: a user's iterator may block, so each has a thread of its own, which ends with it."""
     before = threading.active_count()
