@@ -25,6 +25,7 @@ class Row:
 
 ROWS = {
     "lb": Row(goal=0.95),
+    "lb, loop as it was": Row(all_wakeups=False),
     "lb, traces at 1 %": Row(goal=1.00, sampled=0.01),
     "lb, metrics": Row(goal=1.05, measured=True),
     "lb, traces at 100 %": Row(goal=1.20, sampled=1.0),
