@@ -7,6 +7,8 @@ import pytest
 from tests.chaos.rig import Rig
 from tests.chaos.rows import ROWS, Row
 
+pytestmark = pytest.mark.alone
+
 # A machine that is busy with other things must not make calls time out in masses: gentler than the full form.
 IN_FLIGHT = 16
 ATTEMPT_TIMEOUT_S = 1.0

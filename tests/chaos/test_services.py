@@ -8,11 +8,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import lb
 from lb.testing import Agent
 from mesh.catalog.v1 import CatalogStub, GetProductRequest
 from tests.services.processes import running
 from tests.support.wait import until
+
+pytestmark = pytest.mark.alone
 
 IN_FLIGHT = 16
 

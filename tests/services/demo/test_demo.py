@@ -95,6 +95,7 @@ async def demo(tmp: Path, **settings: str) -> AsyncIterator[Demo]:
         await running.reader
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
     """Orders go through, also while an instance is killed and started again; Ctrl-C leaves nothing behind."""
@@ -169,6 +170,7 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
         assert [line for line in mesh.errors if not line.startswith((told, "stopping"))] == []
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 async def test_a_killed_demo_is_cleared_away(tmp_path: Path) -> None:
     """Without their supervisor the processes end within 5 s, and the next demo removes its data and ends in time."""
