@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -51,14 +51,16 @@ class Shell:
         for _ in range(times):
             await self.start(channel, kind=kind, **{"timeout": kit.HANGS_S, **options})
 
-    async def start(self, channel: Any, *, kind: str = "unary_unary", **options: Any) -> None:
+    async def start(
+        self, channel: Any, *, kind: str = "unary_unary", requests: Sequence[bytes] = kit.REQUESTS, **options: Any
+    ) -> None:
         """One call, with these arguments alone."""
         made = self._kinds[kind]
         if self.name == "aio":
-            answers = await made.run(channel, **options)
+            answers = await made.run(channel, requests, **options)
         else:
-            answers = await asyncio.to_thread(made.run, channel, **options)
-        assert answers == made.echo()
+            answers = await asyncio.to_thread(made.run, channel, requests, **options)
+        assert answers == made.echo(requests)
 
     async def ready(self, channel: Any, count: int) -> None:
         """Wait until so many endpoints are connected."""

@@ -61,10 +61,12 @@ AIO: Entries = {
         "test_changes.py": ALL,
         "test_live_sets.py": ALL,
         "test_policies.py": ALL,
-        "test_service_config.py": ALL,
         "test_user_code.py": """
             test_a_wrong_policy_fails_every_call_at_once test_a_picker_that_keeps_what_is_gone_is_told
             test_the_smallest_policy_of_the_documentation_works""",
+    },
+    "`tests/shells` asks it of both; here grpcio's own channel is beside ours.": {
+        "test_service_config.py": ALL,
     },
     "In threads, grpcio's own upper layer does it, which `lb.sync` keeps; in asyncio ours does.": {
         "test_conformance.py": """

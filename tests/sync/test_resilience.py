@@ -17,7 +17,7 @@ from tenacity import stop_after_attempt, stop_never, wait_fixed, wait_none
 
 import lb
 from lb.sync.front import Front
-from lb.testing.backend import METHODS, UNARY_UNARY
+from lb.testing.backend import METHODS
 from tests.sync.conftest import Fleet
 from tests.sync.interceptors import Recorder
 from tests.sync.kit import (
@@ -451,32 +451,6 @@ def test_more_than_the_line_holds_is_refused_at_once(server: Server) -> None:
         assert "concurrency limit" in error.details()
         gate.set()
         assert UU.finish(running) == UU.echo()
-
-
-def test_the_listed_codes_are_retried_for_that_method(fleet: Fleet) -> None:
-    """The document of gRPC is understood: here a time-out and a retry policy for a method."""
-    servers = fleet(1)
-    servers[0].script(fail(Code.ABORTED), fail(Code.ABORTED))
-    service, method = UNARY_UNARY[1:].split("/")
-    config = {
-        "methodConfig": [
-            {
-                "name": [{"service": service, "method": method}],
-                "timeout": "20s",
-                "retryPolicy": {
-                    "maxAttempts": 3,
-                    "initialBackoff": "0.01s",
-                    "maxBackoff": "0.01s",
-                    "backoffMultiplier": 1,
-                    "retryableStatusCodes": ["ABORTED"],
-                },
-            }
-        ]
-    }
-    with channel_to(*servers, service_config=config) as channel:
-        ready(channel, 1)
-        assert UU.run(channel) == UU.echo()
-        assert 10 < (servers[0].received[0].time_remaining or 0) < 21
 
 
 # ---- errors in words ----
