@@ -116,14 +116,18 @@ class Orca:
 class OrcaPicker:
     """A weighted round robin whose weights are renewed."""
 
-    __slots__ = ("_candidates", "_current", "_known", "_settings", "_update_at", "inner")
+    __slots__ = ("_candidates", "_current", "_others", "_reporting", "_settings", "_shares", "_update_at", "inner")
 
     def __init__(self, settings: Orca, candidates: Sequence[Candidate], previous: OrcaPicker | None) -> None:
         """Use ``Orca.picker``. Weights that ``previous`` read a moment ago are not read again."""
         self._settings = settings
         self._candidates = tuple(candidates)
-        self._known: dict[Candidate, float] = {} if previous is None else previous._known
-        """Reported weights as of the last update."""
+        self._shares: dict[Candidate, int] = {} if previous is None else previous._shares
+        """The weights to go by, as of the last update; none while fewer than two have reported."""
+        self._others: int = 1 if previous is None else previous._others
+        """The weight of those without one."""
+        self._reporting: int = 0 if previous is None else previous._reporting
+        """How many had reported by then."""
         self._update_at: float = -inf if previous is None else previous._update_at
         self._current = False
         self.inner: Schedule | None = None if previous is None else previous.inner
@@ -133,10 +137,10 @@ class OrcaPicker:
         inner = self.inner
         if inner is None or not self._current or now >= self._update_at:
             if now >= self._update_at:
-                weight_of = self._settings.weight_of
-                self._known = {c: weight for c in self._candidates if (weight := weight_of(c, now))}
-                self._update_at = now + self._settings.update_s
-            inner = self.inner = self._schedule()
+                self._update(now)
+            shares, others, candidates = self._shares, self._others, self._candidates
+            weights = [shares.get(c, others) for c in candidates] if shares else [c.weight for c in candidates]
+            inner = self.inner = by_weights(candidates, weights, self.inner)
             self._current = True
         return inner.pick(call, now, rng)
 
@@ -145,16 +149,22 @@ class OrcaPicker:
         if self.inner is not None:
             self.inner.turn(rng)
 
-    def _schedule(self) -> Schedule:
-        known, candidates = self._known, self._candidates
+    def _update(self, now: float) -> None:
+        """Read what was reported. Changes of the set until the next time go by that."""
+        weight_of = self._settings.weight_of
+        known = {c: weight for c in self._candidates if (weight := weight_of(c, now))}
+        self._update_at = now + self._settings.update_s
+        self._reporting = len(known)
+        self._shares = {}
         if len(known) < 2:
-            return by_weights(candidates, [candidate.weight for candidate in candidates], self.inner)
+            return
         mean = sum(known.values()) / len(known)
-        clamped = {c: min(max(weight, mean * LEAST_PART), mean * MOST_PART) for c, weight in known.items()}
+        least, most = mean * LEAST_PART, mean * MOST_PART
         # The scale is a power of two, so that it does not change all weights with the largest of them.
-        scale = FULL / 2.0 ** ceil(log2(max(clamped.values())))
-        return by_weights(candidates, [int(clamped.get(c, mean) * scale) or 1 for c in candidates], self.inner)
+        scale = FULL / 2.0 ** ceil(log2(min(max(known.values()), most)))
+        self._shares = {c: int(min(max(weight, least), most) * scale) or 1 for c, weight in known.items()}
+        self._others = int(mean * scale) or 1
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"in turn by reported load, {len(self._known)} of {len(self._candidates)} have reported"
+        return f"in turn by reported load, {self._reporting} of {len(self._candidates)} have reported"
