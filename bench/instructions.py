@@ -55,10 +55,10 @@ def count(name: str, addresses: list[str], calls: int, checkout: Path | None = N
         )
         try:
             rig.answer(name, worker)
-            _count_from_now(worker, "on")
+            control(worker, "-i", "on")
             rig.tell(worker)
             done = rig.answer(name, worker)["done"]
-            _count_from_now(worker, "off")
+            control(worker, "-i", "off")
         finally:
             worker.communicate()
         said = log.read_text()
@@ -68,9 +68,9 @@ def count(name: str, addresses: list[str], calls: int, checkout: Path | None = N
     return int(found[1]) / int(done)
 
 
-def _count_from_now(worker: subprocess.Popen[str], state: str) -> None:
-    control = ["callgrind_control", "-i", state, str(worker.pid)]
-    subprocess.run(control, check=True, capture_output=True)
+def control(worker: subprocess.Popen[str], *options: str) -> None:
+    """Tell the callgrind that a process runs under to count (``-i on``, ``-i off``) or to write down (``-d``)."""
+    subprocess.run(["callgrind_control", *options, str(worker.pid)], check=True, capture_output=True)
 
 
 def run(names: Iterable[str], calls: int = CALLS) -> dict[str, float]:

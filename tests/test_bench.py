@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("opentelemetry.sdk", reason="the bench needs the OpenTelemetry SDK (extra: services)")
 pytest.importorskip("purgatory", reason="the bench compares with a breaker library (extra: dev)")
 
-from bench import calls, costs, instructions, report, rig
+from bench import calls, costs, instructions, report, rig, steps
+from bench.pick import PICK, WHOLE, Row
 from bench.rows import LIMITS, ROWS
 
 
@@ -60,6 +61,17 @@ def test_the_instructions() -> None:
     assert 20_000 < instructions.run(["grpcio, unary"], calls=64)["grpcio, unary"] < 1_000_000
 
 
+@pytest.mark.skipif(not instructions.possible(), reason="needs valgrind")
+def test_the_instructions_of_a_pick() -> None:
+    """They are those of one pick, at both sizes: what goes before has used each endpoint, and is not counted."""
+    alone, whole = Row(PICK, "random", "equal weights"), Row(WHOLE, "random", "equal weights")
+    counted = steps.count([alone, whole])
+    assert all(500 < count < 10_000 for count in counted[alone])
+    assert all(count > 3 * max(counted[alone]) for count in counted[whole])
+    small, large = counted[whole]
+    assert large < 1.1 * small
+
+
 CHAOS = {
     "python": "3.13",
     "machine": "x86_64, 2 cores",
@@ -88,7 +100,7 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.write("costs", {"waiting": waiting, costs.IMPORT: {"lb": 100.0, "grpcio": 60.0, "goal": 45.0, "over": True}})
     sizes = {"10": {"pick_ns": 100.0, "change_ms": 0.01}, "10000": {"pick_ns": 150.0, "change_ms": 1.0}}
     picks = {"weights 1, 2, 5": {"random": sizes}}
-    missed = ["pick of random, equal weights: 1.52", "pick of random, weights 1, 2, 5: 1.50"]
+    missed = ["pick of random, equal weights: 1.52 (by instructions 1.04)", "pick of random, weights 1, 2, 5: 1.50"]
     missed.append("pick of p2c, all warm, weights 1 to 1,000: 1.60")
     goals = {"met": 1, "of": 2, "missed": missed}
     (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": goals}))
@@ -115,7 +127,7 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"| {costs.IMPORT} | 100.0 | 60.0 | <= 45 more than grpcio |" in text
     assert "| random | 100 / 150 (1.50) | 100 / 150 (1.50) | 1.00 |" in text
     assert "1 of 2 goals met." in text
-    assert "| pick | random 1.52; p2c, all warm 1.60 |" in text
+    assert "| pick | random 1.52 (by instructions 1.04); p2c, all warm 1.60 |" in text
     assert "old" not in text
     text = faults.read_text()
     assert "| 1 | aio: SIGKILL | 24.0 | 33.1 | 900 | 0 | 3 | 1 | 0.24 | **missed: p99**; a note |" in text
