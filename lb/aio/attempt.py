@@ -25,7 +25,7 @@ from lb.aio.records import log_raised
 from lb.aio.response_stream import ResponseStream
 from lb.aio.sizes import Counted, Sizes
 from lb.core import words
-from lb.core.actions import Action, Done, Failed
+from lb.core.actions import Action
 from lb.core.attempt import Attempt
 from lb.core.headers import legal
 from lb.core.outcome import OK, PUSHBACK_KEY, REPORT_KEY, Origin, Outcome, Retryable, Verdict, classify
@@ -218,11 +218,8 @@ class LiveAttempt:
         ended = carrier.record.ended(
             self.attempt, outcome, now, committed=committed, replayable=replayable, running=running
         )
-        action = ended.action
-        if isinstance(action, (Failed, Done)):
-            log_raised(carrier.channel, action)
         self._over(ended.upkeep)
-        return action
+        return ended.action
 
     def give_back(self, outcome: Outcome, now: float) -> None:
         """It ended so, or its call has: give it back. Nothing follows."""

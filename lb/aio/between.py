@@ -30,21 +30,21 @@ async def pass_time(call: Execution, action: Action) -> Action | None:
         call.fail(AioRpcStatus(_CANCELLED, _grpcio.CHANNEL_CLOSED, (), ""), NO_METADATA)
         return None
     if isinstance(action, Pause):
-        return call.ask(record.resume, time.monotonic())
+        return record.resume(time.monotonic())
     if isinstance(action, Queued) and action.line_s is not None:
         return await _in_line(call, action.line_s)
     if isinstance(action, Queued):
         if await call.channel.changed(record.deadline):
-            return call.ask(record.resume, time.monotonic())
+            return record.resume(time.monotonic())
         action = record.expired(time.monotonic())
+    assert isinstance(action, (Failed, Done))
+    log_raised(call.channel, action)
     if isinstance(action, Failed):
         tried = record.tried()
         status = AioRpcStatus(action.code.value[0], action.details, (), f"tried: {tried}" if tried else "")
         call.fail(status, NO_METADATA)
         return None
     # From `resume` after a failed attempt: nothing is left to try.
-    assert isinstance(action, Done)
-    log_raised(call.channel, action)
     call.fail(*call.last)
     return None
 
@@ -55,7 +55,7 @@ async def _in_line(call: Execution, line_s: float) -> Action | None:
     since = time.monotonic()
     ticket = None
     while (ticket := await call.channel.place(since, line_s, deadline, ticket)) is not None:
-        action = call.ask(call.record.resume, time.monotonic())
+        action = call.record.resume(time.monotonic())
         if not isinstance(action, Queued) or action.line_s is None:
             call.channel.next_in_line()  # there may be room for more than one
             return action

@@ -195,8 +195,7 @@ class Engine:
     ) -> LogicalCall:
         """A call that has begun: its first attempt is chosen and opened, or what it waits for is known."""
         now = time.monotonic()
-        record, scope = new_record(self, method, _grpcio.on_monotonic_clock(deadline), wait_for_ready, now)
-        span = self.tracer.call_started(record, now)
+        record, span, scope = new_record(self, method, _grpcio.on_monotonic_clock(deadline), wait_for_ready, now)
         execution = Execution(self, method, record, credentials=credentials, registered=registered, span=span)
         call = LogicalCall(execution)
         if scope is not None:
@@ -232,8 +231,7 @@ class Engine:
             _grpcio.check_call_credentials(credentials, secure=self._secure)
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
-        record, scope = new_record(self, stub.method, deadline, wait_for_ready, now)
-        span = self.tracer.call_started(record, now)
+        record, span, scope = new_record(self, stub.method, deadline, wait_for_ready, now)
         call = UnaryCall(self, stub, request, metadata, credentials, record, span)
         self.departures.running.add(call)
         if scope is not None:

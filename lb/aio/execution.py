@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -22,16 +21,14 @@ from lb.aio.errors import FailedStatus
 from lb.aio.hedge import Race
 from lb.aio.outbox import Outbox
 from lb.aio.protocols import Carrier, LowerCall, Metadata, Owner
-from lb.aio.records import policy_raised, told
+from lb.aio.records import log_raised, told
 from lb.aio.result import NO_METADATA, Result
 from lb.core.attempt import Attempt
-from lb.core.call import Action, Call, Done, Failed, Queued
+from lb.core.call import Action, Call, Done, Queued
 from lb.core.headers import check_types, legal
 
 ILLEGAL = AioRpcStatus(grpc.StatusCode.INTERNAL.value[0], "Invalid metadata", (), "")
 """What core says of metadata that cannot be sent."""
-
-T = TypeVar("T")
 
 _log = logging.getLogger("lb.channel")
 
@@ -107,7 +104,7 @@ class Execution:
         if self.channel.balancer.needs_metadata:  # which comes with that task
             self._deferred = True
             return
-        self._action = action = self.ask(self.record.begin, now)
+        self._action = action = self.record.begin(now)
         if isinstance(action, Attempt):
             try:
                 self.hold(action).open()
@@ -146,12 +143,12 @@ class Execution:
         if self._deferred:
             self._deferred = False
             self.record.will_send(metadata)
-            action = self.ask(self.record.begin, time.monotonic())
+            action = self.record.begin(time.monotonic())
         elif isinstance(action, Queued):
             self.record.will_send(metadata)  # by the time it picks the policy may be another one, that reads them
             if action.line_s is None:
                 # What it waits for may have come between the call's beginning and its task's.
-                action = self.ask(self.record.resume, time.monotonic())
+                action = self.record.resume(time.monotonic())
         if isinstance(action, Attempt):
             if _grpcio.ENDS_ILLEGAL:
                 return action
@@ -170,13 +167,6 @@ class Execution:
         self.broken(ILLEGAL.details(), "")
         self.live = None  # nothing can be read from it
         return False
-
-    def ask(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T | Failed:
-        """Ask the core. It calls a user's policy, and that may raise."""
-        try:
-            return function(*arguments, **named)
-        except Exception as error:  # noqa: BLE001  # as above
-            return policy_raised(self.channel, error)
 
     def hold(self, attempt: Attempt) -> LiveAttempt:
         """Make this attempt the call's current one: whoever ends the call gives it back."""
@@ -261,9 +251,11 @@ class Execution:
         action = live.failed(outcome, now, committed=committed, replayable=replayable, running=running)
         record = self.record
         self.last = (status, headers)
-        if isinstance(action, Done) and _log.isEnabledFor(logging.DEBUG):
-            target = self.channel.target
-            _log.debug("%s: %s fails: %s; tried %s", target, record.method, record.gave_up, record.tried())
+        if isinstance(action, Done):
+            log_raised(self.channel, action)
+            if _log.isEnabledFor(logging.DEBUG):
+                target = self.channel.target
+                _log.debug("%s: %s fails: %s; tried %s", target, record.method, record.gave_up, record.tried())
         return action
 
     def cancel(self, details: str) -> None:

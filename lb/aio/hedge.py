@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from lb.aio import pulse
 from lb.aio._grpcio import status_now
 from lb.aio.attempt import LiveAttempt
+from lb.aio.records import log_raised
 from lb.core.attempt import Attempt
-from lb.core.call import DONE, Action, Call, Done, Others
+from lb.core.call import DONE, Action, Call, Done, Failed, Others
 from lb.core.outcome import LOST, Outcome, lost
 from lb.core.pulse import BEAT_S
 
@@ -161,10 +162,12 @@ class Race:
         if call is None:
             return
         self._timer = None
-        attempt = call.ask(call.record.hedge, time.monotonic())
+        attempt = call.record.hedge(time.monotonic())
+        if isinstance(attempt, Failed):
+            log_raised(call.channel, attempt)
+        elif attempt is None:  # the budget may have more by then, or an endpoint room
+            self._arm(_ASK_AGAIN_S)
         if not isinstance(attempt, Attempt):
-            if attempt is None:  # the budget may have more by then, or an endpoint room
-                self._arm(_ASK_AGAIN_S)
             return
         live = LiveAttempt(call, attempt)
         try:

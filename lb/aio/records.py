@@ -7,7 +7,7 @@ from typing import Any
 
 from lb.aio import _grpcio
 from lb.aio.protocols import Owner
-from lb.core.actions import Done, Failed, policy_failed
+from lb.core.actions import Done, Failed
 from lb.core.call import Call
 from lb.core.upkeep import Overdue
 from lb.shared import scopes
@@ -17,8 +17,8 @@ _log = logging.getLogger("lb.channel")
 
 def new_record(
     channel: Owner, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float
-) -> tuple[Call, scopes.Scope | None]:
-    """The core's record of a call that begins, and the incoming call that it is made for.
+) -> tuple[Call, Any, scopes.Scope | None]:
+    """The core's record of a call that begins, its span (see `Carrier`), and the incoming call that it is made for.
 
     ``deadline`` is the caller's own, an instant of the monotonic clock; others may be earlier.
     """
@@ -34,14 +34,8 @@ def new_record(
     if rules.timeout_s is not None:
         latest = now + rules.timeout_s
         deadline = latest if deadline is None else min(latest, deadline)
-    return channel.record_type(shared, deadline, wait_for_ready, now), scope
-
-
-def policy_raised(channel: Owner, error: Exception) -> Failed:
-    """What follows when a user's policy raises; the log is told."""
-    failed = policy_failed(channel.balancer.policy.name, error)
-    log_raised(channel, failed)
-    return failed
+    record = channel.record_type(shared, deadline, wait_for_ready, now)
+    return record, channel.tracer.call_started(record, now), scope
 
 
 def log_raised(channel: Owner, end: Failed | Done | Overdue) -> None:

@@ -29,7 +29,7 @@ from lb.aio.calls import LogicalCall
 from lb.aio.execution import Execution
 from lb.aio.hedge import took
 from lb.aio.protocols import LowerCall, Metadata
-from lb.aio.records import policy_raised, told
+from lb.aio.records import told
 from lb.core.attempt import Attempt
 from lb.core.call import Action, Call
 from lb.shared import scopes
@@ -81,10 +81,7 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         It is sent in the loop's next turn, with all others that start in this one: that costs a tenth less.
         """
         channel = self.channel
-        try:
-            action: Action = self.record.begin(now)
-        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
-            action = policy_raised(channel, error)
+        action = self.record.begin(now)
         if not isinstance(action, Attempt):
             self._go_on(action)
             return

@@ -56,10 +56,5 @@ class Others:
     delay_s: float | None
 
 
-def policy_failed(name: str, error: Exception) -> Failed:
-    """What follows when a user's policy raises."""
-    return Failed(StatusCode.INTERNAL, f"the policy {name} failed: {error!r}", error)
-
-
 DONE = Done()
 Action = Attempt | Pause | Queued | Failed | Done | Others

@@ -176,41 +176,51 @@ class Balancer:
         ``tried`` are the endpoints that this call already went to; they are avoided while
         others are admitted. Every attempt must be given back by ``ended``.
         """
-        if self._dirty or now >= self._recheck_at:
-            self._rebuild(now)
-        picker = self._picker
-        if picker is None:
-            return self.unpicked(now)
-        candidate: Candidate = picker.pick(call, now, self.rng)  # type: ignore[assignment]  # made from our candidates
         try:
-            retired = candidate.retired
-        except AttributeError:
-            raise TypeError(f"pick() returned {candidate!r}; expected one of the picker's candidates") from None
-        if retired:
-            raise LookupError(f"pick() returned {candidate.endpoint.id}, which is gone; expected one of the candidates")
-        if tried and candidate in tried:
-            candidate = untried(self._picker, self._pool, call, now, tried, self.rng) or candidate
-        limit = candidate.limit
-        # `Candidate.running`, written out: a property costs every call a frame.
-        if (
-            limit is not None
-            and (running := candidate.in_flight - candidate.held) >= limit.limit
-            and not limit.grows(running, now)
-        ):
-            roomy = with_room(picker, self._pool, tried, self.rng)
-            if roomy is None:
-                return self.line.full
-            candidate = roomy
-        return self._admit(candidate, now, number, why)
+            if self._dirty or now >= self._recheck_at:
+                self._rebuild(now)
+            picker = self._picker
+            if picker is None:
+                return self.unpicked(now)
+            candidate: Candidate = picker.pick(call, now, self.rng)  # type: ignore[assignment]  # one of ours
+            try:
+                retired = candidate.retired
+            except AttributeError:
+                raise TypeError(f"pick() returned {candidate!r}; expected one of the picker's candidates") from None
+            if retired:
+                gone = candidate.endpoint.id
+                raise LookupError(f"pick() returned {gone}, which is gone; expected one of the candidates")
+            if tried and candidate in tried:
+                candidate = untried(self._picker, self._pool, call, now, tried, self.rng) or candidate
+            limit = candidate.limit
+            # `Candidate.running`, written out: a property costs every call a frame.
+            if (
+                limit is not None
+                and (running := candidate.in_flight - candidate.held) >= limit.limit
+                and not limit.grows(running, now)
+            ):
+                roomy = with_room(picker, self._pool, tried, self.rng)
+                if roomy is None:
+                    return self.line.full
+                candidate = roomy
+            return self._admit(candidate, now, number, why)
+        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
+            return self._broken(error)
 
     def pick_another(
         self, call: CallInfo | None, now: float, number: int, why: str, tried: Sequence[Candidate]
-    ) -> Attempt | None:
+    ) -> Attempt | Unpicked | None:
         """An attempt beside those that run, on an endpoint that was not tried; None when there is none."""
-        if self._dirty or now >= self._recheck_at:
-            self._rebuild(now)
-        candidate = untried(self._picker, self._pool, call, now, tried, self.rng)
+        try:
+            if self._dirty or now >= self._recheck_at:
+                self._rebuild(now)
+            candidate = untried(self._picker, self._pool, call, now, tried, self.rng)
+        except Exception as error:  # noqa: BLE001  # as above
+            return self._broken(error)
         return None if candidate is None else self._admit(candidate, now, number, why)
+
+    def _broken(self, error: Exception) -> Unpicked:
+        return Unpicked(f"the policy {self.policy.name} failed: {error!r}", wait=False, raised=error)
 
     # ---- an attempt's life ----
 

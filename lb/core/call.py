@@ -23,7 +23,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued, policy_failed
+from lb.core.actions import DONE, Action, Done, Failed, Others, Pause, Queued
 from lb.core.attempt import Attempt
 from lb.core.doubt import PAUSE_S, attempt_of, in_doubt, without_doubt
 from lb.core.hedging import goes_on, next_delay_s
@@ -119,6 +119,8 @@ class Call:
         return picked
 
     def _unpicked(self, picked: Unpicked) -> Action:
+        if picked.raised is not None:
+            return Failed(StatusCode.INTERNAL, picked.message, picked.raised)
         if picked.full:
             return self._join_line()
         self._wait_no_more()
@@ -180,7 +182,7 @@ class Call:
         self._hedged = True
         return next_delay_s(self.rules.hedging, self.shared.latency) if self._may_hedge() else None
 
-    def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
+    def hedge(self, now: float, why: str = "no answer yet") -> Action | None:
         """One more attempt beside those that run; None if there is no other endpoint with room or no budget.
 
         None also while calls wait in line: those go first.
@@ -193,6 +195,8 @@ class Call:
             return None
         tried = [a.candidate for a in attempts]
         attempt = self._balancer.pick_another(self, now, len(attempts) + 1, f"hedge: {why}", tried)
+        if isinstance(attempt, Unpicked):
+            return self._unpicked(attempt)
         if attempt is not None:
             if paid:
                 self._promised = None
@@ -253,10 +257,7 @@ class Call:
         ``running``: how many other attempts of this call have not ended.
         """
         upkeep = self._balancer.ended(attempt, outcome, now)
-        try:
-            return Ended(self._next(outcome, now, committed, replayable, running), upkeep)
-        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
-            return Ended(policy_failed(self._balancer.policy.name, error), upkeep)
+        return Ended(self._next(outcome, now, committed, replayable, running), upkeep)
 
     def _next(self, outcome: Outcome, now: float, committed: bool, replayable: bool, running: int) -> Action:
         if running:
@@ -316,7 +317,7 @@ class Call:
         # What was promised follows that attempt. If another one ends before, only the payment counts for it.
         kept = promised if outcome.origin is Origin.ATTEMPT_TIMEOUT else None
         choice = self._decide(outcome, now) if kept is None else kept
-        if not counted and (isinstance(choice, Again) or choice.counts):
+        if not counted and choice.counts:
             self.shared.budget.failed()
         if isinstance(choice, GiveUp):
             return self._exhausted(outcome, choice.why, choice.error)
@@ -387,8 +388,7 @@ class Call:
         """Tell the throttle of a failure that could have been retried, had the call not been committed (as in core)."""
         if self._balancer.throttle is None or outcome.origin in _MOST_UNSEEN:
             return
-        choice = self._decide(outcome, now)
-        if isinstance(choice, Again) or choice.counts or self._hedges_go_on(outcome):
+        if self._decide(outcome, now).counts or self._hedges_go_on(outcome):
             self.shared.budget.failed()
 
     def tried(self) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from math import isfinite
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from tenacity import Future, RetryCallState, stop_after_attempt, wait_exponential
@@ -121,9 +121,10 @@ def _number(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Try again after ``delay_s`` seconds."""
+    """Try again after ``delay_s`` seconds. ``counts``: as in `GiveUp`; it always does."""
 
     delay_s: float
+    counts: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,13 @@ class Unpicked:
     """There is nothing to pick. ``wait``: that may pass by itself; else calls should fail.
 
     ``full``: every admitted endpoint is at its concurrency limit.
+    ``raised``: what a user's policy raised when it was asked; the call fails with that.
     """
 
     message: str
     wait: bool
     full: bool = False
+    raised: Exception | None = None
 
 
 def none_ready(target: str, members: Members, now: float) -> Unpicked:

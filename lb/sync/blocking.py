@@ -26,7 +26,7 @@ from lb.aio.calls import LogicalCall
 from lb.aio.engine import Engine
 from lb.aio.execution import ILLEGAL, Execution
 from lb.aio.protocols import LowerCall, Metadata
-from lb.aio.records import new_record, policy_raised, told
+from lb.aio.records import new_record, told
 from lb.aio.result import NO_METADATA
 from lb.aio.sizes import size
 from lb.core.attempt import Attempt
@@ -176,17 +176,13 @@ class BlockingCall:
         now = time.monotonic()
         wait_for_ready = _grpcio.wait_for_ready(self._operations[0])
         deadline = on_monotonic_clock(self._deadline)
-        record, scope = new_record(channel, self.method, deadline, wait_for_ready, now)
+        record, self.span, scope = new_record(channel, self.method, deadline, wait_for_ready, now)
         self.record = record
-        self.span = channel.tracer.call_started(record, now)
         if scope is not None:
             scope.add(self)
         if channel.balancer.needs_metadata:
             record.will_send(self.metadata)
-        try:
-            return record.begin(now)
-        except Exception as error:  # noqa: BLE001  # a user's policy may raise anything
-            return policy_raised(channel, error)
+        return record.begin(now)
 
     def _send(self, live: LiveAttempt) -> Sent:
         """The attempt from beginning to end, in this thread."""

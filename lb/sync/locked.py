@@ -95,7 +95,7 @@ class LockedBalancer(Balancer):
 
     def pick_another(
         self, call: CallInfo | None, now: float, number: int, why: str, tried: Sequence[Candidate]
-    ) -> Attempt | None:
+    ) -> Attempt | Unpicked | None:
         """See there."""
         with self.lock:
             return Balancer.pick_another(self, call, now, number, why, tried)
@@ -212,7 +212,7 @@ class LockedCall(Call):
         with self._balancer.lock:
             return Call.hedge_delay_s(self)
 
-    def hedge(self, now: float, why: str = "no answer yet") -> Attempt | None:
+    def hedge(self, now: float, why: str = "no answer yet") -> Action | None:
         """See there."""
         with self._balancer.lock:
             return Call.hedge(self, now, why)

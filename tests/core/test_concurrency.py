@@ -172,7 +172,7 @@ def test_no_policy_leads_a_retry_or_a_hedge_to_a_full_endpoint(policy: Policy) -
     rig.end(held["b"])
     for _ in range(20):
         attempt = rig.balancer.pick_another(None, rig.now, 2, "", [a])
-        assert attempt is not None
+        assert isinstance(attempt, Attempt)
         assert attempt.candidate is b
         rig.end(attempt)
 

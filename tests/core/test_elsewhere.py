@@ -90,7 +90,7 @@ def test_another_endpoint_is_one_of_the_policys_own_while_there_is_one(
     tried: list[Candidate] = []
     for number in range(12):
         another = balancer.pick_another(None, 0.0, 2, "", tried)
-        assert another is not None
+        assert isinstance(another, Attempt)
         balancer.ended(another, OK, 0.0)
         assert (another.candidate in own) is (number < 3)
         tried.append(another.candidate)
