@@ -123,7 +123,7 @@ class LiveAttempt:
             overdue.remove(self)
 
     def sent(self, lower: Any, size: int | None) -> None:
-        """A blocking call has sent it, without `open`: its lower call, and how many bytes if they are counted."""
+        """A call of `lb.sync` sends it in its own way, as this lower call; ``size``: its bytes, if they are counted."""
         self.lower = lower
         if size is not None:
             self._sizes = Sizes(size)

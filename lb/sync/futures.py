@@ -105,8 +105,7 @@ class FutureCall(BlockingCall):
         context = self._arguments[-1]
         if context is not None:
             cygrpc.set_instrumentation_context_on_call_aio(call, context)
-        live.lower = SentInLoop(call)
-        live.watch(action.started_at)
+        live.sent(SentInLoop(call), None)
         Operation(call, tuple(operations), self._tag, self._arrived)
 
     def end(self, code: int, details: str) -> None:
