@@ -20,6 +20,7 @@ from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.breaker import State
 from lb.core.call import Call
+from lb.core.checks import shown
 from lb.core.headers import legal
 from lb.core.outcome import LATE, LOST
 from lb.core.peers import one_line
@@ -153,9 +154,9 @@ class Tracing:
             return True
         if self._first(key):
             _log.warning(
-                "%s: the propagator's header %r is not sent: gRPC cannot send the value %r (a key may have a-z, 0-9,"
+                "%s: the propagator's header %s is not sent: gRPC cannot send the value %s (a key may have a-z, 0-9,"
                 " _ - and .; a value is printable ASCII, or bytes if the key ends in -bin)",
-                *(self._target, key, value),
+                *(self._target, shown(key), shown(value)),
             )
         return False
 
