@@ -159,6 +159,8 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
 
         children = mesh.children()
         assert len(children) == PROCESSES
+        said = [line for line in mesh.errors if not line.startswith(told)]
+        assert said == []
         started = time.monotonic()
         mesh.process.send_signal(signal.SIGINT)
         assert await mesh.end() == 0
@@ -167,7 +169,9 @@ async def test_a_demo_from_ready_to_ctrl_c(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
         with pytest.raises(httpx2.ConnectError):
             await client.get(mesh.url)
-        assert [line for line in mesh.errors if not line.startswith((told, "stopping"))] == []
+        # On a busy machine the agent is told to stop before the others have ended, and these may say so.
+        ending = (told, "stopping")
+        assert [line for line in mesh.errors if not line.startswith(ending) and "refused" not in line] == []
 
 
 @pytest.mark.alone
