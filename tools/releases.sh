@@ -11,7 +11,7 @@ mkdir -p "$logs"
 
 echo "| grpcio | Pythons | result |"
 echo "|---|---|---|"
-for release in ${RELEASES:-1.76.0 1.78.0 1.80.1 1.81.2 1.82.3 1.83.2 1.84.2 1.85.3}; do
+for release in ${RELEASES:-1.76.0 1.80.1 1.81.2 1.82.3 1.83.2 1.84.2 1.85.3}; do
   # shellcheck disable=SC2086  # the tests are words
   GRPCIO=$release tools/lowest.sh $tests -q --tb=native >"$logs/$release.txt" 2>&1 || failed=1
   pythons=$(sed -n 's/^Classifier: Programming Language :: Python :: \(3\.[0-9]*\)$/\1/p' \

@@ -23,6 +23,20 @@ from lb.testing import Backend
 from lb.testing.backend import STREAM_STREAM, STREAM_UNARY, UNARY_STREAM, UNARY_UNARY, fail
 from tests.support import doors
 
+STOPPING = """
+import asyncio, socket, grpc
+
+async def main():
+    for _ in range(50):
+        server = grpc.aio.server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        with socket.create_connection(("127.0.0.1", port)):
+            await server.stop(None)
+    print("fine")
+
+asyncio.run(main())
+"""
 BAD_CREDENTIALS = """
 import asyncio, grpc, lb
 from lb.testing.backend import Backend, UNARY_UNARY
@@ -53,6 +67,12 @@ async def test_credentials_of_a_wrong_type_harm_nobody() -> None:
     )
     assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr[-2000:]
     assert "AssertionError" not in done.stderr
+
+
+def test_a_server_of_grpcio_stops_while_a_connection_is_silent() -> None:
+    """With a release whose core closes its port in a thread that is not made for it, as 1.78's, the process ends."""
+    done = subprocess.run([sys.executable, "-c", STOPPING], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "fine"), done.stderr[-2000:]
 
 
 def test_the_channel_is_a_grpc_channel_for_a_type_checker() -> None:
