@@ -325,8 +325,8 @@ async def test_pace(watch: Open) -> None:
     async with Scripted(*answers) as agent:
         seen = watch(f"consul://{agent.url}/a")
         await seen.ids("a")
-        await met(lambda: len(agent.times) >= 8)
-        assert agent.times[7] - agent.times[0] >= 0.28
+        await met(lambda: len(agent.times) >= 20)
+        assert agent.times[19] - agent.times[0] >= 0.7  # 0.95, but for the first question that may have come late
 
 
 @pytest.mark.parametrize("status", [429, 503])
