@@ -200,6 +200,7 @@ SYNC: Entries = {
         "test_conformance_channel.py": """
             test_a_subscriber_that_raises test_calls_from_a_done_callback_of_a_closed_channel
             test_intercept_channel test_interceptors_of_call_objects test_subscribers_at_close test_unsubscribe""",
+        "test_life.py": "test_closing_between_two_watches",
     },
     "`lb.sync` has a loop and a thread of its own, in which no user's code waits.": {
         "test_connecting.py": "test_closing_does_not_wait_for_the_pause",
@@ -207,7 +208,8 @@ SYNC: Entries = {
         "test_life.py": """
             test_a_call_object_that_is_kept_delays_no_closing test_a_process_that_closes_nothing_ends
             test_a_process_that_watches_consul_ends test_asking_a_loop_that_has_ended
-            test_both_kinds_of_channel_in_one_process test_descriptors test_grpcios_race_is_not_told
+            test_both_kinds_of_channel_in_one_process
+            test_descriptors test_grpcios_race_is_not_told
             test_the_loop_lives_as_long_as_any_channel test_waiting_in_the_librarys_thread""",
     },
     "A forked child may make channels for threads; for asyncio it may make none.": {

@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in TESTS.rglob("*.py") if path != TESTS / "support" / "doors.py")
-PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+PUBLIC = {"_asdict", "_exit", "_fields", "_getframe", "_make", "_replace"}
 """Documented by Python, in spite of their names."""
 
 FOREIGN = {
