@@ -16,9 +16,10 @@ _CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 
 
-def leave_the_shared_one() -> None:
-    """The threads and processes that this thread starts from now on have a network of their own, if that may be."""
+def leave_the_shared_one() -> bool:
+    """Whether this thread, and threads and processes that it starts from now on, have a network of their own."""
     if not sys.platform.startswith("linux") or ctypes.CDLL(None).unshare(_CLONE_NEWNET) != 0:
-        return
+        return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP | _IFF_RUNNING))
+    return True
