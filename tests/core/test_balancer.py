@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+from grpc import StatusCode
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lb.core.attempt import Attempt
 from lb.core.balancer import Balancer
 from lb.core.breaker import Breaker, State
+from lb.core.call import Failed
 from lb.core.candidate import Candidate, Connectivity
 from lb.core.endpoint import Endpoint, Resolution
 from lb.core.outcome import LATE, LOST, OK, Outcome
@@ -121,6 +123,26 @@ def test_new_endpoints_are_connected_in_an_order_that_chance_makes() -> None:
     assert orders == {"abc"}
     shuffled = PickFirst(shuffle=True)
     assert len({Rig(seed=s, policy=shuffled).update("abc").added[0].endpoint.id for s in range(50)}) == 3
+
+
+def test_what_a_policy_raises_is_the_answer_to_a_pick() -> None:
+    """Of the first attempt and of one beside it; the call fails with these words. Nothing is in flight."""
+
+    class Broken(RoundRobin):
+        def picker(self, candidates: Any, previous: Picker | None) -> Any:
+            """Raises."""
+            raise ZeroDivisionError("a bug")
+
+    rig = Rig("ab", policy=Broken())
+    for picked in (rig.balancer.pick(None, rig.now), rig.balancer.pick_another(None, rig.now, 2, "", [])):
+        assert isinstance(picked, Unpicked)
+        assert isinstance(picked.raised, ZeroDivisionError)
+        assert picked.message == "the policy round_robin failed: ZeroDivisionError('a bug')"
+    failed = rig.call(wait_for_ready=True).begin(rig.now)
+    assert isinstance(failed, Failed)
+    assert failed.code is StatusCode.INTERNAL
+    assert isinstance(failed.raised, ZeroDivisionError)
+    assert rig.in_flight == 0
 
 
 # ---- a policy's hooks ----
