@@ -140,7 +140,8 @@ class Subchannel:
         self._health = health
         self._connect = connect
         self._closed = False
-        self._over = asyncio.Event()
+        self._over: asyncio.Event | None = None
+        """Set once it is closed; made at the first pause: it would be a fortieth of the memory of an endpoint."""
         self._watch: asyncio.Task[None] | None = None
         self._losses = 0
         """How often the connection was seen to end."""
@@ -203,7 +204,8 @@ class Subchannel:
         if self._closed:
             return None
         self._closed = True
-        self._over.set()
+        if self._over is not None:
+            self._over.set()
         if self._asking is not None:
             self._asking.cancel()
         watched = self._watch is not None
@@ -360,9 +362,12 @@ class Subchannel:
 
     async def _pause(self, pause_s: float) -> None:
         """Wait, unless it is closed meanwhile."""
+        if self._closed:
+            return
+        over = self._over = self._over or asyncio.Event()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._over.wait()
+                await over.wait()
 
     async def _why(self) -> str:
         """Why connecting fails. Core tells only calls, so one is made that cannot be sent."""
