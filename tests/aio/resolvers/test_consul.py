@@ -529,6 +529,7 @@ async def test_an_answer_that_came_while_the_client_stood_still_counts(watch: Op
         await client.close()
 
 
+@pytest.mark.alone  # the log tells how long a question waited, to a tenth of a second
 async def test_a_proxy_that_cuts_waiting_questions(
     watch: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
