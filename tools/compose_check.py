@@ -246,8 +246,8 @@ async def noticed_after(
 
     They count from before the kill, which takes its time: the container may be dead long before the command ends.
     """
-    # An instance's id has the hostname, which is the beginning of the container's id.
-    begins = f"{service}-{container[:12]}-"
+    # An instance's id has the hostname, which is the beginning of the container's id; outside of compose a pid follows.
+    begins = f"{service}-{container[:12]}"
 
     async def passes(wanted: bool) -> bool:
         ids = await passing(client, service)
