@@ -15,7 +15,7 @@ help: ## list these targets
 demo: $(RUN) ## run the shop on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
 	@exec $(PY) -m services.demo
 
-check: $(DEV) ## run what takes half a minute: lint, and the tests that need no server
+check: $(DEV) ## run what takes under a minute: lint, and the tests that need no server
 	@$(PY) tools/check.py
 
 test: $(DEV) ## run all tests, several at a time; ARGS="-k retry" passes options to pytest

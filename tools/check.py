@@ -1,4 +1,4 @@
-"""What can be known about a change within half a minute: lint, types, contracts, and the tests that need no server.
+"""What can be known about a change within a minute: lint, types, contracts, and the tests that need no server.
 
     python tools/check.py          all of it: `make check`
     python tools/check.py --lint   without the tests: `make lint`

@@ -6,9 +6,9 @@
                                                     │         └──else──► `LogicalCall` goes on, in a task
                                                     └─ hedging delay ──► `Race` goes on with it, in a task
 
-It needs no task: the future of the attempt's batch calls back. Whatever is not a first attempt that ends OK, and
-whoever asks the call object for more than its response, gets the general call of `lb.aio.calls`, made then and
-there (`general`), which goes on as if it had been there from the beginning.
+It needs no task: the future of the attempt's batch calls back. Other calls go on as the general call of `lb.aio.calls`:
+those whose first attempt does not end OK, and those that are asked for more than their response. It is made then and
+there (`general`), and goes on as if it had been there from the beginning.
 
 A stub makes it by `Engine.unary_call`, which calls `start`. The first call of a method goes the general way at once.
 """

@@ -105,7 +105,7 @@ def _instance(entry: dict[str, Any]) -> Instance:
         status, judged, why = "no port", True, ""
     endpoint = Endpoint(
         escaped(join_host_port(host, port)),
-        id=escaped(service.get("ID") or service["Service"]),  # whoever registers chooses it, and messages name it
+        id=escaped(service.get("ID") or service["Service"]),  # its owner chooses it, and messages name it
         weight=_weight(service.get("Weights") or {}, status, meta),
         zone=meta.get(ZONE_META, ""),
         metadata=MappingProxyType(dict(meta)),

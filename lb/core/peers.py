@@ -1,7 +1,7 @@
 """What a peer has written, as it may stand in a log line, a span or a message of ours.
 
 Status details, Consul's answers and errors of a name lookup are others' texts. As they came, a newline in one would
-begin a log line that nobody here has written, an escape sequence would reach the terminal of whoever reads it, and one
+begin a log line that nobody here has written, an escape sequence would reach the reader's terminal, and one
 long text could fill a log. What a call gives its caller as ``details()`` is the server's text, unchanged.
 """
 

@@ -2,8 +2,8 @@
 
 grpcio's asyncio layer has one thread for all its channels, which waits in core. A child has none of its
 parent's threads, and while one is in core, core does not prepare for a fork (it says "skipping fork() handlers").
-What a child does with grpcio is never answered then. Worse, core's own threads begin anew in the child, and crash it
-now and then if the asyncio layer waited for an answer of core's: to a call, or to a watch on a connection. So:
+So what a child asks of grpcio is never answered. Core also starts its own threads again in the child. These sometimes
+crash it, if the parent's asyncio layer was waiting for core to answer a call, or a watch on a connection. So:
 
 - Before a fork channels in which no call runs close their connections, as idle ones do, and open them at the next
   call. If only channels of `lb.sync` use grpcio's asyncio layer, its thread ends, and new channels work in the child.
