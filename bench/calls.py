@@ -121,7 +121,7 @@ def main() -> int:
     measured = [*ROWS, *LIMITS]
     parser = argparse.ArgumentParser(description="client CPU per call and message, ours against grpcio's")
     parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--calls", type=int, default=1500)
     parser.add_argument("--counted", action="store_true", help="count instructions, too, where valgrind is")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {'; '.join(measured)}".replace("%", "%%"))
     arguments = parser.parse_args()

@@ -37,7 +37,16 @@ TESTS = (
     *("tests/support/test_doors.py", "tests/support/test_kits.py", "tests/shells/test_partners.py"),
     *("tests/aio/test_consul_settings.py", "tests/services/gateway/test_bodies.py"),
 )
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", str(os.cpu_count() or 1), "--dist", "loadfile", *TESTS)
+SLOW = (
+    *("tests/core/test_comparison.py", "tests/core/test_weighted_round_robin.py"),
+    *("tests/docs/test_policies.py", "tests/docs/test_public_api.py"),
+)
+"""Only ``make test`` runs these: long simulations, all pictures of policies, and what `GENERATED` checks as well."""
+PYTEST = (
+    *(sys.executable, "-m", "pytest", "-q", "-n", str(os.cpu_count() or 1), "--dist", "loadfile"),
+    *TESTS,
+    *(f"--ignore={path}" for path in SLOW),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -205,7 +205,8 @@ class LiveAttempt:
             for key, value in status.trailing_metadata() or ():
                 if key == REPORT_KEY:
                     channel.report(self.attempt, value)
-        self.give_back(OK, now)
+        if self.attempt.ended_at is None:  # `give_back`, without its frame
+            self._over(self._carrier.record.give_back(self.attempt, OK, now))
 
     def broken(self, details: str) -> None:
         """Give it back: grpcio could not carry it out, which says nothing of the endpoint."""

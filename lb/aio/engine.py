@@ -195,7 +195,8 @@ class Engine:
     ) -> LogicalCall:
         """A call that has begun: its first attempt is chosen and opened, or what it waits for is known."""
         now = time.monotonic()
-        record, span, scope = new_record(self, method, _grpcio.on_monotonic_clock(deadline), wait_for_ready, now)
+        deadline = _grpcio.on_monotonic_clock(deadline)
+        record, span, scope = new_record(self, self.method(method), deadline, wait_for_ready, now)
         execution = Execution(self, method, record, credentials=credentials, registered=registered, span=span)
         call = LogicalCall(execution)
         if scope is not None:
@@ -231,7 +232,7 @@ class Engine:
             _grpcio.check_call_credentials(credentials, secure=self._secure)
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
-        record, span, scope = new_record(self, stub.method, deadline, wait_for_ready, now)
+        record, span, scope = new_record(self, known, deadline, wait_for_ready, now)
         call = UnaryCall(self, stub, request, metadata, credentials, record, span)
         self.departures.running.add(call)
         if scope is not None:

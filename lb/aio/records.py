@@ -8,7 +8,7 @@ from typing import Any
 from lb.aio import _grpcio
 from lb.aio.protocols import Owner
 from lb.core.actions import Done, Failed
-from lb.core.call import Call
+from lb.core.call import Call, Shared
 from lb.core.upkeep import Overdue
 from lb.shared import scopes
 
@@ -16,15 +16,15 @@ _log = logging.getLogger("lb.channel")
 
 
 def new_record(
-    channel: Owner, method: bytes, deadline: float | None, wait_for_ready: bool | None, now: float
+    channel: Owner, shared: Shared, deadline: float | None, wait_for_ready: bool | None, now: float
 ) -> tuple[Call, Any, scopes.Scope | None]:
     """The core's record of a call that begins, its span (see `Carrier`), and the incoming call that it is made for.
 
-    ``deadline`` is the caller's own, an instant of the monotonic clock; others may be earlier.
+    ``shared`` is what it shares with all calls of its method. ``deadline`` is the caller's own, an instant of the
+    monotonic clock; others may be earlier.
     """
     if now > channel.pulse.renew_at:
         channel.keep_pulse()
-    shared = channel.methods.get(method) or channel.method(method)
     rules = shared.rules
     if deadline is None and rules.default_timeout_s is not None:
         deadline = now + rules.default_timeout_s

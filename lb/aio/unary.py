@@ -101,12 +101,14 @@ class UnaryCall(_grpcio.UnaryUnaryCall):
         live = self.live
         if live is None or not self._running:  # cancelled meanwhile
             return
-        live.watch(live.attempt.started_at)
+        shared = self.record.shared
+        if (overdue := shared.overdue) is not None:  # `LiveAttempt.watch`, without its frame
+            overdue.add(live, live.attempt.started_at, self.channel)
         try:
             self._steps = live.lower.unary_unary(self._stub.serialize(self._request), self._headers)
             self._batch = self._steps.send(None)
             self._batch.add_done_callback(self._arrived, context=self.context)
-            if (hedges := self.record.shared.hedges) is not None and self.record.hedge_delay_s() is not None:
+            if (hedges := shared.hedges) is not None and self.record.hedge_delay_s() is not None:
                 hedges.add(self, live.attempt.started_at, self.channel)
         except BaseException as error:  # noqa: BLE001  # who awaits the call gets it
             self._failed(error)

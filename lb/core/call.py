@@ -50,6 +50,20 @@ _UNSEEN_PAUSE_MOST_S = 0.25
 class Call:
     """What is known of one call. ``deadline`` is an instant on the driver's clock, or None."""
 
+    # What only some calls ever change stands in the class: the others do not pay for it.
+    metadata: tuple[tuple[str, str | bytes], ...] = ()  # what the caller sends, for policies that read it
+    slept_s = 0.0  # between attempts
+    gave_up = ""  # why the last failed attempt was not followed by another
+    _hedged = False  # the driver runs attempts beside each other: it does for one request and one response
+    _queued: Queued | None = None  # what it waits for: a change, or a place below the concurrency limit
+    _why = ""  # for the next attempt
+    _unseen = 0  # transparent retries
+    _unsent = 0  # attempts that found no connection, while it waits for ready
+    _doubt: Outcome | None = None  # the last outcome, while it is in doubt
+    _no_hedges = False  # a server said not to try again
+    _promised: Again | None = None  # what follows the attempt that was given up for it; it is paid for
+    _pushed_back = 0  # how many attempts it had when a server last said by push-back when to retry
+
     def __init__(self, shared: Shared, deadline: float | None, wait_for_ready: bool | None, now: float) -> None:
         self.shared = shared
         self.rules = rules = shared.rules
@@ -57,19 +71,7 @@ class Call:
         self.deadline = deadline
         self.wait_for_ready = rules.wait_for_ready if wait_for_ready is None else wait_for_ready
         self.started_at = now
-        self.metadata: tuple[tuple[str, str | bytes], ...] = ()  # what the caller sends, for policies that read it
-        self._hedged = False  # the driver runs attempts beside each other: it does for one request and one response
-        self.slept_s = 0.0  # between attempts
-        self.gave_up = ""  # why the last failed attempt was not followed by another
         self._balancer = shared.balancer
-        self._queued: Queued | None = None  # what it waits for: a change, or a place below the concurrency limit
-        self._why = ""  # for the next attempt
-        self._unseen = 0  # transparent retries
-        self._unsent = 0  # attempts that found no connection, while it waits for ready
-        self._doubt: Outcome | None = None  # the last outcome, while it is in doubt
-        self._no_hedges = False  # a server said not to try again
-        self._promised: Again | None = None  # what follows the attempt that was given up for it; it is paid for
-        self._pushed_back = 0  # how many attempts it had when a server last said by push-back when to retry
 
     @property
     def method(self) -> str:

@@ -176,7 +176,8 @@ class BlockingCall:
         now = time.monotonic()
         wait_for_ready = _grpcio.wait_for_ready(self._operations[0])
         deadline = on_monotonic_clock(self._deadline)
-        record, self.span, scope = new_record(channel, self.method, deadline, wait_for_ready, now)
+        shared = channel.methods.get(self.method) or channel.method(self.method)
+        record, self.span, scope = new_record(channel, shared, deadline, wait_for_ready, now)
         self.record = record
         if scope is not None:
             scope.add(self)
