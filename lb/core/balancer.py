@@ -274,7 +274,7 @@ class Balancer:
                 self.throttle.succeeded()
             limit = candidate.limit
             if limit is not None:
-                limit.observe(took_s, candidate.in_flight - candidate.held + 1)
+                limit.observe(took_s, candidate.in_flight - candidate.held + 1, now)
         if outcome is OK and took_s < self._slow_s:  # a success, and no more: the judgement's first line, written out
             breaker, generation = candidate.breaker, attempt.generation
             move = breaker.release(generation, _SUCCESS, now, self.rng)

@@ -3,14 +3,27 @@
 A limit turns a queue that grows without bound, somewhere behind the endpoint, into a short one
 here. For each endpoint of a channel it keeps the calls in flight below the number that the server takes
 (``MAX_CONCURRENT_STREAMS``: above it core queues silently, and grpcio's servers refuse streams, from
-which `StreamLimit` learns). A server may use the same limit.
+which `StreamLimit` learns). A server has one for its whole process (`lb.core.intake`).
 
-The adaptive limit is Netflix's *Gradient2* (concurrency-limits, ``Gradient2Limit.java``): the
-ratio of the long-term latency to that of the newest call says whether a queue is building up.
-While it is below 1 the limit shrinks by that ratio, else it grows by its own square root; both
-smoothed. A refusal for overload or a time-out takes a tenth off at once. One thing differs: while the
-limit is reached, the long-term latency rises fifty times slower. Theirs follows the queue that the
-limit itself lets in, so a server that is always full drives the limit up to its upper bound.
+The adaptive limit is a *gradient* controller, as Envoy's filter "adaptive concurrency" and Netflix's concurrency-limits
+have it. The ratio of the usual latency to the present one says whether a queue is building up. The limit shrinks by
+that ratio, and grows by its own square root, which is the queue that it allows itself::
+
+    limit ──► half way to  limit * min(1, 1.2 * usual / present) + sqrt(limit)
+
+Netflix's *Gradient2* (``Gradient2Limit.java``), which was here before, goes by each call, and by one long mean of all
+latencies. In ``tests/core/test_limits_in_simulation.py`` it lets five times the latency in where this lets in twice,
+forgets under long overload what the latency was without a queue, and takes a slow method among fast ones for a queue.
+So four things differ:
+
+- **Rounds**: it judges by the mean of at least as many calls as the limit, and only by calls that began after its last
+  step. An answer shows the limit of the time when its call began.
+- **Each call is compared with its own method** (`Baseline`).
+- **The usual latency is learnt while there can be no queue**: while less than half of the limit is in use.
+- **Probes**: where the limit stays reached, that moment never comes. So after one second, then two, up to every ten,
+  the limit is halved for a few calls, and their latency counts (Envoy's "minRTT calculation").
+
+A refusal for overload or a time-out takes a tenth off at once.
 """
 
 from __future__ import annotations
@@ -20,12 +33,17 @@ from dataclasses import dataclass
 
 from lb.core import checks
 
-_SMOOTHING = 0.2
-_TOLERANCE = 1.5
-_LONG_WINDOW = 600
+_TOLERANCE = 1.2
+_SLACK_S = 0.002
+"""So much longer than usual is no queue: it is what a busy event loop adds."""
+_SMOOTHING = 0.5
 _BACKOFF = 0.9
-_FIRST = 10
-_WHILE_FULL = 0.02
+_LEAST = 10
+"""Fewer calls say nothing."""
+_REMEMBERED = 200
+_FIRST_PROBE_S = 1.0
+_PROBE_EVERY_S = 10.0
+_PROBE_MOST_S = 2.0
 _PROBE_S = 1.0
 _PROBE_MOST_S = 60.0
 _PROBE_SHARE = 20
@@ -36,8 +54,9 @@ _LEAST_STREAMS = 1
 class ConcurrencyLimit:
     """How many calls of a channel may run at once on each endpoint.
 
-    If all endpoints are full, calls wait in the channel's queue. The adaptive limit is *Gradient2* of Netflix's
-    concurrency-limits: it shrinks when the latest calls take longer than usual, because then they wait in the server.
+    If all endpoints are full, calls wait in the channel's queue. The adaptive limit is a gradient controller, as in
+    Envoy's adaptive concurrency: it shrinks when calls take longer than usual, because then they wait in the server.
+    While it stays reached, it is halved for a moment every ten seconds, to see how long calls take without a queue.
 
     Args:
         limit: calls at once, >= 1: the fixed limit, or the first value of the adaptive one.
@@ -75,37 +94,126 @@ class ConcurrencyLimit:
         return LimitState(self)
 
 
+class Baseline:
+    """How long the calls of one method usually take, while none has to wait for another."""
+
+    __slots__ = ("_calls", "_samples", "_took_s", "usual_s")
+
+    def __init__(self) -> None:
+        self.usual_s = 0.0
+        self._samples = 0
+        self._calls = 0  # of this round
+        self._took_s = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether there were a few calls."""
+        return self._samples >= _LEAST // 2
+
+    def learn(self, took_s: float, most: int = _REMEMBERED) -> None:
+        """So long it takes: the mean of about the last ``most`` calls counts."""
+        self._samples = min(self._samples + 1, most)
+        self.usual_s += (took_s - self.usual_s) / self._samples
+
+    def count(self, took_s: float) -> bool:
+        """A call of this round took so long. Whether it was the first one."""
+        self._calls += 1
+        self._took_s += took_s
+        return self._calls == 1
+
+    def end_round(self) -> None:
+        """Faster than usual is no queue, whatever the limit: learn it."""
+        if self._calls >= _LEAST // 2 and self._took_s < self.usual_s * self._calls:
+            self.usual_s += (self._took_s / self._calls - self.usual_s) * 0.3
+        self._calls = 0
+        self._took_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Baseline {self.usual_s * 1000:.1f} ms of {self._samples}>"
+
+
 class LimitState:
     """One endpoint's limit. ``limit`` is how many calls may run at once now; the caller counts them."""
 
-    __slots__ = ("_exact", "_long_s", "_samples", "limit", "settings")
+    __slots__ = (
+        *("_baseline", "_busy", "_calls", "_exact", "_full", "_probe_at", "_probe_s", "_probing", "_round"),
+        *("_since", "_took_s", "_usual_s", "limit", "settings"),
+    )
 
     def __init__(self, settings: ConcurrencyLimit) -> None:
         """Use ``ConcurrencyLimit.new_state``."""
         self.settings = settings
         self.limit = settings.limit
         self._exact = float(settings.limit)
-        self._long_s = 0.0
-        self._samples = 0
+        self._baseline = Baseline()
+        self._since = -math.inf
+        self._round: list[Baseline] = []
+        self._calls = self._busy = self._full = 0
+        self._took_s = self._usual_s = 0.0
+        self._probe_s = _FIRST_PROBE_S
+        self._probe_at = math.inf
+        self._probing = 0.0
+        """Until when a probe lasts at most; 0: there is none."""
 
-    def observe(self, duration_s: float, in_flight: int) -> None:
-        """A call ended well after ``duration_s``, with ``in_flight`` running (itself too). Adaptive only."""
-        if not self.settings.adaptive or duration_s <= 0:
+    def observe(self, took_s: float, in_flight: int, now: float, of: Baseline | None = None) -> None:
+        """A call ended well after ``took_s``, with ``in_flight`` running (itself too). Adaptive only.
+
+        ``of`` is its method's; without it all calls are of one kind.
+        """
+        if not self.settings.adaptive or took_s <= 0.0:
             return
-        if self._samples < _LONG_WINDOW:
-            self._samples += 1
-        # The mean of the first samples, then an exponential one over about the last 600.
-        share = 2 / (self._samples + 1)
-        if in_flight >= self.limit and self._samples > _FIRST and duration_s > self._long_s:
-            share *= _WHILE_FULL  # most of it is the queue: learnt at once, it would excuse a longer one
-        self._long_s += (duration_s - self._long_s) * share
-        if self._long_s > 2 * duration_s:  # the load is gone: forget its latency faster
-            self._long_s *= 0.95
-        if in_flight * 2 < self._exact:
-            return  # the limit is not what bounds it: nothing is learnt
-        gradient = max(0.5, min(1.0, _TOLERANCE * self._long_s / duration_s))
-        wanted = self._exact * gradient + math.sqrt(self._exact)
-        self._set(self._exact * (1 - _SMOOTHING) + wanted * _SMOOTHING)
+        baseline = self._baseline if of is None else of
+        if self._probing:
+            self._probe(baseline, took_s, now)
+            return
+        if in_flight * 2 <= self.limit or not baseline.known:
+            baseline.learn(took_s)
+        if now - took_s < self._since:
+            return  # it began under another limit
+        if baseline.count(took_s):
+            self._round.append(baseline)
+        self._calls += 1
+        self._took_s += took_s
+        self._usual_s += baseline.usual_s
+        self._busy += in_flight * 2 >= self.limit
+        self._full += in_flight >= self.limit
+        if self._calls >= max(_LEAST, self.limit):
+            self._step(now)
+
+    def _step(self, now: float) -> None:
+        """A round is over."""
+        for baseline in self._round:
+            baseline.end_round()
+        if self._busy * 2 <= self._calls:
+            self._probe_at = math.inf  # the limit is not what bounds it: nothing is learnt of it
+        else:
+            usual_s = _TOLERANCE * self._usual_s + _SLACK_S * self._calls
+            gradient = max(0.5, min(1.0, usual_s / self._took_s))
+            wanted = self._exact * gradient + math.sqrt(self._exact)
+            self._set(self._exact + (wanted - self._exact) * _SMOOTHING)
+            if self._probe_at == math.inf:
+                self._probe_at = now + self._probe_s
+            elif now >= self._probe_at and self._full * 2 > self._calls:
+                self._probing = now + _PROBE_MOST_S
+                self.limit = max(1, self.limit // 2)
+        self._begin_round(now)
+
+    def _probe(self, baseline: Baseline, took_s: float, now: float) -> None:
+        if now - took_s >= self._since:
+            baseline.learn(took_s, most=3 * _LEAST)
+            self._calls += 1
+        if self._calls >= 2 * _LEAST or now >= self._probing:
+            self._probing = 0.0
+            self._probe_s = min(2 * self._probe_s, _PROBE_EVERY_S)
+            self._probe_at = now + self._probe_s
+            self._set(self._exact)
+            self._begin_round(now)
+
+    def _begin_round(self, now: float) -> None:
+        self._since = now
+        self._round.clear()
+        self._calls = self._busy = self._full = 0
+        self._took_s = self._usual_s = 0.0
 
     def overloaded(self) -> None:
         """A call was refused for overload, or timed out. Adaptive only."""
@@ -118,7 +226,8 @@ class LimitState:
 
     def _set(self, exact: float) -> None:
         self._exact = min(float(self.settings.max_limit), max(float(self.settings.min_limit), exact))
-        self.limit = int(self._exact)
+        if not self._probing:
+            self.limit = int(self._exact)
 
     def __repr__(self) -> str:
         return f"<LimitState {self.limit}{' adaptive' if self.settings.adaptive else ''}>"
@@ -157,10 +266,10 @@ class StreamLimit:
         self._exact = max(_LEAST_STREAMS, min(self._exact, in_flight))
         self._grow_at = now + self._pause_s
 
-    def observe(self, duration_s: float, in_flight: int) -> None:
+    def observe(self, took_s: float, in_flight: int, now: float) -> None:
         """See `LimitState`."""
         if self.own is not None:
-            self.own.observe(duration_s, in_flight)
+            self.own.observe(took_s, in_flight, now)
 
     def overloaded(self) -> None:
         """See `LimitState`."""

@@ -14,8 +14,8 @@ LEAST_SAMPLES = 100
 """This many calls must have been seen before there is a quantile."""
 HALVE_AT = 2000
 _LEAST_S = 1e-5
-_GROWTH = 1.25
-_PER_LOG = 1 / log(_GROWTH)
+GROWTH = 1.25
+_PER_LOG = 1 / log(GROWTH)
 _BUCKETS = 80  # up to about 450 s
 _EVERY = 32
 """The quantile is recomputed after this many observations; in between, the last value is used."""
@@ -57,7 +57,7 @@ class Quantile:
         for at, count in enumerate(self._counts):
             seen += count
             if seen >= wanted:
-                self.value_s = _LEAST_S * _GROWTH**at  # the bucket's upper edge
+                self.value_s = _LEAST_S * GROWTH**at  # the bucket's upper edge
                 return
 
     def __repr__(self) -> str:
