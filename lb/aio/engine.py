@@ -323,7 +323,7 @@ class Engine:
             # Core answers the watches on them in threads of its own, and one that has no answer at a fork may crash
             # the child (as a call of `grpc.aio` that runs may). Nothing tells when it has.
             time.sleep(_CORE_ANSWERS_S)
-        return self._closed
+        return self._closed or not fork.polled()
 
     def resume(self) -> None:
         """After a fork, in the parent: the next call opens the connections."""

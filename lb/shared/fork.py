@@ -68,7 +68,7 @@ def lost() -> bool:
     return _lost
 
 
-def _polled() -> bool:
+def polled() -> bool:
     """Whether grpcio's thread runs."""
     names = [thread.name for thread in threading.enumerate()] + [thread.name for thread in threads.running]
     return any(POLLER in name for name in names)
@@ -77,16 +77,15 @@ def _polled() -> bool:
 def _before() -> None:
     global _alive
     supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() not in _OFF
-    if not _polled():
-        _alive = False
-        return
+    runs = polled()
+    # Also where it does not run for a moment: a thread that waits for a blocking call is in core as well.
     gone = all([channel.let_go() for channel in list(_used)])
-    if gone:
+    if runs and gone:
         gc.collect()  # a call that failed is in a cycle with its frames, and keeps its connection
         until = time.monotonic() + _POLLER_ENDS_S
-        while _polled() and time.monotonic() < until:
+        while polled() and time.monotonic() < until:
             time.sleep(0.001)
-    _alive = not gone or not supported or _polled()
+    _alive = not gone or (runs and not supported) or polled()
 
 
 def _in_parent() -> None:
