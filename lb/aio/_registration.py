@@ -335,7 +335,7 @@ def registration(
     """
     load("registration")
     for name, text in (("service", service), ("id", "-" if id is None else id)):
-        _check_name(name, text)
+        checks.segment(name, text)
     checks.string("address", address, "host:port")
     host, port = split_host_port(address, where="address")
     if host in _WILDCARDS:
@@ -374,17 +374,6 @@ def registration(
         status=status,
     )
     return Registration(presence, consul, reassert_s)
-
-
-def _check_name(name: str, text: object) -> None:
-    """A name that is one part of a URL's path."""
-    accepted = "a name without blanks and slashes"
-    checks.string(name, text, accepted)
-    assert isinstance(text, str)
-    if "/" in text or not text.isprintable() or any(c.isspace() for c in text):
-        raise ValueError(f"{name} is {checks.shown(text)}; expected {accepted}")
-    if text in (".", ".."):
-        raise ValueError(f"{name} is {text!r}, which means another place in a URL; expected a name")
 
 
 def _strings(name: str, given: Mapping[str, str] | None) -> dict[str, str]:

@@ -62,6 +62,17 @@ def string(what: str, value: object, accepted: str = "", *, empty: bool = False)
         raise _wrong(real)(f"{what} is {shown(value)}; expected {words}")
 
 
+def segment(what: str, text: object) -> None:
+    """A name that is one part of a URL's path. Raises ``TypeError`` or ``ValueError``."""
+    accepted = "a name without blanks and slashes"
+    string(what, text, accepted)
+    assert isinstance(text, str)
+    if "/" in text or not text.isprintable() or any(c.isspace() for c in text):
+        raise ValueError(f"{what} is {shown(text)}; expected {accepted}")
+    if text in (".", ".."):
+        raise ValueError(f"{what} is {text!r}, which means another place in a URL; expected a name")
+
+
 def flag(what: str, value: object) -> None:
     """True or False. Raises ``TypeError``."""
     if not isinstance(value, bool):

@@ -42,6 +42,7 @@ class LoadReporter:
     Args:
         application: the part in use by the service's own measure, 0 to 1 (above when overloaded); called once per span.
             With None, clients use the processor's use.
+        utilization: the used parts of other resources by name, 0 to 1, such as the loop's lag; called once per span.
         every_s: length of a span in seconds, > 0. There is no report before the first is over.
         clock: monotonic seconds.
         cpu: seconds of processor time used by this process. One Python process can fill about one processor, so a
@@ -56,6 +57,7 @@ class LoadReporter:
         self,
         *,
         application: Callable[[], float] | None = None,
+        utilization: Callable[[], Mapping[str, float]] | None = None,
         every_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
@@ -64,6 +66,7 @@ class LoadReporter:
         self.report: LoadReport | None = None
         """The latest."""
         self._application = application
+        self._utilization = utilization
         self._every_s = every_s
         self._clock = clock
         self._cpu = cpu
@@ -94,6 +97,7 @@ class LoadReporter:
             application_utilization=max(0.0, self._application()) if self._application is not None else 0.0,
             qps=self._calls / span,
             eps=self._failures / span,
+            utilization=self._utilization() if self._utilization is not None else {},
         )
         self._encoded = self.report.encode()
         self._began_at, self._used_s = now, used

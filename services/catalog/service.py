@@ -100,7 +100,6 @@ async def build(host: Host) -> Service:
     store = Store(database)
     await store.seed()
     return Service(
-        names=("mesh.catalog.v1.Catalog",),
         add=lambda server: add_CatalogServicer_to_server(Catalog(store), server),
         checks={"database": database.ping},
     )

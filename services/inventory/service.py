@@ -129,7 +129,6 @@ async def build(host: Host) -> Service:
     stock = Store(database)
     await stock.seed()
     return Service(
-        names=("mesh.inventory.v1.Inventory",),
         add=lambda server: add_InventoryServicer_to_server(Inventory(stock), server),
         checks={"database": database.ping},
     )

@@ -176,7 +176,6 @@ async def build(host: Host) -> Service:
     host.stack.push_async_callback(placing.close)
     placing.start()
     return Service(
-        names=("mesh.orders.v1.Orders",),
         add=lambda server: add_OrdersServicer_to_server(Orders(orders, placing), server),
         checks={"database": database.ping},
     )

@@ -99,7 +99,6 @@ async def build(host: Host) -> Service:
     database = await host.database(metadata)
     ledger = Store(database)
     return Service(
-        names=("mesh.payments.v1.Payments",),
         add=lambda server: add_PaymentsServicer_to_server(Payments(ledger), server),
         checks={"database": database.ping},
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lb.server import Server
 from mesh.runtime.v1 import (
     Dependency,
     DescribeRequest,
@@ -17,7 +18,6 @@ from mesh.runtime.v1 import (
     RuntimeServicer,
     ServingState,
 )
-from services.runtime.interceptors import Meter
 
 
 def version() -> str:
@@ -28,19 +28,20 @@ def version() -> str:
         return "unknown"
 
 
+_STATES = {
+    "serving": ServingState.SERVING_STATE_SERVING,
+    "draining": ServingState.SERVING_STATE_DRAINING,
+}
+
+
 @dataclass
 class Description:
-    """What ``Describe`` answers; the server keeps it true."""
+    """What ``Describe`` answers, beside what the server itself knows."""
 
     service: str
     instance_id: str
     weight: int
     zone: str
-    meter: Meter
-    address: str = ""
-    state: ServingState.ValueType = ServingState.SERVING_STATE_NOT_READY
-    unhealthy: dict[str, str] = field(default_factory=dict)
-    """Every dependency by name, and why it is not healthy; empty when it is."""
     version: str = field(default_factory=version)
     started_at: Timestamp = field(default_factory=lambda: Timestamp(seconds=int(time.time())))
 
@@ -48,14 +49,15 @@ class Description:
 class Runtime(RuntimeServicer):
     """The servicer."""
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: Description, server: Server) -> None:
         self._description = description
+        self._server = server
 
     async def Describe(
         self, request: DescribeRequest, context: grpc.aio.ServicerContext[DescribeRequest, DescribeResponse]
     ) -> DescribeResponse:
         """The instance that answers."""
-        about = self._description
+        about, server = self._description, self._server
         return DescribeResponse(
             service=about.service,
             instance_id=about.instance_id,
@@ -64,11 +66,11 @@ class Runtime(RuntimeServicer):
             version=about.version,
             weight=about.weight,
             zone=about.zone,
-            address=about.address,
-            calls_total=about.meter.calls_total,
-            in_flight=about.meter.in_flight,
-            state=about.state,
+            address=server.address,
+            calls_total=server.meter.calls_total,
+            in_flight=server.meter.in_flight,
+            state=_STATES.get(server.state, ServingState.SERVING_STATE_NOT_READY),
             dependencies=[
-                Dependency(name=name, healthy=not why, message=why) for name, why in sorted(about.unhealthy.items())
+                Dependency(name=name, healthy=not why, message=why) for name, why in sorted(server.unhealthy.items())
             ],
         )

@@ -17,9 +17,6 @@ from google.rpc.error_details_pb2 import BadRequest, PreconditionFailure, Resour
 from google.rpc.status_pb2 import Status
 
 DETAILS_KEY = "grpc-status-details-bin"
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""gRFC A6: how long the client shall wait before it tries again, in milliseconds."""
-
 M = TypeVar("M", bound=Message)
 Trailers = tuple[tuple[str, str | bytes], ...]
 
@@ -82,11 +79,6 @@ def precondition(violations: Iterable[tuple[str, str, str]]) -> CallError:
 def unavailable(message: str) -> CallError:
     """UNAVAILABLE: something that the call needs is away. Says nothing about what was done."""
     return CallError(grpc.StatusCode.UNAVAILABLE, message)
-
-
-def refused(message: str) -> CallError:
-    """UNAVAILABLE with push-back 0: nothing was begun, another instance may be tried at once."""
-    return CallError(grpc.StatusCode.UNAVAILABLE, message, trailers=((PUSHBACK_KEY, "0"),))
 
 
 def detail(error: grpc.aio.AioRpcError, kind: type[M]) -> M | None:

@@ -21,11 +21,10 @@ Check = Callable[[], Awaitable[None]]
 class Service:
     """A business service, ready to be served.
 
-    ``names`` are its full gRPC names, for health and reflection. ``add`` adds its servicers to a server.
-    ``checks`` are its dependencies by name; while one fails, the instance is NOT_SERVING.
+    ``add`` adds its servicers to a server. ``checks`` are its dependencies by name; while one fails, the instance is
+    NOT_SERVING.
     """
 
-    names: tuple[str, ...]
     add: Callable[[grpc.aio.Server], None]
     checks: Mapping[str, Check] = field(default_factory=dict)
 

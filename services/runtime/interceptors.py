@@ -1,12 +1,10 @@
-"""What stands around every handler of a server.
+"""What stands right around every handler of the mesh.
 
 ::
 
-    call ─► Gate ─► OpenTelemetry's server span ─► lb's `LoadTrailers` ─► Boundary ─► lb's `incoming` ─► handler
+    call ─► lb's gate ─► OpenTelemetry's server span ─► lb's admission, reports of load ─► Boundary ─► lb's `incoming`
+         ─► handler
 
-The *gate* counts calls, refuses them while the instance drains, and drives a handler's stream. It is
-the outermost, so that a stream's generator is always closed in the task that ran it: a generator that is
-left to the garbage collector ends in another context, where the span cannot be detached.
 The *boundary* puts the instance's id into the trailing metadata and turns exceptions into statuses.
 It stands within the span, so that the span sees the status.
 
@@ -15,7 +13,6 @@ Nothing here sends initial metadata: headers commit a call and forbid its retry.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -25,7 +22,7 @@ import grpc
 import structlog
 
 from lb.server import Around, Behavior, behavior_of
-from services.runtime.errors import CallError, Trailers, refused
+from services.runtime.errors import CallError, Trailers
 
 INSTANCE_KEY = "mesh-instance-id"
 """Key of the serving instance's id in the trailing metadata."""
@@ -42,81 +39,6 @@ if TYPE_CHECKING:
 def is_business(method: str) -> bool:
     """Whether a method (``/package.Service/Method``) is a service's own: not health, reflection or Describe."""
     return not method.startswith((_GRPC_OWN, _RUNTIME))
-
-
-class Meter:
-    """Counts the calls of business methods."""
-
-    def __init__(self) -> None:
-        self.calls_total = 0
-        self.in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def begin(self) -> None:
-        """A call came in."""
-        self.in_flight += 1
-        self._idle.clear()
-
-    def end(self) -> None:
-        """It ended, however."""
-        self.in_flight -= 1
-        self.calls_total += 1
-        if not self.in_flight:
-            self._idle.set()
-
-    async def idle(self) -> None:
-        """Wait until no call is in flight."""
-        await self._idle.wait()
-
-    def __repr__(self) -> str:
-        return f"<Meter calls={self.calls_total} in_flight={self.in_flight}>"
-
-
-class Gate(Around):
-    """Counts, refuses while draining, and closes streams where they ran."""
-
-    def __init__(self, meter: Meter, trailers: Trailers) -> None:
-        super().__init__()
-        self.draining = False
-        self._meter = meter
-        error = refused("the instance is shutting down")
-        self._refusal = (error.code, error.message, (*trailers, *error.trailers))
-
-    def concerns(self, method: str) -> bool:
-        """Only business methods are counted, and refused."""
-        return is_business(method)
-
-    def around(self, method: str, handler: Handler) -> Behavior:
-        """The gate, and the handler behind it."""
-        behavior = behavior_of(handler)
-        meter = self._meter
-
-        async def unary(request: Any, context: Any) -> Any:
-            if self.draining:
-                await context.abort(*self._refusal)
-            meter.begin()
-            try:
-                return await behavior(request, context)
-            finally:
-                meter.end()
-
-        async def stream(request: Any, context: Any) -> None:
-            if self.draining:
-                await context.abort(*self._refusal)
-            meter.begin()
-            try:
-                async with aclosing(behavior(request, context)) as responses:
-                    async for response in responses:
-                        await context.write(response)
-            except grpc.aio.InternalError as error:
-                # A write that fails has lost its reader. grpcio may not know yet that the call was
-                # cancelled, and would log an error for what any client may do.
-                raise asyncio.CancelledError from error
-            finally:
-                meter.end()
-
-        return stream if handler.response_streaming else unary
 
 
 class Boundary(Around):

@@ -51,7 +51,7 @@ def setup(service: str, instance_id: str, level: LogLevel, stream: TextIO | None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("urllib3", "aiosqlite", "aiohttp", "asyncio"):
+    for noisy in ("urllib3", "aiosqlite", "aiohttp", "asyncio", "lb.server"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

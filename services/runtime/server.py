@@ -13,6 +13,6 @@ def serve(name: str, build: Build) -> None:
     """Serve one instance of the service ``name`` until there is a reason to end."""
 
     def make(settings: Settings, traces: Telemetry) -> Instance:
-        return Instance(name, build, settings, interceptors=traces.server_interceptors())
+        return Instance(name, build, settings, interceptors=traces.server_interceptors(), flush=traces.flush)
 
     main(name, Settings, make)

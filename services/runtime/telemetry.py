@@ -6,6 +6,7 @@ Where the spans go is said by OpenTelemetry's own variables. Without ``OTEL_EXPO
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 
@@ -31,6 +32,7 @@ class Telemetry:
 
     def __init__(self, provider: TracerProvider | None) -> None:
         self.provider = provider
+        self._closed = False
 
     def server_interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """What makes a span of each call that a server takes, health checks and the like aside."""
@@ -41,9 +43,14 @@ class Telemetry:
         )
         return [interceptor]
 
+    async def flush(self) -> None:
+        """As `close`, while the loop runs."""
+        await asyncio.to_thread(self.close)
+
     def close(self) -> None:
-        """Send what is left, for at most about 2 seconds."""
-        if self.provider is not None:
+        """Send what is left, for at most about 2 seconds. It may be called again."""
+        if self.provider is not None and not self._closed:
+            self._closed = True
             # The provider's own shutdown allows 30 seconds to a collector that is away.
             flush = threading.Thread(target=self.provider.shutdown, name="telemetry-flush", daemon=True)
             flush.start()

@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import lb
+from lb.server.gate import Gate, Meter
 from services.runtime.errors import bad_request, detail
-from services.runtime.interceptors import Boundary, Gate, Meter
+from services.runtime.interceptors import Boundary
 from tests.services.conftest import refused
 from tests.support.wait import until
 
@@ -182,7 +183,7 @@ async def test_an_abort_of_the_handler_stands(kind: str, traced: bool) -> None:
 async def test_draining_refuses(kind: str) -> None:
     """While draining a call is UNAVAILABLE with push-back 0, is not counted, and names the instance."""
     async with rig(False) as server:
-        server.gate.draining = True
+        server.gate.shut()
         # Nothing is written: grpcio's own client takes a write to a call that was refused for INTERNAL.
         multicallable = getattr(server.channel, kind)(f"/test.Service/{kind}")
         error = await refused(multicallable() if kind.startswith("stream") else multicallable(b""))

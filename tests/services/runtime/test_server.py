@@ -104,7 +104,8 @@ async def test_health_follows_the_dependencies(shop: Shop) -> None:
             raise RuntimeError("no database today")
 
     async def build(host: Host) -> Service:
-        return Service(names=("test.Service",), add=lambda server: None, checks={"database": check})
+        nothing = grpc.method_handlers_generic_handler("test.Service", {})
+        return Service(add=lambda server: server.add_generic_rpc_handlers([nothing]), checks={"database": check})
 
     channel = await shop.channel(await shop.start("test", build=build))
     assert await health(channel, "test.Service") == SERVING

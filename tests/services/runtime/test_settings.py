@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import MetaData
 
-from services.runtime.address import advertised
 from services.runtime.database import open_database
 from services.runtime.settings import Settings, SettingsError, load, trace_collector
 
@@ -112,19 +111,6 @@ def _start(directory: Path, variables: dict[str, str]) -> subprocess.CompletedPr
     return subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-
-
-async def test_what_is_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Default: what is bound; a host takes the bound port; auto takes the address that routes to Consul."""
-    assert await advertised("", "127.0.0.1:7") == "127.0.0.1:7"
-    assert await advertised("catalog.local", "0.0.0.0:7") == "catalog.local:7"
-    assert await advertised("10.0.0.1:8", "0.0.0.0:7") == "10.0.0.1:8"
-    assert await advertised("[::1]", "[::]:7") == "[::1]:7"
-    monkeypatch.setenv("CONSUL_HTTP_ADDR", "http://127.0.0.1:8500")
-    assert await advertised("auto", "0.0.0.0:7") == "127.0.0.1:7"
-    for text, bound in (("", "0.0.0.0:7"), ("a:b:c", "127.0.0.1:7")):
-        with pytest.raises(SettingsError, match="MESH_ADVERTISE"):
-            await advertised(text, bound)
 
 
 @pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])

@@ -1,7 +1,9 @@
-"""What tools ask any gRPC server: its health, all of it, and its contracts.
+"""What tools ask a gRPC server of its contracts.
 
-grpcio's own servicers lack three things, which grpcurl and ghz want: methods as symbols (``describe pkg.Svc.Method``),
-reflection's version ``v1`` beside ``v1alpha`` (the messages are the same), and ``Health/List``.
+grpcio's own servicer lacks two things, which grpcurl and ghz want: methods as symbols (``describe pkg.Svc.Method``),
+and reflection's version ``v1`` beside ``v1alpha`` (the messages are the same).
+
+This needs ``grpcio-reflection``.
 """
 
 from __future__ import annotations
@@ -13,31 +15,10 @@ import grpc
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import Default, DescriptorPool
-from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 _ALPHA, _V1 = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 _V1_NAME = f"{_V1}.ServerReflection"
-
-
-class Health(health.aio.HealthServicer):
-    """grpcio's health service, which answers ``List`` as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._names = {""}
-
-    async def set(self, service: str, status: int) -> None:
-        """Set the status of a service; the empty name is the whole server."""
-        self._names.add(service)
-        await super().set(service, status)
-
-    async def List(self, request: Any, context: Any) -> Any:
-        """The status of each service by name, as far as one was ever set."""
-        one = health_pb2.HealthCheckRequest
-        statuses = {name: await self.Check(one(service=name), context) for name in self._names}
-        listed: Any = health_pb2.HealthListResponse  # type: ignore[attr-defined]  # newer than its types
-        return listed(statuses=statuses)
 
 
 class _Pool:

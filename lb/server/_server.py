@@ -1,0 +1,357 @@
+"""A whole server for asyncio: what every server needs besides its handlers, in the right order.
+
+::
+
+    start ─► not ready ─ every check passes ─► serving ─ SIGTERM, Ctrl-C, supervisor gone ─► draining ─► ended
+                 ▲                                │
+                 └────────── a check fails ───────┘
+
+Draining, in this order, and within one time for all: health says NOT_SERVING, and Consul says maintenance. For a while
+clients that have not noticed yet are still served, so that leaving costs nobody a retry. Then new calls are refused
+with push-back 0, handlers that wait for `draining` are told, the registration goes, and the port closes. Calls in
+flight end, or are cancelled when their time is over. Then come the callbacks of ``on_close``. A second reason to end
+skips what is left (`lb.server.live`).
+
+Around each handler, from outside to inside: the gate, which counts and refuses while draining; the user's interceptors;
+admission; reports of load; the user's inner interceptors; `lb.aio.incoming`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from signal import Signals
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import grpc
+
+from lb.aio import incoming
+from lb.core import checks as arguments
+from lb.core.serving.settings import Limits
+from lb.server.address import join_host_port
+from lb.server.admission import Admission
+from lb.server.dependencies import Check, Dependencies
+from lb.server.ending import Ending
+from lb.server.gate import Gate, Meter, not_grpcs_own
+from lb.server.life import Life, live
+from lb.server.listening import bind, checked
+from lb.server.optional import health_service, wanted
+from lb.server.orca import LoadReporter, LoadTrailers
+from lb.server.reasons import SIGNALS
+from lb.server.registering import Registering
+from lb.server.strain import Strain
+
+if TYPE_CHECKING:
+    from lb.aio import Registration
+    from lb.server.health import Health
+
+_log = logging.getLogger("lb.server")
+
+State = Literal["made", "not ready", "serving", "draining", "ended"]
+
+_SO_REUSEPORT = "grpc.so_reuseport"
+
+
+class Server(Life, grpc.aio.Server):
+    """A ``grpc.aio.Server`` with a life: health, reflection, admission, reports of its load, registration and drain.
+
+    Make it in a running loop, add servicers, then call `serve`, or in a test `start`::
+
+        async with lb.server.Server("catalog", listen="0.0.0.0:50051", register=True) as server:
+            add_CatalogServicer_to_server(Catalog(), server)
+            await server.serve()
+
+    Health and reflection are served if ``grpcio-health-checking`` and ``grpcio-reflection`` are installed (the extra
+    ``server``).
+
+    Args:
+        name: the name of the service, as clients write it (``consul:///NAME``).
+        listen: where it listens, ``host:port``; port 0 takes a free one. None: only on the ports that you add.
+        limits: what it takes on at once. False: anything. Default: ``Limits()``.
+        register: whether it is registered in Consul once it is healthy. Instead of True, a mapping with arguments of
+            `lb.aio.registration`: ``address``, ``weight``, ``zone``, ``meta`` and so on. As ``address`` it may have a
+            host, and ``"auto"`` for the local address from which Consul is reached, which is the default if it listens
+            on all addresses.
+        checks: what it depends on: functions by name, each ``async def``. While one raises, or takes longer than two
+            seconds, health says NOT_SERVING.
+        credentials: for TLS.
+        options: channel arguments of grpcio. Two servers never share a port unless ``grpc.so_reuseport`` is set.
+        compression: of its answers.
+        interceptors: those of your own. They stand around admission, so that they see refusals as well.
+        inner: those that stand right around the handlers. What admission refuses does not reach them.
+        load: what reports its load. By default the places in use are the application's utilization, with the loop's lag
+            beside it.
+        counts: which methods (``/package.Service/Method``) are the service's own work: only those are counted, limited,
+            refused while it drains, and known to health. By default all but gRPC's own.
+        trailers: trailing metadata of what it refuses while it drains, such as its id.
+        health: whether it serves ``grpc.health.v1.Health``. Default: if that is installed.
+        reflection: whether it serves reflection. Default: if that is installed.
+        drain_s: how long leaving takes at most, in seconds, all in all.
+        drain_wait_s: for how long it is still open after it has said that it leaves, in seconds.
+        flush_s: how much of ``drain_s`` is kept for what was given to `on_close`, in seconds.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+        TypeError: an argument has a wrong type.
+        ImportError: something that is asked for is not installed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        listen: str | None = "127.0.0.1:0",
+        limits: Limits | Literal[False] | None = None,
+        register: bool | Mapping[str, Any] = False,
+        checks: Mapping[str, Check] | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+        compression: grpc.Compression | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        inner: Sequence[grpc.aio.ServerInterceptor] = (),
+        load: LoadReporter | None = None,
+        counts: Callable[[str], bool] | None = None,
+        trailers: Sequence[tuple[str, str | bytes]] = (),
+        health: bool | None = None,
+        reflection: bool | None = None,
+        drain_s: float = 30.0,
+        drain_wait_s: float = 1.0,
+        flush_s: float = 2.0,
+    ) -> None:
+        arguments.segment("name", name)
+        self._host = "" if listen is None else checked(listen)[0]
+        self._ending = Ending(name, drain_s, drain_wait_s, flush_s)
+        self._name = name
+        self._listen = listen
+        self._credentials = credentials
+        self._counts = counts or not_grpcs_own
+        self._health: Health | None = health_service(health)
+        self._reflection = wanted("reflection", "grpc_reflection", reflection)
+        self._registering: Registering | None = None
+        if register is not False:
+            settings = {} if register is True else register
+            self._registering = Registering(settings, health=self._health is not None, tls=credentials is not None)
+        self._state: State = "made"
+        self._names: list[str] = []
+        self._port = 0
+        self._address = ""
+        self._dependencies = Dependencies(checks or {})
+        self._healthy = asyncio.Event()
+        self._registration: Registration | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.meter: Meter = Meter()
+        """How many calls have ended, and how many run."""
+        self.admission: Admission | None = None
+        """What limits it; None if nothing does."""
+        if limits is not False:
+            self.admission = Admission(limits, counts=self._counts)
+        intake = self.admission.rules.intake if self.admission is not None else None
+        self._strain = Strain(lambda: 0.0 if intake is None else intake.load)
+        self._gate = Gate(self.meter, trailers, counts=self._counts)
+        self._server = grpc.aio.server(
+            interceptors=[
+                self._gate,
+                *interceptors,
+                *([] if self.admission is None else [self.admission]),
+                LoadTrailers(
+                    load or LoadReporter(application=self._strain.load, utilization=self._strain.lag),
+                    counts=self._counts,
+                ),
+                *inner,
+                incoming(),
+            ],
+            options=_with_default(options),
+            compression=compression,
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; 0 before `start`."""
+        return self._port
+
+    @property
+    def address(self) -> str:
+        """``host:port``: what is registered, or else where it listens; empty before `start`."""
+        return self._address
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def unhealthy(self) -> Mapping[str, str]:
+        """Each of its ``checks`` by name, and why it fails; empty if it passes."""
+        return dict(self._dependencies.unhealthy)
+
+    def on_close(self, callback: Callable[[], Awaitable[object]]) -> None:
+        """Call this once no call runs any more, within the time for leaving: to send the last spans, for example.
+
+        A second signal skips it. What must be closed in any case belongs into an ``async with`` around the server.
+        """
+        self._ending.callbacks.append(callback)
+
+    # ---- a grpc.aio.Server, to which servicers and ports are added before it starts
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """See ``grpc.aio.Server``."""
+        handlers = tuple(generic_rpc_handlers)
+        for handler in handlers:
+            if isinstance(handler, grpc.ServiceRpcHandler):
+                self._know(handler.service_name())
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        """See ``grpc.aio.Server``."""
+        self._know(service_name)
+        self._server.add_registered_method_handlers(service_name, method_handlers)
+
+    def add_insecure_port(self, address: str) -> int:
+        """One more port. See ``grpc.aio.Server``."""
+        return self._opened(address, self._server.add_insecure_port(address))
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """One more port. See ``grpc.aio.Server``."""
+        return self._opened(address, self._server.add_secure_port(address, server_credentials))
+
+    def _opened(self, address: str, port: int) -> int:
+        if self._listen is None and not self._port:  # the first one is the one that is told
+            self._port = port
+            self._address = join_host_port(address.rpartition(":")[0].strip("[]"), port)
+        return port
+
+    def _know(self, service: str) -> None:
+        if service not in self._names:
+            self._names.append(service)
+
+    # ---- its life
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def serve(self, *, parent_fd: int | None = None, signals: Sequence[Signals] = SIGNALS) -> None:
+        """Start, serve until there is a reason to end, and leave.
+
+        Args:
+            parent_fd: the reading end of a pipe whose end-of-file means that the supervisor is gone; None without one.
+            signals: which signals are reasons to end. The second one ends it at once.
+
+        Raises:
+            StartError: it cannot listen there, or has no address to register.
+            NotOpenError: ``parent_fd`` is not an open descriptor.
+        """
+        await live(self, parent_fd=parent_fd, signals=signals)
+
+    async def start(self) -> None:
+        """Listen, and register once every check passes. Then it is ready.
+
+        Raises:
+            StartError: it cannot listen there, or has no address to register.
+            RuntimeError: it was started before.
+        """
+        if self._state != "made":
+            raise RuntimeError(f"server {self._name}: a server starts once; make a new one")
+        try:
+            await self._open()
+            await self._healthy.wait()
+            if self._registering is not None:
+                await self._register(self._registering)
+        except Exception:
+            await self.close()
+            raise
+        _log.info("%s: ready at %s", self._name, self._address)
+
+    async def leave(self, because: str = "") -> None:
+        """Drain. Before clients could know of it, there is nobody to wait for."""
+        if self._state not in ("serving", "not ready") or not self._healthy.is_set():
+            return
+        _log.info("%s: draining%s", self._name, f": {because}" if because else "")
+        self._state = "draining"
+        await self._ending.leave(self._server, self._gate, self.meter, self._health, self._registration)
+
+    async def stop(self, grace: float | None) -> None:
+        """Leave within ``grace`` seconds, or at once, and close. See ``grpc.aio.Server``."""
+        if grace:
+            self._ending.all_s = grace
+            await self.leave()
+        await self.close()
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """See ``grpc.aio.Server``."""
+        return await self._server.wait_for_termination(timeout)
+
+    async def close(self) -> None:
+        """End at once, and close all that was opened. It may be called again."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        self._strain.stop()
+        self._gate.shut()
+        await self._server.stop(None)
+        await self._ending.last(tasks, self._registration)
+        self._state = "ended"
+
+    async def _open(self) -> None:
+        self._state = "not ready"
+        names = ["", *(name for name in self._names if self._counts(f"/{name}/"))]
+        own = list(self._names)
+        if self._health is not None:
+            self._health.add_to(self._server)
+            own.append("grpc.health.v1.Health")
+            await self._health.say(names, serving=False)
+        if self._reflection:
+            # Imported here: most processes that import lb.server have no reflection, and it needs protobuf.
+            from lb.server.reflection import add_reflection
+
+            add_reflection(self._server, own)
+        if self._listen is not None:
+            self._port = bind(self._server, self._listen, self._credentials)
+            self._address = join_host_port(self._host, self._port)
+        if self._registering is not None:
+            self._address = await self._registering.address(self._address)
+        await self._server.start()
+        self._strain.start()
+
+        async def judge() -> None:
+            await self._judge(names)
+
+        self._tasks.append(asyncio.create_task(self._dependencies.watch(judge), name=f"lb server {self._name} checks"))
+
+    async def _register(self, registering: Registering) -> None:
+        registration = self._registration = registering.entry(self._name, self._address)
+        # In a task of its own: when the start is cancelled, what was sent is drained before it is taken back.
+        entering = asyncio.create_task(registration.__aenter__())
+        self._tasks.append(entering)
+        await asyncio.wait([entering])
+        entering.result()
+
+    async def _judge(self, names: Iterable[str]) -> None:
+        """Keep health true: SERVING while every dependency answers."""
+        broken = self._dependencies.broken
+        state: State = "not ready" if broken else "serving"
+        if self._state in (state, "draining", "ended"):
+            return
+        self._state = state
+        if broken:
+            _log.warning("%s: not serving: %s", self._name, "; ".join(f"{name}: {broken[name]}" for name in broken))
+        if self._health is not None:
+            await self._health.say(names, serving=not broken)
+        if not broken:
+            self._healthy.set()
+
+    def __repr__(self) -> str:
+        return f"<Server {self._name} at {self._address or 'no address yet'}, {self._state}, {self.meter!r}>"
+
+
+def _with_default(options: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+    given = tuple(options)
+    return given if any(name == _SO_REUSEPORT for name, _ in given) else (*given, (_SO_REUSEPORT, 0))

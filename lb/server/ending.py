@@ -1,0 +1,120 @@
+"""How a server leaves: in which order, and in how much time.
+
+There is one time for all of it: telling Consul and waiting for clients, calls in flight, and the callbacks at the end.
+What is not done when it is over is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import grpc
+
+from lb.core import checks
+from lb.server.gate import Gate, Meter
+
+if TYPE_CHECKING:
+    from lb.aio import Registration
+    from lb.server.health import Health
+
+_log = logging.getLogger("lb.server")
+
+# What may remain after the last call that counts: streams of health watchers, and answers on their way.
+_LAST_WORDS_S = 0.25
+# For taking the registration back, when all else is skipped.
+_LEAST_S = 1.0
+
+
+class Ending:
+    """The end of one server.
+
+    ``all_s`` is the time for all, ``wait_s`` how long it stays open after it has said that it leaves, ``flush_s`` how
+    much of ``all_s`` is kept for the callbacks. Raises as ``Server`` does for its arguments.
+    """
+
+    def __init__(self, name: str, all_s: float, wait_s: float, flush_s: float) -> None:
+        for what, seconds in (("drain_s", all_s), ("drain_wait_s", wait_s), ("flush_s", flush_s)):
+            checks.number(what, seconds)
+        self.all_s = all_s
+        self.callbacks: list[Callable[[], Awaitable[object]]] = []
+        self._name = name
+        self._wait_s = wait_s
+        self._flush_s = flush_s
+        self._until: float | None = None
+
+    async def leave(
+        self,
+        server: grpc.aio.Server,
+        gate: Gate,
+        meter: Meter,
+        health: Health | None,
+        registration: Registration | None,
+    ) -> None:
+        """Tell everyone, wait, refuse new calls, deregister, finish what is in flight, call the callbacks."""
+        now = asyncio.get_running_loop().time()
+        self._until = now + self.all_s
+        until = self._until - (self._flush_s if self.callbacks else 0.0)
+        try:
+            if health is not None:
+                await health.enter_graceful_shutdown()
+            if registration is not None:
+                await self._within(until, self._tell(registration))
+            gate.shut()
+            if registration is not None:
+                await self._within(until, registration.close())
+            await self._finish(server, meter, until)
+            await self._flush(self._until)
+        except asyncio.CancelledError:
+            self.callbacks.clear()
+            self._until = asyncio.get_running_loop().time() + _LEAST_S
+            raise
+
+    async def last(self, tasks: list[asyncio.Task[object]], registration: Registration | None) -> None:
+        """What has to be done in any case, in what is left of the time; in time of its own if nobody has left yet."""
+        if tasks:
+            await self._within(self._until, asyncio.wait(tasks))
+        if registration is not None:
+            await self._within(self._until, registration.close())
+        await self._flush(asyncio.get_running_loop().time() + self._flush_s)
+
+    async def _tell(self, registration: Registration) -> None:
+        await registration.drain()
+        await asyncio.sleep(self._wait_s)
+
+    async def _finish(self, server: grpc.aio.Server, meter: Meter, until: float) -> None:
+        left_s = max(0.0, until - asyncio.get_running_loop().time())
+        stopping = asyncio.create_task(server.stop(left_s))
+        idle = asyncio.create_task(meter.idle())
+        try:
+            await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
+            if meter.in_flight:
+                _log.warning("%s: leaving has taken %g s; the remaining calls were cancelled", self._name, self.all_s)
+            await server.stop(_LAST_WORDS_S)
+            await stopping
+        finally:
+            idle.cancel()
+
+    async def _flush(self, until: float) -> None:
+        callbacks, self.callbacks = self.callbacks, []
+        if callbacks:
+            await self._within(until, asyncio.gather(*(self._call(callback) for callback in callbacks)))
+
+    async def _call(self, callback: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await callback()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are called, and the process ends well
+            _log.error("%s: a callback of on_close failed", self._name, exc_info=error)
+
+    async def _within(self, until: float | None, work: Awaitable[object]) -> None:
+        """Await it until this time of the loop, and cancel it then."""
+        try:
+            async with asyncio.timeout_at(until):
+                await work
+        except TimeoutError:
+            _log.warning("%s: the time for leaving has passed; not everything was done", self._name)
+
+    def __repr__(self) -> str:
+        return f"<Ending within {self.all_s:g} s>"

@@ -1,0 +1,49 @@
+"""Where a server listens, and why it cannot."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import grpc
+
+from lb.core import checks
+from lb.server.advertise import taken_apart
+from lb.server.mistakes import StartError
+
+
+def checked(listen: str) -> tuple[str, int]:
+    """The host and the port, which may be 0. Raises ``StartError``, or ``TypeError`` for what is no string."""
+    checks.string("listen", listen, "host:port")
+    try:
+        return taken_apart(listen, least_port=0)
+    except ValueError as error:
+        raise StartError("listen", listen, str(error)) from None
+
+
+def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Make a server listen there. Its port; raises ``StartError``."""
+    try:
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise StartError("listen", listen, f"cannot listen there: {_why(*checked(listen))}")
+    return port
+
+
+def _why(host: str, port: int) -> str:
+    """Why nobody can listen there: grpcio does not say."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen()
+    except socket.gaierror as error:
+        return error.strerror or "no such host"
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return "the reason is not known; are the credentials right?"
