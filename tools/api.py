@@ -52,8 +52,9 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "Servers": (
         "For processes that are called.",
-        "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate"
-        " lb.server.StartError lb.server.Meter lb.server.Admission"
+        "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate lb.server.Priority"
+        " lb.server.StartError lb.server.Meter lb.server.Admission lb.server.Places lb.server.Place"
+        " lb.server.RefusedError"
         " lb.aio.registration lb.aio.Registration lb.aio.incoming lb.sync.incoming lb.detached"
         " lb.server.LoadTrailers lb.server.LoadReporter lb.server.cost lb.LoadReport lb.server.Around"
         " lb.server.behavior_of lb.server.Life lb.server.live lb.server.NotOpenError",
@@ -96,7 +97,8 @@ MADE_ELSEWHERE = frozenset(
         *("lb.aio.Channel", "lb.sync.Channel", "lb.Attempt", "lb.aio.Registration", "lb.testing.clock.Timer"),
         *("lb.Outcome", "lb.Verdict", "lb.Retryable", "lb.Origin", "lb.Snapshot", "lb.EndpointSnapshot"),
         *("lb.testing.backend.Received", "lb.aio.consul.Instance", "lb.aio.consul.ConsulError"),
-        *("lb.server.NotOpenError", "lb.server.StartError", "lb.server.Meter"),
+        *("lb.server.NotOpenError", "lb.server.StartError", "lb.server.Meter", "lb.server.Place"),
+        "lb.server.RefusedError",
     }
 )
 """Classes that users meet and never make."""

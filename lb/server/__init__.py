@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lb.core.serving.priority import Priority
 from lb.core.serving.settings import Concurrency, Limits, Rate
 from lb.server._server import Server
 from lb.server.admission import Admission
@@ -10,6 +11,7 @@ from lb.server.leaving import draining
 from lb.server.life import Life, live
 from lb.server.mistakes import StartError
 from lb.server.orca import LoadReporter, LoadTrailers, cost
+from lb.server.places import Place, Places, RefusedError
 from lb.server.reasons import NotOpenError
 from lb.shared.handlers import Around, Behavior, behavior_of
 
@@ -24,7 +26,11 @@ __all__ = [
     "LoadTrailers",
     "Meter",
     "NotOpenError",
+    "Place",
+    "Places",
+    "Priority",
     "Rate",
+    "RefusedError",
     "Server",
     "StartError",
     "behavior_of",

@@ -81,6 +81,10 @@ class Admission:
         details = f"too many calls a second; try again in {wait_s:.3g} s"
         return Refusal(StatusCode.RESOURCE_EXHAUSTED, details, retry_s=wait_s)
 
+    def left(self, client: str, now: float) -> float | None:
+        """How many calls a client may make at once by its own rate; None if no client has one."""
+        return None if self._rates is None else self._rates.left(client, now)
+
     def full(self, now: float) -> Refusal:
         """A call is refused because the server is full."""
         self.demand.refused(now)

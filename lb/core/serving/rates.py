@@ -44,6 +44,13 @@ class Rates:
             bucket.take(now)
         return 0.0
 
+    def left(self, client: str, now: float) -> float | None:
+        """How many calls a client may make at once by its own rate; None if there is none for clients."""
+        if self._client is None:
+            return None
+        bucket = self._by_client.get(client)
+        return self._client.burst if bucket is None else bucket.available(now)
+
     def _of_method(self, method: str) -> TokenBucket | None:
         by_entry = self._by_entry
         if not by_entry:
