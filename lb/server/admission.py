@@ -134,8 +134,9 @@ def _value(metadata: Any, key: str | None) -> str:
 def _refuses(refusal: Refusal) -> Handler:
     """A handler that ends the call so, without waiting for a request or reading it."""
 
-    async def refuse(_: Any, context: Any) -> None:
+    async def refuse(_: Any, context: Any) -> AsyncIterator[Any]:
         await context.abort(refusal.code, refusal.details, trailers(refusal))
+        yield  # interceptors around it expect an async generator where responses are streamed
 
     made: Handler = grpc.stream_stream_rpc_method_handler(refuse)
     return made

@@ -118,7 +118,7 @@ class Process(Life):
 
     async def _build(self) -> Gateway:
         stack, settings = self._stack, self._settings
-        connect = connector(settings)
+        connect = connector(settings, "gateway")
         try:
             registry = Registry(timeout_s=CONSUL_TIMEOUT_S)
             backends = Backends(

@@ -24,8 +24,8 @@ Connect = Callable[[str], grpc.aio.Channel]
 """Makes a channel to a service by its name in the registry. The caller closes it."""
 
 
-def connector(settings: Settings) -> Connect:
-    """How a process with these settings reaches other services."""
+def connector(settings: Settings, caller: str) -> Connect:
+    """How a process of the service ``caller`` with these settings reaches other services."""
 
     def connect(service: str) -> grpc.aio.Channel:
         return lb.aio.channel(
@@ -36,6 +36,7 @@ def connector(settings: Settings) -> Connect:
             limit=LIMIT,
             connection=CONNECTION,
             health="",
+            options=(("grpc.primary_user_agent", caller),),
         )
 
     return connect

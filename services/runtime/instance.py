@@ -57,7 +57,7 @@ class Instance(Life):
         self._load = load
         self._flush = flush
         self._stack = AsyncExitStack()
-        self._host = Host(name, self.instance_id, settings, self._stack, connect or connector(settings))
+        self._host = Host(name, self.instance_id, settings, self._stack, connect or connector(settings, name))
         self._server: Server | None = None
 
     @property
@@ -114,7 +114,7 @@ class Instance(Life):
         server = Server(
             self._name,
             listen=settings.listen,
-            limits=False,
+            limits=settings.limits,
             register=registered if self._register else False,
             checks=service.checks,
             options=SERVER_OPTIONS,

@@ -7,6 +7,7 @@ variables of the environment, so the names are checked here.)
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import socket
@@ -17,12 +18,23 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from lb.server import Concurrency, Limits, Rate
 from lb.server.address import split_host_port
 
 PREFIX = "MESH_"
 
 # Settings of other processes of the mesh, which share one environment with this one.
-OTHERS = frozenset({"MESH_PORT", "MESH_DURATION", "MESH_JAEGER_QUERY", "MESH_ORDER_RATE"})
+OTHERS = frozenset(
+    {
+        *("MESH_PORT", "MESH_DURATION", "MESH_JAEGER_QUERY", "MESH_ORDER_RATE"),
+        *("MESH_CLIENT_RATE", "MESH_CLIENT_BURST", "MESH_CLIENT_HEADER"),
+    }
+)
+
+CALLER_KEY = "user-agent"
+"""Where a caller says who it is: gRPC's own place for it, so that it costs a call nothing (`channels.connector`)."""
+
+_MOST = 1_000_000
 
 PolicyName = Literal["round_robin", "random", "weighted_round_robin", "weighted_random", "least_request", "p2c", "orca"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -61,6 +73,17 @@ def _listening(text: str) -> str:
     return text
 
 
+def _concurrency(text: str) -> str:
+    if text != "auto" and not (text.isascii() and text.isdecimal() and int(text) <= _MOST):
+        raise ValueError(f"expected auto or a whole number from 0 to {_MOST}")
+    return text
+
+
+def bucket(per_s: float, burst: float) -> Rate | None:
+    """A rate of calls; None for 0, which is any number of them. A burst of 0 is twice the rate."""
+    return Rate(per_s, max(1.0, burst or 2 * per_s)) if per_s else None
+
+
 class Settings(BaseSettings):
     """What every process of the mesh reads. A process with more settings derives from it."""
 
@@ -87,10 +110,37 @@ class Settings(BaseSettings):
     """How long calls in flight may take after SIGTERM, in seconds."""
     drain_wait_s: float = Field(default=1.0, ge=0, le=60)
     """How long the instance says that it leaves before its port closes, in seconds."""
+    concurrency: Annotated[str, AfterValidator(_concurrency)] = "auto"
+    """How many calls run at once: ``auto`` finds out, 0 is any number."""
+    rate: float = Field(default=1000.0, ge=0, le=_MOST)
+    """Calls a second of an instance, in the long run; 0 is any number."""
+    burst: float = Field(default=0.0, ge=0, le=_MOST)
+    """Calls at once beyond the rate; 0 is twice the rate."""
+    caller_rate: float = Field(default=0.0, ge=0, le=_MOST)
+    """The same of each service that calls; 0 is any number."""
+    caller_burst: float = Field(default=0.0, ge=0, le=_MOST)
+    """Calls at once beyond it; 0 is twice the rate."""
     log_level: LogLevel = "info"
     """The least level that is logged."""
     parent_fd: int | None = Field(default=None, ge=0)
     """Inherited end of a pipe: end-of-file on it means that the supervisor died."""
+
+    @property
+    def limits(self) -> Limits:
+        """What an instance of a service takes on."""
+        return Limits(
+            concurrency=self.places(Concurrency()),
+            rate=bucket(self.rate, self.burst),
+            client_rate=bucket(self.caller_rate, self.caller_burst),
+            client_key=CALLER_KEY,
+        )
+
+    def places(self, auto: Concurrency) -> Concurrency | None:
+        """How many calls run at once, where ``auto`` is what follows the latency."""
+        if self.concurrency == "auto":
+            return auto
+        limit = int(self.concurrency)
+        return dataclasses.replace(auto, limit=limit, adaptive=False) if limit else None
 
     def identity(self, service: str) -> str:
         """The id of this process, as an instance of ``service``."""
