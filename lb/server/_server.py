@@ -123,6 +123,7 @@ class Server(Life, grpc.aio.Server):
         arguments.segment("name", name)
         self._host = "" if listen is None else checked(listen)[0]
         self._ending = Ending(name, drain_s, drain_wait_s, flush_s)
+        _kinds(limits, register, checks)
         self._name = name
         self._listen = listen
         self._credentials = credentials
@@ -135,6 +136,7 @@ class Server(Life, grpc.aio.Server):
             self._registering = Registering(settings, health=self._health is not None, tls=credentials is not None)
         self._state: State = "made"
         self._names: list[str] = []
+        self._started = False
         self._port = 0
         self._address = ""
         self._dependencies = Dependencies(checks or {})
@@ -296,6 +298,9 @@ class Server(Life, grpc.aio.Server):
             task.cancel()
         self._strain.stop()
         self._gate.shut()
+        if self._port and not self._started:
+            self._started = True
+            await self._server.start()  # grpcio closes the ports of no server that never started
         await self._server.stop(None)
         await self._ending.last(tasks, self._registration)
         self._state = "ended"
@@ -318,6 +323,7 @@ class Server(Life, grpc.aio.Server):
             self._address = join_host_port(self._host, self._port)
         if self._registering is not None:
             self._address = await self._registering.address(self._address)
+        self._started = True
         await self._server.start()
         self._strain.start()
 
@@ -350,6 +356,16 @@ class Server(Life, grpc.aio.Server):
 
     def __repr__(self) -> str:
         return f"<Server {self._name} at {self._address or 'no address yet'}, {self._state}, {self.meter!r}>"
+
+
+def _kinds(limits: object, register: object, checks: object) -> None:
+    """Raises ``TypeError`` for what is of no kind that is accepted."""
+    if limits is not None and limits is not False and not isinstance(limits, Limits):
+        raise TypeError(f"limits is {arguments.shown(limits)}; expected a Limits, False or None")
+    if not isinstance(register, (bool, Mapping)):
+        raise TypeError(f"register is {arguments.shown(register)}; expected True, False or a mapping")
+    if checks is not None and not isinstance(checks, Mapping):
+        raise TypeError(f"checks is {arguments.shown(checks)}; expected functions by name")
 
 
 def _with_default(options: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:

@@ -55,7 +55,7 @@ class Ending:
     ) -> None:
         """Tell everyone, wait, refuse new calls, deregister, finish what is in flight, call the callbacks."""
         now = asyncio.get_running_loop().time()
-        self._until = now + self.all_s
+        self._until = now + max(0.0, self.all_s - _LAST_WORDS_S)
         until = self._until - (self._flush_s if self.callbacks else 0.0)
         try:
             if health is not None:
@@ -74,11 +74,14 @@ class Ending:
 
     async def last(self, tasks: list[asyncio.Task[object]], registration: Registration | None) -> None:
         """What has to be done in any case, in what is left of the time; in time of its own if nobody has left yet."""
+        now, until = asyncio.get_running_loop().time(), self._until
+        if until is not None:
+            until = max(until, now + _LAST_WORDS_S)
         if tasks:
-            await self._within(self._until, asyncio.wait(tasks))
+            await self._within(until, asyncio.wait(tasks))
         if registration is not None:
-            await self._within(self._until, registration.close())
-        await self._flush(asyncio.get_running_loop().time() + self._flush_s)
+            await self._within(until, registration.close())
+        await self._flush(now + self._flush_s)
 
     async def _tell(self, registration: Registration) -> None:
         await registration.drain()
@@ -86,13 +89,15 @@ class Ending:
 
     async def _finish(self, server: grpc.aio.Server, meter: Meter, until: float) -> None:
         left_s = max(0.0, until - asyncio.get_running_loop().time())
-        stopping = asyncio.create_task(server.stop(left_s))
+        stopping = asyncio.create_task(server.stop(left_s + _LAST_WORDS_S))
         idle = asyncio.create_task(meter.idle())
         try:
-            await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([idle], timeout=left_s)
             if meter.in_flight:
-                _log.warning("%s: leaving has taken %g s; the remaining calls were cancelled", self._name, self.all_s)
-            await server.stop(_LAST_WORDS_S)
+                _log.warning(
+                    "%s: the time for leaving has passed; calls that are cancelled: %d", self._name, meter.in_flight
+                )
+            await server.stop(_LAST_WORDS_S if idle.done() else None)
             await stopping
         finally:
             idle.cancel()
@@ -114,7 +119,7 @@ class Ending:
             async with asyncio.timeout_at(until):
                 await work
         except TimeoutError:
-            _log.warning("%s: the time for leaving has passed; not everything was done", self._name)
+            _log.warning("%s: the time for leaving has passed; what was still to be done is left out", self._name)
 
     def __repr__(self) -> str:
         return f"<Ending within {self.all_s:g} s>"

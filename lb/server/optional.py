@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ def wanted(what: str, package: str, asked: bool | None) -> bool:
     """
     if asked is not None and not asked:
         return False
-    found = find_spec(package) is not None
+    try:
+        import_module(package)
+        found = True
+    except ImportError:
+        found = False
     if asked and not found:
         raise ImportError(f"{what}=True needs {package}, which is missing; {EXTRA}")
     return found

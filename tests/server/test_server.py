@@ -1,67 +1,61 @@
-"""A whole server: what it serves beside its handlers, and its life from start to end."""
+"""A whole server: what stands around its handlers, what it serves beside them, and its life from start to end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+import os
+import signal
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+import pytest
+from grpc_health.v1 import health_pb2
 
+import lb
 import lb.server
+from lb.core.orca import decode
+from lb.core.outcome import PUSHBACK_KEY, REPORT_KEY
+from lb.server import Around, Behavior, Concurrency, Limits, Server, behavior_of
+from lb.testing import Agent
+from tests.server.conftest import Service, call, failed, health
+from tests.support.wait import eventually, until
 
+END = signal.SIGUSR1
 SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class Service:
-    """Three methods: an echo, one that waits for `go`, and a stream that lasts until its server drains."""
+def end() -> None:
+    """Give this process a reason to end."""
+    os.kill(os.getpid(), END)
+
+
+class Seen(Around):
+    """An interceptor that counts the calls which come through it."""
 
     def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.begun = asyncio.Event()
+        super().__init__()
+        self.calls: list[str] = []
 
-    async def echo(self, request: bytes, context: Any) -> bytes:
-        """The request."""
-        return request
+    def around(self, method: str, handler: Any) -> Behavior:
+        """Count, and go on."""
+        behavior = behavior_of(handler)
 
-    async def wait(self, request: bytes, context: Any) -> bytes:
-        """The request, later."""
-        self.begun.set()
-        await self.go.wait()
-        return request
+        async def unary(request: Any, context: Any) -> Any:
+            self.calls.append(method)
+            return await behavior(request, context)
 
-    async def watch(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        """News until the server drains."""
-        yield b"first"
-        await lb.server.draining()
-        yield b"last"
+        def stream(request: Any, context: Any) -> Any:
+            self.calls.append(method)
+            return behavior(request, context)
 
-    def add(self, server: lb.server.Server) -> None:
-        """Serve it there."""
-        handlers: dict[str, Any] = {
-            "Echo": grpc.unary_unary_rpc_method_handler(self.echo),
-            "Wait": grpc.unary_unary_rpc_method_handler(self.wait),
-            "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
-        }
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", handlers)])
-
-
-def call(channel: grpc.aio.Channel, method: str, **named: Any) -> Any:
-    """A call of one request and one response."""
-    made: Any = channel.unary_unary(f"/test.Service/{method}")
-    return made(b"x", **named)
-
-
-async def health(channel: grpc.aio.Channel, service: str = "") -> int:
-    """What the health service says."""
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    return int((await stub.Check(health_pb2.HealthCheckRequest(service=service))).status)
+        return stream if handler.response_streaming else unary
 
 
 async def test_a_server_in_a_test() -> None:
     """It serves from `start` to the end of the block: its own service, and health by name; a call is counted."""
-    async with lb.server.Server("test") as server:
+    async with Server("test") as server:
         Service().add(server)
         assert (server.port, server.address, server.state) == (0, "", "made")
         await server.start()
@@ -71,4 +65,220 @@ async def test_a_server_in_a_test() -> None:
             assert await health(channel) == await health(channel, "test.Service") == SERVING
         await asyncio.wait_for(server.meter.idle(), 30)  # the handler ends after its status
         assert (server.state, server.meter.calls_total) == ("serving", 1)
+        with pytest.raises(RuntimeError, match="starts once"):
+            await server.start()
     assert server.state == "ended"
+
+
+async def test_ports_of_your_own() -> None:
+    """With ``listen=None`` the first port that is added is the server's, and others may follow."""
+    async with Server("test", listen=None) as server:
+        Service().add(server)
+        first, second = server.add_insecure_port("127.0.0.1:0"), server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        assert (server.port, server.address) == (first, f"127.0.0.1:{first}")
+        for port in (first, second):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                assert await call(channel, "Echo") == b"x"
+
+
+async def test_a_life(agent: Agent) -> None:
+    """It is in Consul when it is ready. A signal ends it: streams are told, calls end well, and Consul forgets it."""
+    in_flight: list[int] = []
+
+    async def flush() -> None:
+        in_flight.append(server.meter.in_flight)
+
+    register = {"id": "test-1", "weight": 3, "zone": "a", "consul": agent.address}
+    async with Server("test", register=register, drain_wait_s=0) as server:
+        service = Service()
+        service.add(server)
+        server.on_close(flush)
+        serving = asyncio.create_task(server.serve(signals=[END]))
+        await eventually(lambda: server.state == "serving")
+        async with (
+            lb.aio.channel(f"consul://{agent.address}/test") as found,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            assert await call(found, "Echo", timeout=60, wait_for_ready=True) == b"x"
+            (instance,) = (endpoint.id for endpoint in found.snapshot().endpoints)
+            assert instance == "test-1"
+            waiting, watching = call(channel, "Wait"), call(channel, "Watch")
+            assert await watching.read() == b"first"
+            await asyncio.wait_for(service.begun.wait(), 30)
+            end()
+            assert await watching.read() == b"last"
+            assert server.state == "draining"
+            service.go.set()
+            assert await waiting == b"x"
+            await asyncio.wait_for(serving, 30)
+        assert (server.state, in_flight) == ("ended", [0])
+        async with lb.aio.channel(f"consul://{agent.address}/test") as found:
+            assert (await failed(call(found, "Echo", timeout=30))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_leaving_has_one_time_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    """A call and a callback that never end are cancelled, and the callback has had its own part of the time."""
+    told: list[str] = []
+
+    async def never() -> None:
+        told.append(f"flush with {server.meter.in_flight} in flight")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("cancelled")
+
+    async with Server("test", drain_s=1, flush_s=0.4) as server:
+        service = Service()
+        service.add(server)
+        server.on_close(never)
+        serving = asyncio.create_task(server.serve(signals=[END]))
+        await eventually(lambda: server.state == "serving")
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            waiting = asyncio.ensure_future(failed(call(channel, "Wait")))
+            await asyncio.wait_for(service.begun.wait(), 30)
+            end()
+            await asyncio.wait_for(serving, 30)
+            assert (await waiting).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert told == ["flush with 0 in flight", "cancelled"]
+        assert "test: the time for leaving has passed; calls that are cancelled: 1" in caplog.text
+
+
+async def test_a_second_signal_ends_it_at_once() -> None:
+    """Neither the calls nor the callbacks are waited for."""
+    told: list[str] = []
+
+    async def flush() -> None:
+        told.append("flush")
+
+    async with Server("test", drain_s=300) as server:
+        service = Service()
+        service.add(server)
+        server.on_close(flush)
+        serving = asyncio.create_task(server.serve(signals=[END]))
+        await eventually(lambda: server.state == "serving")
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            waiting = asyncio.ensure_future(failed(call(channel, "Wait")))
+            await asyncio.wait_for(service.begun.wait(), 30)
+            end()
+            await eventually(lambda: server.state == "draining")
+            end()
+            await asyncio.wait_for(serving, 30)
+            await waiting
+    assert told == []
+
+
+async def test_the_supervisors_end_is_a_reason() -> None:
+    """End-of-file on the pipe that it was given."""
+    reading, writing = os.pipe()
+    async with Server("test") as server:
+        serving = asyncio.create_task(server.serve(parent_fd=reading, signals=[]))
+        await eventually(lambda: server.state == "serving")
+        os.close(writing)
+        await asyncio.wait_for(serving, 30)
+    os.close(reading)
+
+
+async def test_health_follows_what_it_depends_on(caplog: pytest.LogCaptureFixture) -> None:
+    """It is ready once every check passes; one that raises, or hangs, makes it NOT_SERVING until it passes again."""
+    caplog.set_level(logging.WARNING, "lb.server")
+    wrong: list[Any] = [RuntimeError("no database today")]
+
+    async def database() -> None:
+        if wrong[-1] == "hangs":
+            await asyncio.Event().wait()
+        if wrong[-1]:
+            raise wrong[-1]
+
+    async def cache() -> None:
+        pass
+
+    async with Server("test", checks={"database": database, "cache": cache}) as server:
+        Service().add(server)
+        starting = asyncio.create_task(server.start())
+        await eventually(lambda: server.unhealthy["database"] == "no database today")
+        assert server.unhealthy["cache"] == ""
+        async with grpc.aio.insecure_channel(server.address) as channel:
+
+            async def says(status: int) -> bool:
+                return await health(channel) == status == await health(channel, "test.Service")
+
+            assert await says(NOT_SERVING)
+            assert not starting.done()
+            wrong.append(None)
+            await asyncio.wait_for(starting, 30)
+            assert await says(SERVING)
+            wrong.append("hangs")
+            await until(lambda: says(NOT_SERVING), within_s=60, what="NOT_SERVING")
+            assert server.unhealthy == {"database": "no answer within 2 s", "cache": ""}
+            assert "test: not serving: database: no answer within 2 s" in caplog.text
+            wrong.append(None)
+            await until(lambda: says(SERVING), within_s=60, what="SERVING again")
+
+
+async def test_what_stands_around_a_handler() -> None:
+    """A refusal of the admission is seen by the interceptors around it, not by those within; health never is."""
+    outer, inner = Seen(), Seen()
+    limits = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
+    async with Server("test", limits=limits, interceptors=[outer], inner=[inner]) as server:
+        service = Service()
+        service.add(server)
+        await server.start()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            waiting = asyncio.ensure_future(call(channel, "Wait"))
+            await asyncio.wait_for(service.begun.wait(), 30)
+            error = await failed(call(channel, "Echo"))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert PUSHBACK_KEY in dict(error.trailing_metadata())
+            assert await health(channel) == SERVING
+            service.go.set()
+            assert await waiting == b"x"
+            assert await call(channel, "Echo") == b"x"
+    business = [method for method in outer.calls if method.startswith("/test.")]
+    assert business == ["/test.Service/Wait", "/test.Service/Echo", "/test.Service/Echo"]
+    assert [method for method in inner.calls if method.startswith("/test.")] == business[:2]
+
+
+@pytest.mark.parametrize("limits", [Limits(concurrency=Concurrency(limit=4, adaptive=False)), False])
+async def test_it_reports_its_load(limits: Any) -> None:
+    """The part of its places that was in use, and the loop's lag; without a limit, the processor's use alone."""
+    async with Server("test", limits=limits) as server:
+        service = Service()
+        service.add(server)
+        await server.start()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            waiting = [asyncio.ensure_future(call(channel, "Wait")) for _ in range(2)]
+
+            async def reported() -> lb.LoadReport | None:
+                echo = call(channel, "Echo")
+                await echo
+                encoded = dict(await echo.trailing_metadata()).get(REPORT_KEY)
+                report = decode(encoded) if encoded else None
+                expected = pytest.approx(0.5, abs=0.15) if limits else 0.0
+                return report if report and report.application_utilization == expected else None
+
+            report = await until(reported, within_s=60, what="half of the places")
+            assert report is not None
+            assert 0.0 <= report.utilization["loop_lag"] < 1.0
+            service.go.set()
+            await asyncio.gather(*waiting)
+
+
+async def test_draining_is_for_handlers() -> None:
+    """Elsewhere it says so."""
+    with pytest.raises(RuntimeError, match="is for handlers"):
+        await lb.server.draining()
+
+
+async def test_a_server_with_tls() -> None:
+    """Credentials are those of its port."""
+    from tests.support.tls import self_signed
+
+    pair = self_signed("localhost")
+    credentials = grpc.ssl_server_credentials([(pair.key, pair.certificate)])
+    async with Server("test", listen="localhost:0", credentials=credentials) as server:
+        Service().add(server)
+        await server.start()
+        roots = grpc.ssl_channel_credentials(pair.certificate)
+        async with grpc.aio.secure_channel(f"localhost:{server.port}", roots) as channel:
+            assert await call(channel, "Echo") == b"x"

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from email.parser import Parser
 from importlib import metadata
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def wheel() -> bytes:
         return built.read_bytes()
 
 
+@functools.cache
+def ours() -> tuple[str, ...]:
+    """What the package requires, as its wheel says it; an environment may have been made of an older tree."""
+    with zipfile.ZipFile(io.BytesIO(wheel())) as built:
+        (name,) = (name for name in built.namelist() if name.endswith(".dist-info/METADATA"))
+        return tuple(Parser().parsestr(built.read(name).decode()).get_all("Requires-Dist", []))
+
+
 def closure(*requirements: str) -> set[str]:
     """The names of these distributions and of all that they require here."""
     found: set[str] = set()
@@ -49,7 +58,7 @@ def closure(*requirements: str) -> set[str]:
             continue
         seen.add((name, extras))
         found.add(name)
-        for text in metadata.requires(name) or ():
+        for text in ours() if name == OURS else metadata.requires(name) or ():
             needed = Requirement(text)
             asked = [{"extra": extra} for extra in ("", *extras)]
             if needed.marker is None or any(needed.marker.evaluate(one) for one in asked):
