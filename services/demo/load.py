@@ -148,7 +148,7 @@ class _Refused(Exception):
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status} {detail}")
-        self.away = status == 503
+        self.away = status in (429, 503)
 
 
 def _check(answer: httpx2.Response, status: int) -> None:

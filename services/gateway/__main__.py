@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 from contextlib import AsyncExitStack
 from typing import Annotated
@@ -18,19 +19,25 @@ import structlog
 from pydantic import AfterValidator, Field
 
 from lb.aio.consul import Registry
-from lb.server import Life
+from lb.server import Life, Limits, Places
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
 from services.gateway.connection import Server, config
-from services.gateway.limits import Limits
+from services.gateway.limits import AT_ONCE, Bounds
 from services.gateway.topology import CONSUL_TIMEOUT_S, Topology
 from services.gateway.traces import JaegerTraces, Traces, TraceStore
 from services.runtime.channels import connector
 from services.runtime.process import main
-from services.runtime.settings import Settings, SettingsError, http_url
+from services.runtime.settings import Settings, SettingsError, bucket, http_url
 from services.runtime.telemetry import Telemetry
 
 log = structlog.get_logger()
+
+
+def _header(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]*", text):
+        raise ValueError("expected the name of a header, such as X-Forwarded-For")
+    return text
 
 
 class GatewaySettings(Settings):
@@ -42,6 +49,21 @@ class GatewaySettings(Settings):
     """Address of the HTTP interface; in a container 0.0.0.0."""
     jaeger_query: Annotated[str, AfterValidator(http_url)] | None = None
     """Base URL of Jaeger's query API. Without it ``/api/traces`` answers from the gateway's own store."""
+    client_rate: float = Field(default=500.0, ge=0, le=1_000_000)
+    """Requests a second of each client: half of what all may have. 0 is any number."""
+    client_burst: float = Field(default=0.0, ge=0, le=1_000_000)
+    """Requests of a client at once beyond its rate; 0 is twice the rate."""
+    client_header: Annotated[str, AfterValidator(_header)] = ""
+    """A header in which a trusted edge before the gateway names the client; without it, a client is its address."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the gateway takes on."""
+        return Limits(
+            concurrency=self.places(AT_ONCE),
+            rate=bucket(self.rate, self.burst),
+            client_rate=bucket(self.client_rate, self.client_burst),
+        )
 
 
 def _listen(settings: GatewaySettings) -> socket.socket:
@@ -81,7 +103,14 @@ class Process(Life):
         gateway = self._gateway = await self._build()
         listener = _listen(self._settings)
         self._port = listener.getsockname()[1]
-        http = self._http = Server(config(Limits(gateway.asgi), drain_s=self._settings.drain_s))
+        limits = self._settings.limits
+        app = Bounds(
+            gateway.asgi,
+            Places(limits),
+            client_rate=limits.client_rate,
+            client_header=self._settings.client_header or None,
+        )
+        http = self._http = Server(config(app, drain_s=self._settings.drain_s))
         self._serving = asyncio.create_task(http.serve(sockets=[listener]), name="http")
         self._looking = asyncio.create_task(gateway.start(), name="ready")
         log.info("ready", address=f"{self._settings.http_host}:{self._port}", pid=os.getpid())

@@ -13,7 +13,7 @@ GET       ``/``                       a page that shows all this
 ========  ==========================  ==============================================================
 
 A request has 5 seconds, or fewer by the header ``Request-Timeout: SECONDS``. A client that hangs up
-cancels what it asked for. What reaches the shop (an order, the assortment) is traced, and nothing
+cancels what it asked for. Who is let in at all: ``limits.py``. What reaches the shop (an order, the assortment) is traced, and nothing
 else: looking at the mesh leaves no trace. Errors are problem documents (``problems.py``).
 """
 

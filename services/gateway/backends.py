@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from lb.server import Priority
 from mesh.catalog.v1 import CatalogStub, ListProductsRequest, Product
 from mesh.common.v1 import Money
 from mesh.inventory.v1 import BatchGetStockRequest, InventoryStub
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _PAGE = 200
 _MOST_PAGES = 50
 _MOST_SKUS = 1000
+# Set here, and only here: what a client sends under that name stays at the gateway, as all of its headers do.
+_CRITICAL, _SHEDDABLE = ((("lb-priority", priority.text),) for priority in (Priority.CRITICAL, Priority.SHEDDABLE))
 
 
 class Backends:
@@ -45,7 +48,7 @@ class Backends:
             idempotency_key=idempotency_key,
         )
         with _translated("orders", form.fields()):
-            call = self._orders.PlaceOrder(request)
+            call = self._orders.PlaceOrder(request, metadata=_CRITICAL)
             answer = await call
             instance = await served_by(call)
         instances = {**answer.served_by, "orders": instance} if instance else dict(answer.served_by)
@@ -60,7 +63,7 @@ class Backends:
     async def get_order(self, order_id: str) -> dict[str, object]:
         """One order."""
         with _translated("orders", {order_id: "order_id"}):
-            answer = await self._orders.GetOrder(GetOrderRequest(order_id=order_id))
+            answer = await self._orders.GetOrder(GetOrderRequest(order_id=order_id), metadata=_SHEDDABLE)
         return order_json(answer.order)
 
     async def products(self) -> list[dict[str, object]]:

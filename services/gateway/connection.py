@@ -5,7 +5,7 @@ state          what is waited for                            ends
 =============  ============================================  ===============================================
 HEAD           the rest of a request's head                  ``HEAD_S`` after its first byte, or the connect
 (idle)         the next request                              uvicorn's keep-alive, 5 s
-ANSWER         the body, and the application                 `services.gateway.limits.Limits`, ``read_body``
+ANSWER         the body, and the application                 `services.gateway.limits.Bounds`, ``read_body``
 LEFTOVER       a body that nobody reads: the answer is out   ``LEFTOVER_S`` after the answer
 CLOSING        the client to read what was written           ``FLUSH_S`` without a byte taken; then aborted
 =============  ============================================  ===============================================

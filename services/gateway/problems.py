@@ -9,7 +9,7 @@ gateway said is translated here, and only here::
     FAILED_PRECONDITION: PAYMENT              402
     FAILED_PRECONDITION, ALREADY_EXISTS, ABORTED  409
     RESOURCE_EXHAUSTED                        429   Retry-After from google.rpc.RetryInfo
-    UNAVAILABLE, CANCELLED                    503   Retry-After
+    UNAVAILABLE, CANCELLED                    503   Retry-After from the push-back of who refused it last
     DEADLINE_EXCEEDED                         504
     anything else                             502   without the words of the service behind
 """
@@ -30,6 +30,7 @@ from starlette.responses import Response
 from services.runtime.errors import detail
 
 RETRY_AFTER_S = 1
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _MOST_ERRORS = 20
 _LONGEST_DETAIL = 500
 
@@ -163,4 +164,7 @@ def _precondition(error: grpc.aio.AioRpcError, words: str, fields: Mapping[str, 
 
 def _retry_delay_s(error: grpc.aio.AioRpcError) -> float:
     found = detail(error, RetryInfo)
-    return found.retry_delay.seconds + found.retry_delay.nanos / 1e9 if found else RETRY_AFTER_S
+    if found:
+        return float(found.retry_delay.seconds + found.retry_delay.nanos / 1e9)
+    text = dict(error.trailing_metadata() or ()).get(_PUSHBACK_KEY, "")
+    return int(text) / 1000 if isinstance(text, str) and text.isascii() and text.isdecimal() else RETRY_AFTER_S

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lb
 from lb.aio.consul import ConsulError, Instance
+from lb.server import Places
 from mesh.catalog.v1 import CatalogServicer, ListProductsRequest, ListProductsResponse, Product
 from mesh.catalog.v1 import add_CatalogServicer_to_server as add_catalog
 from mesh.common.v1 import Money
@@ -40,7 +41,7 @@ from mesh.runtime.v1 import add_RuntimeServicer_to_server as add_runtime
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
 from services.gateway.connection import Server, config
-from services.gateway.limits import Limits
+from services.gateway.limits import Bounds
 from services.gateway.topology import Topology
 from services.gateway.traces import TraceStore
 from services.runtime.errors import not_found
@@ -58,12 +59,14 @@ class Shop(OrdersServicer, CatalogServicer, InventoryServicer, RuntimeServicer):
         self.script: Script | None = None
         self.seen: list[Any] = []
         self.timeouts: list[float] = []
+        self.priorities: list[str | None] = []
         self.cancelled = asyncio.Event()
         self.calls_total = 7
 
     async def _run(self, request: Any, context: Any) -> None:
         self.seen.append(request)
         self.timeouts.append(context.time_remaining())
+        self.priorities.append(dict(context.invocation_metadata()).get("lb-priority"))
         if self.script is not None:
             try:
                 await self.script(request)
@@ -214,7 +217,7 @@ async def bench(door: Door) -> AsyncIterator[Bench]:
         stack.push_async_callback(topology.close)
         store = TraceStore()
         gateway = Gateway(Backends(channel, channel, channel), topology, store, store, provider=provider)
-        door.switch.target = Limits(gateway.asgi)
+        door.switch.target = Bounds(gateway.asgi, Places())
         client = await stack.enter_async_context(
             httpx2.AsyncClient(base_url=f"http://127.0.0.1:{door.port}", trust_env=False, timeout=60)
         )

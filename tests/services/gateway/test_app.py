@@ -10,7 +10,15 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from services.runtime.errors import CallError, already_exists, bad_request, not_found, precondition, unavailable
+from lb.core.outcome import PUSHBACK_KEY
+from services.runtime.errors import (
+    CallError,
+    already_exists,
+    bad_request,
+    not_found,
+    precondition,
+    unavailable,
+)
 from tests.services.gateway.conftest import Bench, instance
 from tests.support.wait import longer
 
@@ -115,6 +123,15 @@ async def test_retry_after_is_what_the_service_asks_for(bench: Bench) -> None:
     bench.shop.script = failing(CallError(grpc.StatusCode.UNAVAILABLE, "busy", [info]))
     answer = await bench.client.post("/api/orders", json=ORDER)
     assert answer.headers["retry-after"] == "3"
+
+
+async def test_retry_after_is_what_a_full_service_asks_for(bench: Bench) -> None:
+    """Its push-back, of the last instance that refused the call; a second where it says "not again", or nonsense."""
+    for pushback, told in (("3500", "4"), ("0", "1"), ("-1", "1"), ("soon", "1")):
+        trailers = ((PUSHBACK_KEY, pushback),)
+        bench.shop.script = failing(CallError(grpc.StatusCode.UNAVAILABLE, "full", trailers=trailers))
+        answer = await bench.client.get("/api/products")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, told)
 
 
 async def test_the_deadline_travels_and_ends_in_504(bench: Bench) -> None:

@@ -14,8 +14,9 @@ import pytest
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from lb.server import Places
 from services.gateway import connection
-from services.gateway.limits import Limits
+from services.gateway.limits import Bounds
 from tests.services.gateway.conftest import Bench, serve
 from tests.support.wait import until
 
@@ -99,7 +100,7 @@ async def test_a_client_that_never_reads(monkeypatch: pytest.MonkeyPatch, stream
         pieces = StreamingResponse(b"x" * (16 << 20) for _ in range(2))  # no socket takes even the first one whole
         await (pieces if streamed else large)(scope, receive, send)
 
-    async with serve(Limits(app, longest_s=0.5)) as port:
+    async with serve(Bounds(app, Places(), longest_s=0.5)) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             poll = select.poll()

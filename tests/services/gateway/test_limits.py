@@ -10,9 +10,10 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from lb.server import Concurrency, Limits, Places
 from services.gateway import app as gateway_app
 from services.gateway import connection
-from services.gateway.limits import Limits
+from services.gateway.limits import Bounds
 from tests.services.gateway.conftest import Bench, serve
 from tests.support.wait import longer
 
@@ -91,7 +92,7 @@ async def test_too_many_at_once_are_sent_away(bench: Bench) -> None:
             await leave.wait()
         await PlainTextResponse("done")(scope, receive, send)
 
-    bounded = Limits(slow, most=1)
+    bounded = Bounds(slow, Places(Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))))
     async with serve(bounded) as port, httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         first = asyncio.create_task(client.get("/slow"))
         await entered.wait()
@@ -112,8 +113,9 @@ async def test_a_request_ends_though_nobody_reads_its_answer() -> None:
         called.set()
         await asyncio.Event().wait()
 
-    bounded = Limits(stuck, most=1, longest_s=0.01)
+    places = Places()
+    bounded = Bounds(stuck, places, longest_s=0.01)
     async with asyncio.timeout(30):
-        await bounded({"type": "http", "path": "/"}, None, None)  # type: ignore[arg-type]
+        await bounded({"type": "http", "method": "GET", "path": "/slow"}, None, None)  # type: ignore[arg-type]
     assert called.is_set()
-    assert bounded.in_flight == 0
+    assert places.load == 0.0
