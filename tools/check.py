@@ -39,6 +39,7 @@ TESTS = (
 )
 SLOW = (
     *("tests/core/test_comparison.py", "tests/core/test_weighted_round_robin.py"),
+    "tests/core/test_limits_in_simulation.py",
     *("tests/docs/test_policies.py", "tests/docs/test_public_api.py"),
 )
 """Only ``make test`` runs these: long simulations, all pictures of policies, and what `GENERATED` checks as well."""

@@ -6,22 +6,35 @@ here. For each endpoint of a channel it keeps the calls in flight below the numb
 which `StreamLimit` learns). A server has one for its whole process (`lb.core.intake`).
 
 The adaptive limit is a *gradient* controller, as Envoy's filter "adaptive concurrency" and Netflix's concurrency-limits
-have it. The ratio of the usual latency to the present one says whether a queue is building up. The limit shrinks by
-that ratio, and grows by its own square root, which is the queue that it allows itself::
+have it. The ratio of the usual latency to the present one says whether a queue is building up. While there is none, the
+limit grows by its own square root. Else it shrinks by that ratio, and the square root is the queue that it allows
+itself::
 
-    limit ──► half way to  limit * min(1, 1.2 * usual / present) + sqrt(limit)
+    no queue    limit ──► limit + sqrt(limit)
+    a queue     limit ──► half way to  limit * 1.2 * usual / present + sqrt(limit)
 
 Netflix's *Gradient2* (``Gradient2Limit.java``), which was here before, goes by each call, and by one long mean of all
-latencies. In ``tests/core/test_limits_in_simulation.py`` it lets five times the latency in where this lets in twice,
-forgets under long overload what the latency was without a queue, and takes a slow method among fast ones for a queue.
-So four things differ:
+latencies. ``tests/core/test_limits_in_simulation.py`` compares the two. Where this lets calls in until they take twice
+as long as their work, Gradient2 does until they take eight times as long. It takes a slow method among fast ones
+for a queue. With many places it drops far below them, and a server that becomes slower stays there. So these things
+differ:
 
 - **Rounds**: it judges by the mean of at least as many calls as the limit, and only by calls that began after its last
   step. An answer shows the limit of the time when its call began.
 - **Each call is compared with its own method** (`Baseline`).
 - **The usual latency is learnt while there can be no queue**: while less than half of the limit is in use.
 - **Probes**: where the limit stays reached, that moment never comes. So after one second, then two, up to every ten,
-  the limit is halved for a few calls, and their latency counts (Envoy's "minRTT calculation").
+  and when the limit has fallen by half, it is halved for 20 calls, and their latency counts (Envoy's "minRTT
+  calculation"). A probe costs throughput: there is none while the limit grows, and those that come by time take a
+  twentieth of it at most.
+- **A probe may find a queue as well**, if half of the limit is still too much. Where the halving made calls faster,
+  they wait for each other, and a latency above the usual one is not learnt: it would excuse the queue. Where it changed
+  nothing, the work itself has become slower. That must be learnt: by the ratio alone, the limit of a server that
+  becomes three times slower shrinks to 4, with any number of places unused.
+- **Others' queue looks like slower work** to the limit of one of many clients, which halves only its own part. Each
+  time it believed that, it would let in more, and so would the others. So of probes in a row that say "slower", each
+  counts half of the one before. The limits still rise, by less in a minute than those of Gradient2 in twenty
+  seconds: only the server's own limit sees everything.
 
 A refusal for overload or a time-out takes a tenth off at once.
 """
@@ -39,14 +52,21 @@ _SLACK_S = 0.002
 _SMOOTHING = 0.5
 _BACKOFF = 0.9
 _LEAST = 10
-"""Fewer calls say nothing."""
+"""Fewer calls say nothing of the limit."""
+_FEW = 5
+"""Fewer calls say nothing of a method."""
 _REMEMBERED = 200
+_SHARE = 0.3
 _FIRST_PROBE_S = 1.0
 _PROBE_EVERY_S = 10.0
-_PROBE_MOST_S = 2.0
-_PROBE_S = 1.0
-_PROBE_MOST_S = 60.0
 _PROBE_SHARE = 20
+"""A probe that comes by time may take a twentieth of it."""
+_PROBE_CALLS = 20
+_SAME = 0.85
+"""Calls that take less at half the limit than this part of what they took before have waited for others."""
+_PAUSE_S = 1.0
+_PAUSE_MOST_S = 60.0
+_GROWTH_SHARE = 20
 _LEAST_STREAMS = 1
 
 
@@ -108,11 +128,11 @@ class Baseline:
     @property
     def known(self) -> bool:
         """Whether there were a few calls."""
-        return self._samples >= _LEAST // 2
+        return self._samples >= _FEW
 
-    def learn(self, took_s: float, most: int = _REMEMBERED) -> None:
-        """So long it takes: the mean of about the last ``most`` calls counts."""
-        self._samples = min(self._samples + 1, most)
+    def learn(self, took_s: float) -> None:
+        """So long it takes: the mean of about the last `_REMEMBERED` calls counts."""
+        self._samples = min(self._samples + 1, _REMEMBERED)
         self.usual_s += (took_s - self.usual_s) / self._samples
 
     def count(self, took_s: float) -> bool:
@@ -123,10 +143,20 @@ class Baseline:
 
     def end_round(self) -> None:
         """Faster than usual is no queue, whatever the limit: learn it."""
-        if self._calls >= _LEAST // 2 and self._took_s < self.usual_s * self._calls:
-            self.usual_s += (self._took_s / self._calls - self.usual_s) * 0.3
+        if self._calls >= _FEW and self._took_s < self.usual_s * self._calls:
+            self._approach(_SHARE)
         self._calls = 0
         self._took_s = 0.0
+
+    def end_probe(self, trust: float) -> None:
+        """What was seen counts as much as it is; that it takes longer than usual, only as far as there is ``trust``."""
+        share = self._calls / (self._calls + _FEW)
+        self._approach(share if self._took_s < self.usual_s * self._calls else share * trust)
+        self._calls = 0
+        self._took_s = 0.0
+
+    def _approach(self, share: float) -> None:
+        self.usual_s += (self._took_s / self._calls - self.usual_s) * share
 
     def __repr__(self) -> str:
         return f"<Baseline {self.usual_s * 1000:.1f} ms of {self._samples}>"
@@ -136,8 +166,8 @@ class LimitState:
     """One endpoint's limit. ``limit`` is how many calls may run at once now; the caller counts them."""
 
     __slots__ = (
-        *("_baseline", "_busy", "_calls", "_exact", "_full", "_probe_at", "_probe_s", "_probing", "_round"),
-        *("_since", "_took_s", "_usual_s", "limit", "settings"),
+        *("_baseline", "_busy", "_calls", "_exact", "_full", "_low", "_probe_at", "_probe_s", "_probing", "_round"),
+        *("_since", "_strain", "_took_s", "_trust", "_usual_s", "limit", "settings"),
     )
 
     def __init__(self, settings: ConcurrencyLimit) -> None:
@@ -152,21 +182,23 @@ class LimitState:
         self._took_s = self._usual_s = 0.0
         self._probe_s = _FIRST_PROBE_S
         self._probe_at = math.inf
-        self._probing = 0.0
-        """Until when a probe lasts at most; 0: there is none."""
+        self._probing = False
+        self._low = self._exact / 2
+        """A limit below it has fallen by half since the last probe."""
+        self._strain = 0.0
+        """How many times the usual latency calls took before the probe."""
+        self._trust = 1.0
+        """How much a probe counts that finds the work slower."""
 
     def observe(self, took_s: float, in_flight: int, now: float, of: Baseline | None = None) -> None:
         """A call ended well after ``took_s``, with ``in_flight`` running (itself too). Adaptive only.
 
         ``of`` is its method's; without it all calls are of one kind.
         """
-        if not self.settings.adaptive or took_s <= 0.0:
+        if not self.settings.adaptive or took_s < 0.0:
             return
         baseline = self._baseline if of is None else of
-        if self._probing:
-            self._probe(baseline, took_s, now)
-            return
-        if in_flight * 2 <= self.limit or not baseline.known:
+        if not baseline.known or (in_flight * 2 <= self.limit and not self._probing):
             baseline.learn(took_s)
         if now - took_s < self._since:
             return  # it began under another limit
@@ -177,7 +209,10 @@ class LimitState:
         self._usual_s += baseline.usual_s
         self._busy += in_flight * 2 >= self.limit
         self._full += in_flight >= self.limit
-        if self._calls >= max(_LEAST, self.limit):
+        if self._probing:
+            if self._calls >= _PROBE_CALLS:
+                self._end_probe(now)
+        elif self._calls >= max(_LEAST, self.limit):
             self._step(now)
 
     def _step(self, now: float) -> None:
@@ -188,26 +223,31 @@ class LimitState:
             self._probe_at = math.inf  # the limit is not what bounds it: nothing is learnt of it
         else:
             usual_s = _TOLERANCE * self._usual_s + _SLACK_S * self._calls
-            gradient = max(0.5, min(1.0, usual_s / self._took_s))
-            wanted = self._exact * gradient + math.sqrt(self._exact)
-            self._set(self._exact + (wanted - self._exact) * _SMOOTHING)
-            if self._probe_at == math.inf:
-                self._probe_at = now + self._probe_s
-            elif now >= self._probe_at and self._full * 2 > self._calls:
-                self._probing = now + _PROBE_MOST_S
-                self.limit = max(1, self.limit // 2)
+            if self._took_s <= usual_s:
+                self._set(self._exact + math.sqrt(self._exact))
+                self._low = max(self._low, self._exact / 2)
+            else:
+                wanted = self._exact * max(0.5, usual_s / self._took_s) + math.sqrt(self._exact)
+                self._set(self._exact + (wanted - self._exact) * _SMOOTHING)
+                if self._probe_at == math.inf:
+                    self._probe_at = now + self._probe_s
+                if (now >= self._probe_at or self._exact < self._low) and self._full * 2 > self._calls:
+                    self._probing = True
+                    self._strain = self._took_s / self._usual_s if self._usual_s else 0.0
+                    self.limit = max(1, self.limit // 2)
         self._begin_round(now)
 
-    def _probe(self, baseline: Baseline, took_s: float, now: float) -> None:
-        if now - took_s >= self._since:
-            baseline.learn(took_s, most=3 * _LEAST)
-            self._calls += 1
-        if self._calls >= 2 * _LEAST or now >= self._probing:
-            self._probing = 0.0
-            self._probe_s = min(2 * self._probe_s, _PROBE_EVERY_S)
-            self._probe_at = now + self._probe_s
-            self._set(self._exact)
-            self._begin_round(now)
+    def _end_probe(self, now: float) -> None:
+        self._probing = False
+        slower = self._took_s > self._usual_s * max(1.0, _SAME * self._strain)
+        for baseline in self._round:
+            baseline.end_probe(self._trust if slower else 0.0)
+        self._trust = self._trust / 2 if slower else min(1.0, 2 * self._trust)
+        self._probe_s = min(2 * self._probe_s, _PROBE_EVERY_S)
+        self._probe_at = now + max(self._probe_s, _PROBE_SHARE * (now - self._since))
+        self._set(self._exact)
+        self._low = self._exact / 2
+        self._begin_round(now)
 
     def _begin_round(self, now: float) -> None:
         self._since = now
@@ -249,7 +289,7 @@ class StreamLimit:
     def __init__(self, own: LimitState | None) -> None:
         self.own = own
         self._exact: float = math.inf
-        self._pause_s = _PROBE_S / 2
+        self._pause_s = _PAUSE_S / 2
         self._grow_at = math.inf
         self._grown = True
 
@@ -262,7 +302,7 @@ class StreamLimit:
         """A stream was refused while ``in_flight`` others ran."""
         if self._grown:  # else it comes with others, which said the same
             self._grown = False
-            self._pause_s = min(2 * self._pause_s, _PROBE_MOST_S)
+            self._pause_s = min(2 * self._pause_s, _PAUSE_MOST_S)
         self._exact = max(_LEAST_STREAMS, min(self._exact, in_flight))
         self._grow_at = now + self._pause_s
 
@@ -280,7 +320,7 @@ class StreamLimit:
         """Whether there is room for one more by now, although it is reached. Then it has grown."""
         if now < self._grow_at or (self.own is not None and in_flight >= self.own.limit):
             return False
-        self._exact += max(1, self._exact // _PROBE_SHARE)
+        self._exact += max(1, self._exact // _GROWTH_SHARE)
         self._grow_at = now + self._pause_s
         self._grown = True
         return True

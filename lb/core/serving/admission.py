@@ -14,7 +14,9 @@ from lb.core.serving.intake import Intake
 from lb.core.serving.rates import Rates
 from lb.core.serving.settings import Limits
 
-_MOST_METHODS = 4096
+MOST_METHODS = 4096
+"""So many methods are told apart; a proxy may meet any number. The others count as one kind, and none of them is ever
+hopeless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +36,15 @@ class Times:
 
     __slots__ = ("baseline", "typical")
 
-    def __init__(self) -> None:
-        self.baseline = Baseline()
+    def __init__(self, baseline: Baseline) -> None:
+        self.baseline = baseline
         self.typical = Typical()
 
 
 class Admission:
     """The admission of one server. Not thread-safe."""
 
-    __slots__ = ("_methods", "_rates", "_rng", "demand", "intake", "limits")
+    __slots__ = ("_methods", "_others", "_rates", "_rng", "demand", "intake", "limits")
 
     def __init__(self, limits: Limits, rng: Random) -> None:
         self.limits = limits
@@ -56,6 +58,7 @@ class Admission:
         self._rates = rates if rates.any else None
         self.demand = Demand()
         self._methods: dict[str, Times] = {}
+        self._others = Baseline()
 
     @property
     def client_key(self) -> str | None:
@@ -66,9 +69,9 @@ class Admission:
         """What is known of a method."""
         found = self._methods.get(method)
         if found is None:
-            if len(self._methods) >= _MOST_METHODS:  # a proxy may meet any number of them
-                self._methods.clear()
-            found = self._methods[method] = Times()
+            if len(self._methods) >= MOST_METHODS:
+                return Times(self._others)
+            found = self._methods[method] = Times(Baseline())
         return found
 
     def over_rate(self, method: str, client: str, now: float) -> Refusal | None:

@@ -19,6 +19,7 @@ _FAR_SHARE = 2 / 3
 """Refusing more than this, three times the limit is asked."""
 _STEP_S = 0.1
 MOST_S = 5.0
+"""On average; the spread comes on top."""
 
 
 class Demand:

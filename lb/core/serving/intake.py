@@ -52,13 +52,14 @@ class Intake:
     ``queue`` is how many calls may wait, as a share of the limit; ``queue_s`` how long.
     """
 
-    __slots__ = ("_lines", "_queue", "_queue_s", "admitted", "in_flight", "limit", "refused", "waiting")
+    __slots__ = ("_late", "_lines", "_queue", "_queue_s", "admitted", "in_flight", "limit", "refused", "waiting")
 
     def __init__(self, limit: LimitState, *, queue: float, queue_s: float) -> None:
         self.limit = limit
         self._queue = queue
         self._queue_s = queue_s
         self._lines: tuple[deque[Waiting], ...] = tuple(deque() for _ in Priority)  # the newest at the right
+        self._late: list[Waiting] = []
         self.in_flight = 0
         """How many calls run."""
         self.waiting = 0
@@ -87,8 +88,7 @@ class Intake:
             if displaced is None:
                 self.refused += 1
                 return None
-            self._remove(displaced)
-            self.refused += 1
+            self._refuse(displaced)
         waiting = Waiting(priority, now + self._queue_s, displaced)
         self._lines[priority].append(waiting)
         self.waiting += 1
@@ -112,29 +112,33 @@ class Intake:
         if not self.waiting or self.in_flight >= self.limit.limit:
             return None
         for line in reversed(self._lines):
-            while line:
+            if line and line[-1].until > now:
                 waiting = line[-1]
-                if waiting.until <= now:  # so have all before it
-                    break
                 self._remove(waiting)
                 self.in_flight += 1
                 self.admitted += 1
                 return waiting
+            self._late += line  # all of it; did they still count as waiting, a new call could not take the place
+            while line:
+                self._refuse(line[0])
         return None
 
     def expired(self, now: float) -> list[Waiting]:
         """The calls that have waited too long: they are refused."""
-        over: list[Waiting] = []
+        over, self._late = self._late, []
         for line in self._lines:
             while line and line[0].until <= now:
                 over.append(line[0])
-                self._remove(line[0])
-        self.refused += len(over)
+                self._refuse(line[0])
         return over
 
     def expires_at(self) -> float | None:
         """When to ask for `expired` again; None: nobody waits."""
-        return min((line[0].until for line in self._lines if line), default=None)
+        return min((line[0].until for line in (self._late, *self._lines) if line), default=None)
+
+    def _refuse(self, waiting: Waiting) -> None:
+        self._remove(waiting)
+        self.refused += 1
 
     def _room(self) -> int:
         return int(self.limit.limit * self._queue)

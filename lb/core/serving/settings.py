@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from lb.core import checks
 from lb.core.concurrency import ConcurrencyLimit, LimitState
+from lb.core.headers import legal_key
+
+_MOST = 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +74,10 @@ class Rate:
     burst: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.number("Rate.per_s", self.per_s, most=1e15, above=True)
-        checks.number("Rate.burst", self.burst, most=1e15)
+        checks.number("Rate.per_s", self.per_s, most=_MOST, above=True)
+        checks.number("Rate.burst", self.burst, most=_MOST)
         if self.burst == 0.0:
-            object.__setattr__(self, "burst", max(1.0, 2 * self.per_s))
+            object.__setattr__(self, "burst", min(_MOST, max(1.0, 2 * self.per_s)))
         elif self.burst < 1.0:
             raise ValueError(f"Rate.burst is {self.burst}; expected a number >= 1")
 
@@ -111,11 +114,20 @@ class Limits:
         _kind("concurrency", self.concurrency, Concurrency)
         _kind("rate", self.rate, Rate)
         _kind("client_rate", self.client_rate, Rate)
+        if not isinstance(self.method_rates, Mapping):
+            raise TypeError(
+                f"Limits.method_rates is {checks.shown(self.method_rates)}; expected a mapping of methods to rates"
+            )
         for name, rate in self.method_rates.items():
             checks.method(f"Limits.method_rates has {checks.shown(name)}", name)
             if not isinstance(rate, Rate):
                 raise TypeError(f"Limits.method_rates[{name!r}] is {checks.shown(rate)}; expected a Rate")
         checks.string("Limits.client_key", self.client_key)
+        if not legal_key(self.client_key) or self.client_key.endswith("-bin"):
+            raise ValueError(
+                f"Limits.client_key is {checks.shown(self.client_key)}; expected a key of metadata with text:"
+                " lower-case letters, digits, '_', '.' and '-', not ending in '-bin'"
+            )
         if self.timeout_s is not None:
             checks.number("Limits.timeout_s", self.timeout_s, above=True)
         checks.flag("Limits.hopeless", self.hopeless)
