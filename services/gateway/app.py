@@ -13,8 +13,9 @@ GET       ``/``                       a page that shows all this
 ========  ==========================  ==============================================================
 
 A request has 5 seconds, or fewer by the header ``Request-Timeout: SECONDS``. A client that hangs up
-cancels what it asked for. Who is let in at all: ``limits.py``. What reaches the shop (an order, the assortment) is traced, and nothing
-else: looking at the mesh leaves no trace. Errors are problem documents (``problems.py``).
+cancels what it asked for. What reaches the shop (an order, the assortment) is traced, and nothing
+else: looking at the mesh leaves no trace. Errors are problem documents (``problems.py``), and who is
+let in at all says ``limits.py``.
 """
 
 from __future__ import annotations
