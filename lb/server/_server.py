@@ -149,8 +149,8 @@ class Server(Life, grpc.aio.Server):
         """What limits it; None if nothing does."""
         if limits is not False:
             self.admission = Admission(limits, counts=self._counts)
-        intake = self.admission.rules.intake if self.admission is not None else None
-        self._strain = Strain(lambda: 0.0 if intake is None else intake.load)
+        used = self.admission.places.used if self.admission is not None else None
+        self._strain = Strain()
         self._gate = Gate(self.meter, trailers, counts=self._counts)
         self._server = grpc.aio.server(
             interceptors=[
@@ -158,7 +158,7 @@ class Server(Life, grpc.aio.Server):
                 *interceptors,
                 *([] if self.admission is None else [self.admission]),
                 LoadTrailers(
-                    load or LoadReporter(application=self._strain.load, utilization=self._strain.lag),
+                    load or LoadReporter(application=used, utilization=self._strain.lag),
                     counts=self._counts,
                 ),
                 *inner,

@@ -100,12 +100,31 @@ class Places:
         self.rules = Rules(Limits() if limits is None else limits, Random() if rng is None else rng)
         self.clock = clock
         self._alarm: asyncio.TimerHandle | None = None
+        # The time that places were held for: each begins with a minus and ends with a plus.
+        self._held_s = 0.0
+        self._asked_at = clock()
+        self._asked_s = 0.0
 
     @property
     def load(self) -> float:
         """The part of the places in use; above 1 while work waits. 0 if there is no limit."""
         intake = self.rules.intake
         return 0.0 if intake is None else intake.load
+
+    def used(self) -> float:
+        """The part of the places that was in use, on average since this was asked last. 0 if there is no limit.
+
+        A report of load has this: a moment that is picked says little about a server whose calls take a millisecond.
+        """
+        intake = self.rules.intake
+        now = self.clock()
+        passed_s = now - self._asked_at
+        if intake is None or passed_s <= 0.0:
+            return self.load
+        held_s = self._held_s + intake.in_flight * now
+        used = (held_s - self._asked_s) / passed_s / intake.limit.limit
+        self._asked_at, self._asked_s = now, held_s
+        return max(0.0, used)
 
     def left(self, client: str) -> float | None:
         """How much a client may begin at once by its own rate; None if no client has one."""
@@ -145,6 +164,7 @@ class Places:
             return refusal
         intake = rules.intake
         if intake is None or intake.take():
+            self._held_s -= now
             return Place(self, rules.times(method), now)
         return None
 
@@ -198,8 +218,10 @@ class Places:
         self._watch(intake)
 
     def _give_back(self, intake: Intake, now: float) -> None:
+        self._held_s += now
         intake.give_back()
         while intake.waiting and (waiting := intake.next(now)) is not None:
+            self._held_s -= now
             _tell(waiting, admitted=True)
 
     def __repr__(self) -> str:

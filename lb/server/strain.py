@@ -1,4 +1,4 @@
-"""How strained a process is: how late its event loop is, and how many of its places are in use, on average.
+"""How strained a process is: how late its event loop is, on average.
 
 A timer looks ten times a second. How much later than planned it runs is how long callbacks wait for their turn.
 """
@@ -6,7 +6,7 @@ A timer looks ten times a second. How much later than planned it runs is how lon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 _EVERY_S = 0.1
 
@@ -15,18 +15,12 @@ LOOP_LAG = "loop_lag"
 
 
 class Strain:
-    """Measures the running loop from `start` to `stop`, and what ``load`` says meanwhile.
+    """Measures the running loop from `start` to `stop`. The figure is an average since it was last asked for."""
 
-    The figures are averages since they were last asked for.
-    """
-
-    def __init__(self, load: Callable[[], float]) -> None:
-        self._load = load
+    def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
         self._late_s = 0.0
         self._passed_s = 0.0
-        self._loads = 0.0
-        self._looks = 0
 
     def start(self) -> None:
         """Measure."""
@@ -37,12 +31,6 @@ class Strain:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def load(self) -> float:
-        """What ``load`` said, on average."""
-        average = self._loads / self._looks if self._looks else self._load()
-        self._loads, self._looks = 0.0, 0
-        return average
 
     def lag(self) -> Mapping[str, float]:
         """The part of the time by which the loop was late."""
@@ -57,8 +45,6 @@ class Strain:
         late_s = max(0.0, loop.time() - planned)
         self._late_s += late_s
         self._passed_s += late_s + _EVERY_S
-        self._loads += self._load()
-        self._looks += 1
         self._plan(loop)
 
     def __repr__(self) -> str:

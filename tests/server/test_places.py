@@ -146,6 +146,29 @@ async def test_a_rate_says_when_to_come_back_and_how_much_is_left() -> None:
     assert Places().left("a") is None
 
 
+async def test_what_was_in_use_is_an_average_since_it_was_asked() -> None:
+    """Over all the time, whether the work has ended or not; a moment says little where work is short."""
+    clock = FakeClock()
+    places = Places(Limits(concurrency=Concurrency(limit=4, adaptive=False)), clock=clock)
+    assert places.used() == 0.0
+    async with places.take("work"):
+        clock.advance(1.0)
+        async with places.take("work"):
+            clock.advance(1.0)
+    clock.advance(1.0)
+    assert places.used() == pytest.approx(3.0 / 3.0 / 4)
+    async with places.take("work"):
+        clock.advance(1.0)
+        assert places.used() == pytest.approx(1 / 4)
+        clock.advance(1.0)
+    clock.advance(3.0)
+    assert places.used() == pytest.approx(1 / 4 / 4)
+    none = Places(Limits(concurrency=None), clock=clock)
+    async with none.take("work"):
+        clock.advance(1.0)
+        assert none.used() == 0.0
+
+
 async def test_the_limit_learns_from_the_time_since_the_work_began() -> None:
     """What a client took before, such as for its body, counts as nothing: the limit does not shrink for it."""
 

@@ -53,6 +53,8 @@ class Faults(Around):
         self.plan: dict[str, list[tuple[str, grpc.StatusCode]]] = {}
         self.seen: Counter[str] = Counter()
         self.left_s: dict[str, float] = {}
+        self.slow_s = 0.0
+        """How much longer each call takes."""
         self.hanging = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -70,6 +72,8 @@ class Faults(Around):
             self.left_s[name] = context.time_remaining()
             planned = self.plan.get(name)
             how, code = planned.pop(0) if planned else ("serve", grpc.StatusCode.OK)
+            if self.slow_s:
+                await asyncio.sleep(self.slow_s)
             if how in ("hang", "hold"):
                 self.hanging.set()
             if how == "hang":

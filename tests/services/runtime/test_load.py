@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import lb
@@ -13,7 +14,7 @@ from mesh.catalog.v1 import CatalogAsyncStub, CatalogStub, GetProductRequest
 from mesh.runtime.v1 import DescribeRequest, RuntimeStub
 from services.runtime.channels import served_by
 from tests.services.conftest import Shop
-from tests.support.wait import until
+from tests.support.wait import eventually, until
 
 
 async def ask(stub: CatalogAsyncStub) -> str:
@@ -61,3 +62,34 @@ async def test_calls_are_shared_by_the_reported_load(shop: Shop) -> None:
             return counts["catalog-2"] == 3 * counts["catalog-1"]
 
         await until(shared, within_s=60, what="three times the calls")
+
+
+async def test_a_slower_instance_reports_so_and_gets_fewer_calls(shop: Shop) -> None:
+    """By what it measures of itself, with nothing set: two instances, of which one takes 30 ms longer for a call."""
+    slow = await shop.start("catalog", instance_id="catalog-slow")
+    shop.faults.pop("catalog").slow_s = 0.03
+    fast = await shop.start("catalog", instance_id="catalog-fast")
+    counts: Counter[str] = Counter()
+
+    async with lb.aio.channel(
+        f"static:///{slow.address},{fast.address}", policy=lb.Orca(blackout_s=0, update_s=0.1), retry=False
+    ) as channel:
+        stub = CatalogStub(channel)
+
+        async def caller() -> None:
+            while True:
+                counts[await ask(stub)] += 1
+
+        callers = [asyncio.create_task(caller()) for _ in range(6)]
+
+        async def shared() -> bool:
+            counts.clear()
+            await eventually(lambda: counts.total() >= 100)
+            return counts["catalog-fast"] > 2 * counts["catalog-slow"]
+
+        try:
+            await until(shared, within_s=60, what="the fast one gets more than twice the calls")
+        finally:
+            for task in callers:
+                task.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
