@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx2
 import pytest
 
+import lb
 from lb.testing import Agent
 from tests.support import install
 
@@ -50,6 +52,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     venv = tmp_path_factory.mktemp("alone") / "venv"
     python = install.make(venv)
     install.install(venv, "lb-mesh")
+    return str(python)
+
+
+@pytest.fixture(scope="module")
+def with_server(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with the extra: what ``pip install '.[server]'`` gives."""
+    pytest.importorskip("hatchling", reason="the package is built as a wheel (extra: dev)")
+    venv = tmp_path_factory.mktemp("server") / "venv"
+    python = install.make(venv)
+    install.install(venv, "lb-mesh[server]")
     return str(python)
 
 
@@ -150,6 +162,49 @@ async def test_side_by_side(alone: str) -> None:
         if " failed   0 " in ours:
             break
     assert re.match(r"lb      answered +\d+  failed +0 ", ours)
+
+
+@pytest.mark.parametrize("in_consul", [True, False])
+async def test_server(with_server: str, in_consul: bool) -> None:
+    """It is healthy, and in Consul if it knows one; on SIGTERM a stream is told, the exit status is 0."""
+    async with Agent() as agent:
+        process = await asyncio.create_subprocess_exec(
+            *(with_server, "-I", "examples/server.py"),
+            cwd=ROOT,
+            env=_ENV | ({"CONSUL_HTTP_ADDR": agent.address} if in_consul else {}),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        said = ""
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                while not (ready := re.search(r"greeter: ready at (\S+)", said)):
+                    line = await process.stderr.readline()
+                    assert line, said
+                    said += line.decode()
+                target = f"consul://{agent.address}/greeter" if in_consul else ready[1]
+                async with lb.aio.channel(target, health="") as channel:
+                    hello: Any = channel.unary_unary("/Greeter/Hello")
+                    assert await hello(b"Ada", wait_for_ready=True) == b"hello, Ada"
+                    ticks: Any = channel.unary_stream("/Greeter/Ticks")
+                    stream = ticks(b"")
+                    assert await stream.read() == b"tick"
+                    process.terminate()
+                    while (message := await stream.read()) is not grpc.aio.EOF:
+                        assert message == b"tick"
+                said += (await process.communicate())[1].decode()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert process.returncode == 0, said
+    assert "greeter: draining: SIGTERM" in said
+
+
+@pytest.mark.parametrize("name", ["server.py"])
+def test_a_server_is_short(name: str) -> None:
+    """A whole server has under 40 lines."""
+    assert len((EXAMPLES / name).read_text("utf-8").splitlines()) < 40
 
 
 async def test_a_users_own_test() -> None:
