@@ -1,7 +1,7 @@
 """The gateway as a process: ``python -m services.gateway``.
 
 Ends on SIGTERM, Ctrl-C or the supervisor's end: ``/healthz`` answers 503 for ``MESH_DRAIN_WAIT_S``, then
-the port closes and requests in flight have ``MESH_DRAIN_S`` seconds. A second reason to end skips what is left.
+the port closes, and requests in flight have what is left of ``MESH_DRAIN_S``. A second reason to end skips what is left.
 """
 
 from __future__ import annotations

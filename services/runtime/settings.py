@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     policy: PolicyName = "weighted_round_robin"
     """How the channels to other services choose an instance."""
     drain_s: float = Field(default=30.0, ge=0, le=3600)
-    """How long calls in flight may take after SIGTERM, in seconds."""
+    """How long leaving may take after SIGTERM, all in all, in seconds."""
     drain_wait_s: float = Field(default=1.0, ge=0, le=60)
     """How long the instance says that it leaves before its port closes, in seconds."""
     concurrency: Annotated[str, AfterValidator(_concurrency)] = "auto"

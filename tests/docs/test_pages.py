@@ -158,7 +158,7 @@ def test_a_test_that_is_named_is_there(page: Path) -> None:
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("room", ["core", "aio", "aio/resolvers", "sync", "telemetry", "testing"])
+@pytest.mark.parametrize("room", ["core", "aio", "aio/resolvers", "sync", "server", "telemetry", "testing"])
 def test_every_file_has_its_place_on_the_map(room: str) -> None:
     """Each module of `lb` is named on the page of the architecture."""
     named = {part for name in re.findall(r"`([\w/. ]+)`", ARCHITECTURE) for part in re.split(r"[/.]", name)}

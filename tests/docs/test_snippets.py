@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 import lb
+import lb.server
 from examples.servers import Catalog
 from lb.core.policies import base
 from lb.testing import Agent, Backend
@@ -115,6 +116,34 @@ async def test_operating(agent: Agent, free_port: int) -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
 
+async def test_server(agent: Agent, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
+    """The page's server serves until SIGTERM, its stream ends when the server drains, and its test is one."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.address)
+    blocks = [block.replace("0.0.0.0:50051", f"127.0.0.1:{free_port}") for block in snippets("server.md")]
+    names = await run("server.md", *blocks, lb=lb)
+    await names["test_the_catalog"](Catalog())
+    serving = asyncio.create_task(names["main"](Catalog()))
+    async with lb.aio.channel("consul:///catalog") as channel:
+        request = GetProductRequest(sku="espresso")
+        found = await CatalogStub(channel).GetProduct(request, timeout=60, wait_for_ready=True)
+        assert found.product.sku == "espresso"
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(60):
+        await serving
+    async with lb.server.Server("news", register={"id": "news"}, drain_wait_s=0) as server:
+        watch: Any = grpc.unary_stream_rpc_method_handler(names["watch"])
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("News", {"Watch": watch})])
+        await server.start()
+        async with grpc.aio.insecure_channel(server.address) as news:
+            watching: Any = news.unary_stream("/News/Watch")
+            stream = watching(b"")
+            assert await stream.read() == b"news"
+            leaving = asyncio.create_task(server.stop(30))
+            while (message := await stream.read()) is not grpc.aio.EOF:
+                assert message == b"news"
+            await leaving
+
+
 async def test_troubleshooting() -> None:
     """The log is told to tell."""
     root, ours = logging.getLogger(), logging.getLogger("lb")
@@ -149,4 +178,4 @@ async def test_the_smallest_policy(backend: Backend) -> None:
 def test_no_page_has_python_that_is_not_run() -> None:
     """What runs elsewhere: README's and the tutorial's in their own tests. api.md has signatures and no programs."""
     pages = {path.name for path in DOCS.glob("*.md") if snippets(path.name)}
-    assert pages == {"api.md", "metrics.md", "moving.md", "operating.md", "troubleshooting.md", "tutorial.md"}
+    assert pages == {"api.md", "metrics.md", "moving.md", "operating.md", "server.md", "troubleshooting.md", "tutorial.md"}
