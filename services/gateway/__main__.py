@@ -1,7 +1,7 @@
 """The gateway as a process: ``python -m services.gateway``.
 
 Ends on SIGTERM, Ctrl-C or the supervisor's end: ``/healthz`` answers 503 for ``MESH_DRAIN_WAIT_S``, then
-the port closes, and requests in flight have what is left of ``MESH_DRAIN_S``. A second reason to end skips what is left.
+the port closes, and requests in flight have the rest of ``MESH_DRAIN_S``. A second reason to end skips what is left.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Process(Life):
             client_rate=limits.client_rate,
             client_header=self._settings.client_header or None,
         )
-        http = self._http = Server(config(app, drain_s=self._settings.drain_s))
+        http = self._http = Server(config(app, drain_s=max(0.0, self._settings.drain_s - self._settings.drain_wait_s)))
         self._serving = asyncio.create_task(http.serve(sockets=[listener]), name="http")
         self._looking = asyncio.create_task(gateway.start(), name="ready")
         log.info("ready", address=f"{self._settings.http_host}:{self._port}", pid=os.getpid())

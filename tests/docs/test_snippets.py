@@ -178,4 +178,5 @@ async def test_the_smallest_policy(backend: Backend) -> None:
 def test_no_page_has_python_that_is_not_run() -> None:
     """What runs elsewhere: README's and the tutorial's in their own tests. api.md has signatures and no programs."""
     pages = {path.name for path in DOCS.glob("*.md") if snippets(path.name)}
-    assert pages == {"api.md", "metrics.md", "moving.md", "operating.md", "server.md", "troubleshooting.md", "tutorial.md"}
+    run_here = {"metrics.md", "moving.md", "operating.md", "server.md", "troubleshooting.md"}
+    assert pages == run_here | {"api.md", "tutorial.md"}
