@@ -34,7 +34,7 @@ def number(
         ok = real and least <= value <= most and not (above and value == least)  # type: ignore[operator]
     if ok:
         return
-    unit = "seconds" if what.endswith("_s") and not what.endswith("_per_s") else "a number"
+    unit = "seconds" if what.endswith("_s") and not what.endswith("per_s") else "a number"
     words = accepted or f"{unit} {'>' if above else '>='} {least:g}" + ("" if most >= MOST else f" and <= {most:g}")
     if real and value > most >= MOST:  # type: ignore[operator]
         words += f", at most {most:g}"
