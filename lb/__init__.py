@@ -33,7 +33,7 @@ from lb.core.settings import MethodSettings
 from lb.shared.scopes import deadline, detached
 
 if TYPE_CHECKING:
-    from lb import sync
+    from lb import server, sync
     from lb._attempts import attempts
     from lb.core.orca import LoadReport
     from lb.core.policies import (
@@ -62,6 +62,7 @@ else:
             "LoadReport": "lb.core.orca",
             "Snapshot": "lb.core.snapshot",
             "attempts": "lb._attempts",
+            "server": "lb.server",
             "sync": "lb.sync",
         },
     )
@@ -109,6 +110,7 @@ __all__ = [
     "attempts",
     "deadline",
     "detached",
+    "server",
     "sync",
 ]
 

@@ -20,7 +20,7 @@ LATER = (
     # telemetry: once the process uses it
     *("opentelemetry", "lb.telemetry.tracing", "lb.telemetry.late", "lb.telemetry.instruments"),
     # the other shell, other ways of concurrency, and tests
-    *("gevent", "lb.sync", "lb.testing", "pytest"),
+    *("gevent", "lb.server", "lb.sync", "lb.testing", "pytest"),
     # what one channel in many is told
     *("json", "lb.core.service_config", "lb.core.service_policies", "lb.core.documents", "lb.core.snapshot"),
     *("difflib", "hashlib", "ipaddress", "pathlib", "urllib", "lb.core.orca", "lb.core.proxy", "lb.core.target"),
@@ -132,6 +132,7 @@ async def test_a_call_does_not_wait_for_imports(backend: Backend, name: str) -> 
         ("lb.aio.channel('dns:///localhost:1')", ["lb.aio.resolvers.dns"]),
         ("lb.aio.channel('static:///a:1', policy='p2c')", ["lb.core.policies.p2c"]),
         ("lb.sync.channel('static:///a:1').close()", ["lb.sync"]),
+        ("lb.server.Limits()", ["lb.server"]),
         ("lb.aio.channel('static:///a:1', service_config='{}')", ["json", "lb.core.service_config"]),
     ],
 )

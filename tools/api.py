@@ -86,7 +86,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 }
 """Title, a line below it, and what stands there in which order."""
 
-ELSEWHERE = frozenset({"lb.aio", "lb.sync", "lb.__version__", "lb.server.Behavior"})
+ELSEWHERE = frozenset({"lb.aio", "lb.server", "lb.sync", "lb.__version__", "lb.server.Behavior"})
 """Exported, and told under another name, or without need of words."""
 
 WITHOUT_MEMBERS = frozenset({"Settings of a channel", "Policies"})

@@ -36,7 +36,7 @@ from lb.server.dependencies import Check, Dependencies
 from lb.server.ending import Ending
 from lb.server.gate import Gate, Meter, not_grpcs_own
 from lb.server.life import Life, live
-from lb.server.listening import bind, checked
+from lb.server.listening import bind, checked, told
 from lb.server.optional import health_service, wanted
 from lb.server.orca import LoadReporter, LoadTrailers
 from lb.server.reasons import SIGNALS
@@ -140,6 +140,7 @@ class Server(Life, grpc.aio.Server):
         self._port = 0
         self._address = ""
         self._dependencies = Dependencies(checks or {})
+        self._told: dict[str, str] = {}
         self._healthy = asyncio.Event()
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -222,8 +223,7 @@ class Server(Life, grpc.aio.Server):
 
     def _opened(self, address: str, port: int) -> int:
         if self._listen is None and not self._port:  # the first one is the one that is told
-            self._port = port
-            self._address = join_host_port(address.rpartition(":")[0].strip("[]"), port)
+            self._port, self._address = port, told(address, port)
         return port
 
     def _know(self, service: str) -> None:
@@ -342,13 +342,16 @@ class Server(Life, grpc.aio.Server):
 
     async def _judge(self, names: Iterable[str]) -> None:
         """Keep health true: SERVING while every dependency answers."""
+        if self._state in ("draining", "ended"):
+            return
         broken = self._dependencies.broken
+        if broken and broken != self._told:
+            _log.warning("%s: not serving: %s", self._name, "; ".join(f"{name}: {broken[name]}" for name in broken))
+        self._told = broken
         state: State = "not ready" if broken else "serving"
-        if self._state in (state, "draining", "ended"):
+        if self._state == state:
             return
         self._state = state
-        if broken:
-            _log.warning("%s: not serving: %s", self._name, "; ".join(f"{name}: {broken[name]}" for name in broken))
         if self._health is not None:
             await self._health.say(names, serving=not broken)
         if not broken:

@@ -60,8 +60,7 @@ class Ending:
         try:
             if health is not None:
                 await health.enter_graceful_shutdown()
-            if registration is not None:
-                await self._within(until, self._tell(registration))
+            await self._within(until, self._tell(registration))
             gate.shut()
             if registration is not None:
                 await self._within(until, registration.close())
@@ -83,8 +82,9 @@ class Ending:
             await self._within(until, registration.close())
         await self._flush(now + self._flush_s)
 
-    async def _tell(self, registration: Registration) -> None:
-        await registration.drain()
+    async def _tell(self, registration: Registration | None) -> None:
+        if registration is not None:
+            await registration.drain()
         await asyncio.sleep(self._wait_s)
 
     async def _finish(self, server: grpc.aio.Server, meter: Meter, until: float) -> None:

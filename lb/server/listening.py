@@ -8,6 +8,7 @@ import socket
 import grpc
 
 from lb.core import checks
+from lb.server.address import join_host_port
 from lb.server.advertise import taken_apart
 from lb.server.mistakes import StartError
 
@@ -30,6 +31,14 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     if not port:
         raise StartError("listen", listen, f"cannot listen there: {_why(*checked(listen))}")
     return port
+
+
+def told(address: str, port: int) -> str:
+    """The address of a port that was added: with the port that it got; a socket's path as it is."""
+    try:
+        return join_host_port(taken_apart(address, least_port=0)[0], port)
+    except ValueError:
+        return address
 
 
 def _why(host: str, port: int) -> str:

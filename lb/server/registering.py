@@ -36,7 +36,7 @@ class Registering:
         for name in settings:
             if name not in known:
                 raise TypeError(f"register has {checks.shown(name)}; expected one of {', '.join(known)}")
-        if not health and settings.get("check", _GRPC) == _GRPC:
+        if not health and str(settings.get("check", _GRPC)).startswith(_GRPC):
             raise ImportError(
                 f"register needs the health service, which Consul asks; {EXTRA}, or register with another `check`"
             )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from lb.core.outcome import PUSHBACK_KEY, REPORT_KEY
 from lb.server import Around, Behavior, Concurrency, Limits, Server, behavior_of
 from lb.testing import Agent
 from tests.server.conftest import Service, call, failed, health
+from tests.support.consul import Embedded, Proxy
 from tests.support.wait import eventually, until
 
 END = signal.SIGUSR1
@@ -82,6 +84,35 @@ async def test_ports_of_your_own() -> None:
                 assert await call(channel, "Echo") == b"x"
 
 
+async def test_a_socket_of_its_own(tmp_path: Path) -> None:
+    """Not on the network at all."""
+    async with Server("test", listen=None) as server:
+        Service().add(server)
+        server.add_insecure_port(f"unix:{tmp_path}/socket")
+        await server.start()
+        assert server.address == f"unix:{tmp_path}/socket"
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            assert await call(channel, "Echo") == b"x"
+
+
+async def test_clients_have_time_to_notice() -> None:
+    """Between saying that it leaves and refusing, it serves: also a server that is not registered anywhere."""
+    async with Server("test", drain_wait_s=300, drain_s=300) as server:
+        Service().add(server)
+        serving = asyncio.create_task(server.serve(signals=[END]))
+        await eventually(lambda: server.state == "serving")
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            end()
+
+            async def leaving() -> bool:
+                return await health(channel) == NOT_SERVING
+
+            await until(leaving, within_s=30, what="NOT_SERVING")
+            assert await call(channel, "Echo") == b"x"
+            end()
+            await asyncio.wait_for(serving, 30)
+
+
 async def test_a_life(agent: Agent) -> None:
     """It is in Consul when it is ready. A signal ends it: streams are told, calls end well, and Consul forgets it."""
     in_flight: list[int] = []
@@ -128,7 +159,7 @@ async def test_leaving_has_one_time_for_all(caplog: pytest.LogCaptureFixture) ->
         finally:
             told.append("cancelled")
 
-    async with Server("test", drain_s=1, flush_s=0.4) as server:
+    async with Server("test", drain_s=1, drain_wait_s=0, flush_s=0.4) as server:
         service = Service()
         service.add(server)
         server.on_close(never)
@@ -142,6 +173,44 @@ async def test_leaving_has_one_time_for_all(caplog: pytest.LogCaptureFixture) ->
             assert (await waiting).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert told == ["flush with 0 in flight", "cancelled"]
         assert "test: the time for leaving has passed; calls that are cancelled: 1" in caplog.text
+
+
+async def test_consul_hangs_while_it_leaves() -> None:
+    """It has no more time than all else: the server ends, its callbacks called, while Consul still says nothing."""
+    flushed: list[bool] = []
+
+    async def flush() -> None:
+        flushed.append(True)
+
+    registry = Embedded()
+    await registry.start()
+    async with Proxy(registry) as proxy:
+        register = {"id": "test-1", "consul": proxy.url}
+        async with Server("test", register=register, drain_s=1, drain_wait_s=0, flush_s=0.4) as server:
+            Service().add(server)
+            server.on_close(flush)
+            serving = asyncio.create_task(server.serve(signals=[END]))
+            await eventually(lambda: server.state == "serving")
+            await until(registry.instances, within_s=30, what="it is registered")
+            answer = asyncio.Event()
+
+            async def hang(what: str) -> None:
+                await answer.wait()
+
+            proxy.before = hang
+            began = asyncio.get_running_loop().time()
+            end()
+            await asyncio.wait_for(serving, 30)
+            assert asyncio.get_running_loop().time() - began < 6  # Consul alone would be given 16
+            assert flushed == [True]
+            answer.set()
+            await until(lambda: _gone(registry), within_s=30, what="what was sent to Consul goes on")
+            await eventually(lambda: not [task for task in asyncio.all_tasks() if "leaves" in task.get_name()])
+    await registry.kill()
+
+
+async def _gone(registry: Embedded) -> bool:
+    return await registry.instances() == set()
 
 
 async def test_a_second_signal_ends_it_at_once() -> None:
@@ -171,7 +240,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
 async def test_the_supervisors_end_is_a_reason() -> None:
     """End-of-file on the pipe that it was given."""
     reading, writing = os.pipe()
-    async with Server("test") as server:
+    async with Server("test", drain_wait_s=0) as server:
         serving = asyncio.create_task(server.serve(parent_fd=reading, signals=[]))
         await eventually(lambda: server.state == "serving")
         os.close(writing)
@@ -205,6 +274,7 @@ async def test_health_follows_what_it_depends_on(caplog: pytest.LogCaptureFixtur
 
             assert await says(NOT_SERVING)
             assert not starting.done()
+            assert "test: not serving: database: no database today" in caplog.text
             wrong.append(None)
             await asyncio.wait_for(starting, 30)
             assert await says(SERVING)
