@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -142,6 +143,24 @@ async def test_server(agent: Agent, monkeypatch: pytest.MonkeyPatch, free_port: 
             while (message := await stream.read()) is not grpc.aio.EOF:
                 assert message == b"news"
             await leaving
+
+
+async def test_places() -> None:
+    """The application of docs/server.md answers, and refuses a client that asks too often."""
+    names = await run("server.md", *snippets("server.md"), lb=lb)
+    told: list[object] = []
+
+    async def respond(_: object) -> None:
+        told.append("answered")
+
+    async def refuse(_: object, code: grpc.StatusCode, retry_s: float) -> None:
+        told.append(code)
+
+    request = SimpleNamespace(route="GET /", address="192.0.2.1")
+    for _ in range(5000):
+        await names["answer"](request, respond, refuse)
+    assert told[0] == "answered"
+    assert set(told) == {"answered", grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 async def test_troubleshooting() -> None:

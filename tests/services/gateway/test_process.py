@@ -37,6 +37,8 @@ async def start(*fds: int, **settings: str) -> asyncio.subprocess.Process:
         ({"MESH_PORT": "taken"}, ["MESH_PORT"]),
         ({"MESH_JAEGER_QUERY": "jaeger:16686"}, ["MESH_JAEGER_QUERY", "http://"]),
         ({"CONSUL_HTTP_ADDR": "ftp://x"}, ["CONSUL_HTTP_ADDR"]),
+        ({"MESH_CLIENT_HEADER": "X-Real-IP:"}, ["MESH_CLIENT_HEADER", "X-Forwarded-For"]),
+        ({"MESH_CLIENT_RATE": "-1"}, ["MESH_CLIENT_RATE"]),
     ],
 )
 async def test_what_is_wrong_is_said_in_one_line(settings: dict[str, str], words: list[str]) -> None:
