@@ -9,13 +9,13 @@ locked() { sed -n "s/^\($1==[^ ;]*\).*/\1/p" requirements-dev.lock; }
 
 "$uv" venv --quiet --clear --python "${PYTHON:-.venv/bin/python}" "$venv"
 echo "${GRPCIO:+grpcio==$GRPCIO}" >"$venv/constraint.txt"
-"$uv" pip compile pyproject.toml --extra consul --quiet --no-header --no-annotate --python "$venv/bin/python" \
+"$uv" pip compile pyproject.toml --extra server --quiet --no-header --no-annotate --python "$venv/bin/python" \
   --resolution lowest-direct --constraint "$venv/constraint.txt" --output-file "$venv/lowest.txt"
-# The tests' own tools are today's; the health service is one whose generated code fits an old protobuf.
-"$uv" pip install --quiet --python "$venv/bin/python" -r "$venv/lowest.txt" grpcio-health-checking==1.50.0 \
+# The tests' own tools are today's.
+"$uv" pip install --quiet --python "$venv/bin/python" -r "$venv/lowest.txt" \
   $(for tool in pytest pytest-asyncio hypothesis httpx2 cryptography h2; do locked $tool; done)
-grep -E '^(grpcio|protobuf|py-consul|tenacity|opentelemetry-api)==' "$venv/lowest.txt"
-[ $# -gt 0 ] || set -- tests/core tests/telemetry tests/aio tests/sync tests/shared tests/shells tests/testing \
+grep -E '^(grpcio(-[a-z-]+)?|googleapis-common-protos|protobuf|py-consul|tenacity|opentelemetry-api)==' "$venv/lowest.txt"
+[ $# -gt 0 ] || set -- tests/core tests/telemetry tests/aio tests/sync tests/server tests/shared tests/shells tests/testing \
   tests/test_import.py tests/test_without_consul.py
 # Before 1.83 an asyncio call of grpcio's raises in __del__ what its interceptor raised.
 "$venv/bin/python" -m pytest -o pythonpath=. -o "filterwarnings=error

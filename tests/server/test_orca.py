@@ -108,11 +108,11 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
             clock.advance(1.0)
             streamed = channel.unary_stream("/test.Service/stream")(b"")
             assert [message async for message in streamed] == [b"1"]
-            trailing = [dict(await c.trailing_metadata()) for c in (call, streamed)]
+            trailing = [dict([*await c.trailing_metadata()]) for c in (call, streamed)]
             failing = channel.unary_unary("/test.Service/unary")(b"fail")
             with pytest.raises(grpc.aio.AioRpcError):
                 await failing
-            assert REPORT_KEY not in dict(await failing.trailing_metadata())
+            assert REPORT_KEY not in dict([*await failing.trailing_metadata()])
     finally:
         await server.stop(None)
     assert [metadata["mesh-instance-id"] for metadata in trailing] == ["i-1", "i-1"]

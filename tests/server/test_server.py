@@ -299,7 +299,7 @@ async def test_what_stands_around_a_handler() -> None:
             await asyncio.wait_for(service.begun.wait(), 30)
             error = await failed(call(channel, "Echo"))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
-            assert PUSHBACK_KEY in dict(error.trailing_metadata())
+            assert PUSHBACK_KEY in dict([*error.trailing_metadata()])
             assert await health(channel) == SERVING
             service.go.set()
             assert await waiting == b"x"
@@ -322,7 +322,7 @@ async def test_it_reports_its_load(limits: Any) -> None:
             async def reported() -> lb.LoadReport | None:
                 echo = call(channel, "Echo")
                 await echo
-                encoded = dict(await echo.trailing_metadata()).get(REPORT_KEY)
+                encoded = dict([*await echo.trailing_metadata()]).get(REPORT_KEY)
                 report = decode(encoded) if encoded else None
                 expected = pytest.approx(0.5, abs=0.15) if limits else 0.0
                 return report if report and report.application_utilization == expected else None
