@@ -18,6 +18,9 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.alone
 
+ANY_NUMBER: dict[str, Any] = {"MESH_CONCURRENCY": "0", "MESH_RATE": "0"}
+"""Nothing is refused because there is too much of it: callers that never pause ask for more than an instance can do."""
+
 IN_FLIGHT = 16
 
 
@@ -44,13 +47,13 @@ async def test_a_graceful_restart_needs_no_retry(tmp_path: Path) -> None:
     async def replace(old: Any, successor: str) -> None:
         old.process.send_signal(signal.SIGTERM)
         assert await old.ended(within_s=60) == 0
-        await stack.enter_async_context(running("catalog", agent, tmp_path, MESH_INSTANCE_ID=successor))
+        await stack.enter_async_context(running("catalog", agent, tmp_path, MESH_INSTANCE_ID=successor, **ANY_NUMBER))
         await answer(successor)
 
     async with Agent() as agent, AsyncExitStack() as stack:
         old = [
             await stack.enter_async_context(
-                running("catalog", agent, tmp_path, MESH_INSTANCE_ID=f"old-{n}", MESH_DRAIN_WAIT_S="3")
+                running("catalog", agent, tmp_path, MESH_INSTANCE_ID=f"old-{n}", MESH_DRAIN_WAIT_S="3", **ANY_NUMBER)
             )
             for n in (1, 2)
         ]
