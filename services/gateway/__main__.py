@@ -23,7 +23,7 @@ from lb.server import Life, Limits, Places
 from services.gateway.app import Gateway
 from services.gateway.backends import Backends
 from services.gateway.connection import Server, config
-from services.gateway.limits import AT_ONCE, Bounds
+from services.gateway.limits import PLACES, Bounds
 from services.gateway.topology import CONSUL_TIMEOUT_S, Topology
 from services.gateway.traces import JaegerTraces, Traces, TraceStore
 from services.runtime.channels import connector
@@ -60,7 +60,7 @@ class GatewaySettings(Settings):
     def limits(self) -> Limits:
         """What the gateway takes on."""
         return Limits(
-            concurrency=self.places(AT_ONCE),
+            concurrency=self.places(PLACES),
             rate=bucket(self.rate, self.burst),
             client_rate=bucket(self.client_rate, self.client_burst),
         )

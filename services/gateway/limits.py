@@ -24,8 +24,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Self
 
 import grpc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,8 +36,11 @@ from lb.server import Concurrency, Place, Places, Priority, Rate, RefusedError
 from services.gateway.problems import Problem, retry_after
 
 LONGEST_S = 30.0
-AT_ONCE = Concurrency(limit=16, min_limit=4, max_limit=256, queue_s=0.5)
+PLACES = Concurrency(limit=16, min_limit=4, max_limit=256, queue_s=0.5)
 """A person waits for half a second rather than to be sent away, and has 5 seconds in all."""
+
+SOON_S = 0.25
+"""A body that takes longer is a slow one."""
 
 _LONGEST_NAME = 64
 
@@ -105,10 +110,17 @@ class Bounds:
             return
         client = client_of(scope, self._header) if kind.metered else ""
         try:
-            async with self._places.take(kind.name, priority=kind.priority, client=client) as place:
-                answer = _Answer(place, receive, send, self._told(client))
-                await self._run(scope, answer.receive, answer.send)
-                answer.over()
+            async with AsyncExitStack() as places:
+
+                async def take(client: str = "") -> Place:
+                    return await places.enter_async_context(
+                        self._places.take(kind.name, priority=kind.priority, client=client)
+                    )
+
+                place = await take(client)
+                with _Answer(place, take, receive, send, self._told(client)) as answer:
+                    await self._run(scope, answer.receive, answer.send)
+                    answer.over()
         except RefusedError as error:
             response = _problem(error, dict(self._told(client))).response(instance=scope["path"])
             await response(scope, receive, send)
@@ -140,24 +152,50 @@ class Bounds:
 
 
 class _Answer:
-    """One admitted request: when it began, and how it is answered."""
+    """One admitted request: when it began, and how it is answered.
 
-    __slots__ = ("_begun", "_headers", "_place", "_receive", "_send", "_status")
+    The place is taken before the body is read, and given back if the body does not come at once: a few clients with
+    slow bodies would have all places. Who has sent it all in the end takes another one.
+    """
 
-    def __init__(self, place: Place, receive: Receive, send: Send, told: tuple[tuple[str, str], ...]) -> None:
+    __slots__ = ("_begun", "_headers", "_place", "_receive", "_send", "_status", "_take", "_timer")
+
+    def __init__(
+        self,
+        place: Place,
+        take: Callable[[], Awaitable[Place]],
+        receive: Receive,
+        send: Send,
+        told: tuple[tuple[str, str], ...],
+    ) -> None:
         self._place = place
+        self._take = take
         self._receive = receive
         self._send = send
         self._headers = [(name.lower().encode(), value.encode()) for name, value in told]
         self._begun = False
         self._status = 0
+        self._timer = asyncio.get_running_loop().call_later(SOON_S, place.over)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
 
     async def receive(self) -> Message:
         """A piece of the request. How long a client takes for its body says nothing about the shop."""
         message = await self._receive()
         if not self._begun and not message.get("more_body", False):
             self._begun = True
-            self._place.begun()
+            self._timer.cancel()
+            if self._place.held:
+                self._place.begun()
+            else:
+                try:
+                    self._place = await self._take()
+                except RefusedError as error:
+                    raise _problem(error, {}) from None
         return message
 
     async def send(self, message: Message) -> None:

@@ -45,7 +45,7 @@ class Faults(Around):
 
     ``plan`` holds, by method name, how its next calls fail; a call beyond the plan is served. Methods with streams
     always are. ``seen`` counts calls by method name, ``left_s`` is what the last one had left of its deadline, in
-    seconds.
+    seconds, and ``priority`` how important it said to be.
     """
 
     def __init__(self) -> None:
@@ -53,6 +53,7 @@ class Faults(Around):
         self.plan: dict[str, list[tuple[str, grpc.StatusCode]]] = {}
         self.seen: Counter[str] = Counter()
         self.left_s: dict[str, float] = {}
+        self.priority: dict[str, str | None] = {}
         self.slow_s = 0.0
         """How much longer each call takes."""
         self.hanging = asyncio.Event()
@@ -70,6 +71,7 @@ class Faults(Around):
         async def answer(request: Any, context: Any) -> Any:
             self.seen[name] += 1
             self.left_s[name] = context.time_remaining()
+            self.priority[name] = dict(context.invocation_metadata()).get("lb-priority")
             planned = self.plan.get(name)
             how, code = planned.pop(0) if planned else ("serve", grpc.StatusCode.OK)
             if self.slow_s:

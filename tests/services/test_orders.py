@@ -264,6 +264,14 @@ async def test_deadlines_are_inherited(counter: Counter, monkeypatch: pytest.Mon
     assert all(0 < left_s <= saga.UNDO_S + rounding_s for left_s in (payments["Void"], inventory["Release"]))
 
 
+async def test_undoing_is_critical(counter: Counter) -> None:
+    """It frees goods and money, whoever placed the order, so full services refuse it last."""
+    counter.shop.faults["payments"].next("Capture", "before")
+    await refused(counter.orders.PlaceOrder(place(), metadata=(("lb-priority", "sheddable"),)))
+    assert counter.shop.faults["payments"].priority["Void"] == "critical"
+    assert counter.shop.faults["inventory"].priority["Release"] == "critical"
+
+
 async def test_a_step_that_hangs_is_given_up(counter: Counter) -> None:
     """A dependency that does not answer is UNAVAILABLE after its step's time, long before the caller's deadline."""
     counter.shop.faults["inventory"].next("Reserve", "hang")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from lb.server import Concurrency, Limits, Places, Priority, Rate
 from lb.testing.clock import FakeClock
+from services.gateway import limits
 from services.gateway.limits import Bounds, client_of, kind_of
 from tests.services.gateway.conftest import Bench, serve
 from tests.support.wait import eventually
@@ -171,6 +173,28 @@ async def test_clients_cannot_say_how_important_they_are(bench: Bench) -> None:
     await bench.client.get("/api/products", headers=own)
     assert bench.shop.priorities[:2] == ["critical", "sheddable"]
     assert set(bench.shop.priorities[2:]) <= {None, "default"}
+
+
+async def test_a_slow_body_keeps_no_place(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place goes to others while it comes; once it is there, the request takes one again, or is refused."""
+    monkeypatch.setattr(limits, "SOON_S", 0.01)
+    places = Places(Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0)))
+    intake = places.rules.intake
+    assert intake is not None
+    body = json.dumps(ORDER).encode()
+    head = b"POST /api/orders HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    async with serve(Bounds(bench.gateway.asgi, places)) as port:
+        for turn, (full, status) in enumerate(((False, b"201"), (True, b"503"))):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + body[:-1])
+            await eventually(lambda least=2 * turn: intake.admitted > least and not intake.in_flight)  # type: ignore[misc]
+            async with places.take("other") if full else nullcontext():
+                writer.write(body[-1:])
+                answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 " + status), answer
+            assert (b"retry-after: 1\r\n" in answer.lower()) == full
+            writer.close()
 
 
 async def test_only_what_went_well_says_how_long_it_takes() -> None:
