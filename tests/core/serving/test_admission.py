@@ -78,6 +78,17 @@ def test_a_full_server_sends_the_client_to_another_one() -> None:
     assert 400 <= pushback_ms <= 1400
 
 
+def test_each_refusal_counts_as_one() -> None:
+    """Who refuses all of many calls sends its clients away, without any other bookkeeping."""
+    rules = admission()
+    for _ in range(100):
+        rules.demand.asked(0.0)
+        refusal = rules.full(0.0)
+    assert rules.demand.share(0.0) == 1.0
+    assert refusal.pushback_ms is not None
+    assert refusal.pushback_ms >= 2500
+
+
 def test_a_call_that_cannot_be_answered_in_time() -> None:
     """DEADLINE_EXCEEDED, with both times; nothing is said of a retry."""
     rules = admission()
