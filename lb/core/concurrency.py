@@ -81,7 +81,7 @@ class ConcurrencyLimit:
     Args:
         limit: calls at once, >= 1: the fixed limit, or the first value of the adaptive one.
         adaptive: whether the limit follows the latency, from ``min_limit`` to ``max_limit``.
-        min_limit: the lowest adaptive limit, >= 1.
+        min_limit: the lowest adaptive limit, >= 1. For a moment every ten seconds it may be half of that.
         max_limit: the highest adaptive limit, >= ``min_limit``.
         queue: how many calls may wait in the queue, >= 0. Others are refused at once.
         queue_s: how long a call may wait in the queue, in seconds, > 0. Then it is refused.

@@ -258,7 +258,7 @@ SCENARIOS = {
     ),
     "8 slots, 1 ms and 200 ms mixed, 3 times": Scenario(slots=8, load=3.0, methods=MIXED, good=0.93, p99=15.0),
     "200 slots, 1 ms and 200 ms mixed, 1.5 times": Scenario(
-        slots=200, load=1.5, methods=MIXED, seconds=8.0, since=5.0, good=0.93, p99=15.0
+        slots=200, load=1.5, methods=MIXED, seconds=12.0, since=5.0, good=0.93, p99=15.0
     ),
 }
 

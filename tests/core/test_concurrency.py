@@ -18,7 +18,7 @@ from tenacity import wait_fixed, wait_none
 from lb.core.attempt import Attempt
 from lb.core.budget import Budget
 from lb.core.call import DONE, Call, Failed, Pause, Queued
-from lb.core.concurrency import ConcurrencyLimit
+from lb.core.concurrency import ConcurrencyLimit, LimitState
 from lb.core.elsewhere import with_room
 from lb.core.outcome import OK, Origin, classify
 from lb.core.policies import P2C, Policy, Random, RoundRobin
@@ -119,6 +119,67 @@ def test_it_settles_where_a_server_begins_to_refuse() -> None:
     settled = history[-100:]
     assert min(settled) >= 5
     assert sum(settled) / len(settled) <= 40
+
+
+def turn(state: LimitState, now: float, took_s: float) -> None:
+    """As many calls as the limit lets run have begun together, and end together."""
+    in_flight = state.limit
+    for _ in range(in_flight):
+        state.observe(took_s, in_flight, now)
+
+
+def test_a_call_that_begins_in_the_instant_of_a_step_counts() -> None:
+    """Calls that all begin when the ones before have ended are a round each: every turn the limit grows."""
+    state = ConcurrencyLimit(limit=16, adaptive=True).new_state()
+    limits = []
+    for number in range(1, 6):
+        turn(state, number * 0.25, 0.25)
+        limits.append(state.limit)
+    assert limits == [20, 24, 29, 34, 40]
+
+
+def test_answers_of_calls_from_before_the_last_step_do_not_count() -> None:
+    """They ran under another limit: however slow they were, the limit stays where the step left it."""
+    state = ConcurrencyLimit(limit=16, adaptive=True).new_state()
+    turn(state, 1.0, 0.25)
+    for _ in range(200):
+        state.observe(5.0, state.limit, 1.1)
+    assert state.limit == 20
+
+
+def test_a_clock_too_coarse_to_see_a_call_is_no_hindrance() -> None:
+    """Calls that take 0 s are fast ones: the limit grows. When they take some time then, it finds its way as well."""
+    state = ConcurrencyLimit(limit=16, adaptive=True, max_limit=100).new_state()
+    for number in range(50):
+        turn(state, float(number), 0.0)
+    assert state.limit == 100
+    limits = []
+    for number in range(200):
+        turn(state, 50.0 + number * 0.25, 0.25)
+        limits.append(state.limit)
+    assert min(limits) >= 2
+    assert limits[-1] == 100
+
+
+def test_a_time_below_zero_is_nobodys() -> None:
+    """A clock that was set back says nothing."""
+    state = ConcurrencyLimit(limit=16, adaptive=True).new_state()
+    for number in range(50):
+        turn(state, float(number), -1.0)
+    assert state.limit == 16
+
+
+def test_while_it_looks_the_limit_is_half() -> None:
+    """After a second in which calls take longer than usual: for 20 calls that have begun since. They take as long with
+    half as many beside them, so that is what is usual now, and there is nothing more to look for.
+    """
+    state = ConcurrencyLimit(limit=20, adaptive=True, min_limit=20, max_limit=20).new_state()
+    turn(state, 0.0, 0.1)
+    limits = []
+    for number in range(1, 200):
+        turn(state, number * 0.25, 0.25)
+        limits.append(state.limit)
+    assert limits == [20] * 4 + [10] * 2 + [20] * 193
 
 
 @pytest.mark.parametrize(("outcome", "limit"), [(REFUSED, 9), (TIMED_OUT, 9), (UNAVAILABLE, 10), (CANCELLED, 10)])
