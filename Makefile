@@ -7,10 +7,10 @@ PY := .venv/bin/python
 RUN := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: help demo check test lint docs surface stubs servers lock lowest releases chaos bench clean
+.PHONY: help demo check test lint docs surface stubs servers lock lowest releases chaos bench bench-server bench-overload bench-drain bench-short clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(RUN) ## run the shop on this machine until Ctrl-C (MESH_PORT, MESH_DURATION, MESH_POLICY)
 	@exec $(PY) -m services.demo
@@ -55,6 +55,18 @@ chaos: $(DEV) ## cause faults under load and print what they cost (ROWS=3,7 for 
 
 bench: $(DEV) ## measure calls, picks, memory and imports against grpcio's own channel (ten minutes; STRICT=1 fails on missed goals)
 	@$(PY) -m bench
+
+bench-server: $(DEV) ## measure how much one server process serves, beside grpcio's hello world (eight minutes)
+	@$(PY) bench/server.py
+
+bench-overload: $(DEV) ## ask servers, and the whole shop, for many times what they can do (eight minutes)
+	@$(PY) bench/overload.py
+
+bench-drain: $(DEV) ## restart servers one after the other under load (a minute; needs Consul: make servers)
+	@$(PY) bench/drain.py
+
+bench-short: $(DEV) ## run short forms of the three, for CI: they check what must hold on any machine (four minutes)
+	@$(PY) bench/server.py --short && $(PY) bench/overload.py --short && $(PY) bench/drain.py --short
 
 clean: ## remove .venv with all that is installed in it, caches and built servers
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Prints the results kept in ``bench/results``: the tables of ``docs/performance.md``, ``docs/faults.md`` and README.
+"""Prints the results kept in ``bench/results``: the tables of README and of the pages of ``docs`` with figures.
 
 ``python bench/report.py`` prints, ``--write`` puts them into these pages, between their marks.
 """
@@ -21,7 +21,14 @@ from bench.rows import LIMITS
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 FAULTS = PAGE.parent / "faults.md"
+SERVER = PAGE.parent / "server.md"
 README = PAGE.parent.parent / "README.md"
+SERVING = {
+    "server": "**`make bench-server`**: one server process.",
+    "overload": "**`make bench-overload`**: many times what the servers can do.",
+    "drain": "**`make bench-drain`**: a rolling restart.",
+}
+"""The benches of servers, and what the page says of them."""
 BEGIN, END = "<!-- begin: python bench/report.py -->", "<!-- end -->"
 
 # The rows of README's short table, and what they are called there.
@@ -190,9 +197,22 @@ def faults() -> str:
     return "\n".join([*lines, "", goals[0].upper() + goals[1:], "", f"With python {chaos['python']}, {versions}."])
 
 
+def serving() -> str:
+    """What the benches of servers found; nothing of those that have not run."""
+    parts = []
+    for name, words in SERVING.items():
+        if (RESULTS / f"{name}.json").exists():
+            kept = _kept(name)
+            versions = ", ".join(f"{of} {version}" for of, version in kept["versions"].items())
+            goals = kept["rows"]["goals"]
+            last = f"{goals[0].upper()}{goals[1:]}.\n\nOn {kept['rows']['machine']}. With {versions}."
+            parts += [words, *kept["rows"]["parts"], last]
+    return "\n\n".join(parts)
+
+
 def main() -> int:
     """Print or write."""
-    for page, made in ((PAGE, tables()), (FAULTS, faults()), (README, short())):
+    for page, made in ((PAGE, tables()), (FAULTS, faults()), (README, short()), (SERVER, serving())):
         if sys.argv[1:] == ["--write"]:
             before, _, rest = page.read_text().partition(BEGIN)
             _, _, after = rest.partition(END)

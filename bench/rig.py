@@ -110,8 +110,13 @@ def measure(name: str, worker: subprocess.Popen[str]) -> float:
 
 def tell(worker: subprocess.Popen[str]) -> None:
     """Have a worker begin."""
+    say(worker, "turn")
+
+
+def say(worker: subprocess.Popen[str], words: Any) -> None:
+    """Send a worker a line of JSON."""
     assert worker.stdin is not None
-    worker.stdin.write("turn\n")
+    worker.stdin.write(json.dumps(words) + "\n")
     worker.stdin.flush()
 
 
@@ -158,7 +163,7 @@ def versions() -> dict[str, str]:
     return known
 
 
-def write(name: str, rows: dict[str, Any]) -> None:
+def write(name: str, rows: Any) -> None:
     """Keep the rows of one measure, with versions."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("opentelemetry.sdk", reason="the bench needs the OpenTelemetry SDK (extra: services)")
 pytest.importorskip("purgatory", reason="the bench compares with a breaker library (extra: dev)")
 
-from bench import calls, costs, instructions, report, rig, steps
+from bench import calls, costs, goals, instructions, report, rig, steps
 from bench.pick import PICK, WHOLE, Row
 from bench.rows import LIMITS, ROWS
 
@@ -102,16 +102,19 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picks = {"weights 1, 2, 5": {"random": sizes}}
     missed = ["pick of random, equal weights: 1.52 (by instructions 1.04)", "pick of random, weights 1, 2, 5: 1.50"]
     missed.append("pick of p2c, all warm, weights 1 to 1,000: 1.60")
-    goals = {"met": 1, "of": 2, "missed": missed}
-    (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": goals}))
+    met = {"met": 1, "of": 2, "missed": missed}
+    (elsewhere / "pick.json").write_text(json.dumps({"picks": picks, "whole_picks": picks, "goals": met}))
     assert json.loads((elsewhere / "calls.json").read_text())["versions"]["grpcio"]
     (elsewhere / "chaos.json").write_text(json.dumps(CHAOS))
     page, faults, readme = elsewhere / "performance.md", elsewhere / "faults.md", elsewhere / "README.md"
-    for path in (page, faults, readme):
+    server = elsewhere / "server.md"
+    goals.finish("drain", [goals.Table(["", "failed"], [["calls", 0]])], [], keep=True)
+    for path in (page, faults, readme, server):
         path.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report, "FAULTS", faults)
     monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "SERVER", server)
     monkeypatch.setattr(sys, "argv", ["report.py", "--write"])
     assert report.main() == 0
     text = page.read_text()
@@ -133,6 +136,10 @@ def test_the_page(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 1 | aio: SIGKILL | 24.0 | 33.1 | 900 | 0 | 3 | 1 | 0.24 | **missed: p99**; a note |" in text
     assert "\nGoals: 1 of 2 met; missed: 1 aio p99, on x86_64, 2 cores; load before the start 0.5.\n" in text
     assert "(100.0 ms of CPU, once) | 1.67 |" in readme.read_text()
+    text = server.read_text()
+    assert "| calls | 0 |" in text
+    assert "Goals: 0 of 0 met." in text
+    assert "bench-server" not in text, "it has not run"
 
 
 def test_the_costs(elsewhere: Path) -> None:

@@ -1,0 +1,197 @@
+"""The benches of servers: their load, their arithmetic, their last line. `make bench-short` runs them in short."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="the bench needs the shop's packages (extra: services)")
+pytest.importorskip("aiosqlite", reason="the bench needs the shop's packages (extra: services)")
+
+from bench import servers, shop
+from bench.goals import Goal, finish, spread
+from bench.pressure import Call, Figures, Generators, Kind, Phase, generators, percentile
+from bench.server import search
+from services.orders.store import CONFIRMED, PENDING
+from services.shop.assortment import ASSORTMENT, FIRST_DELIVERY
+
+ECHO = Kind(servers.ECHO)
+
+
+def figures(*calls: Call, s: float = 4.0, skip_s: float = 0.0, lag_ms: float = 1.0) -> Figures:
+    """Of calls that were not made."""
+    return Figures(Phase(s, (ECHO,), skip_s=skip_s), [*calls], [lag_ms])
+
+
+def answered(*at: float, took_s: float = 0.01, code: str = "OK") -> list[Call]:
+    """A call at each of these times."""
+    return [Call(ECHO, each, took_s, code) for each in at]
+
+
+def test_goodput_counts_what_was_answered_in_the_phase() -> None:
+    """Work counts when its answer comes, by what it costs; failures, later answers and the warm-up do not."""
+    dear = Kind(servers.SLOT, costs=3.0)
+    found = figures(
+        *answered(1.5, 2.0),
+        *answered(0.5),  # in the warm-up
+        *answered(3.0, code="UNAVAILABLE"),
+        *answered(3.9, took_s=0.2),  # after the end
+        Call(dear, 0.9, 0.2, "OK"),
+        skip_s=1.0,
+    )
+    assert found.goodput() == pytest.approx((1 + 1 + 3) / 3.0)
+    assert found.failed == 1
+
+
+def test_goodput_is_back_when_a_second_had_it() -> None:
+    """It tells the end of the first such second; infinite, if there is none."""
+    found = figures(*answered(*(1.0 + 0.1 * number for number in range(29))))
+    assert found.back_s(9.5) == pytest.approx(1.95)
+    assert found.back_s(11.0) == math.inf
+
+
+def test_a_run_in_which_the_generator_lags_is_void() -> None:
+    """Its figures meet no goal and break no promise."""
+    lagging = figures(lag_ms=5.1)
+    assert lagging.void
+    assert not figures(lag_ms=4.9).void
+    goal = Goal("goodput", 0.95, least=0.9, promise=0.5, void=True)
+    assert not goal.met
+    assert not Goal("goodput", 0.1, least=0.9, promise=0.5, void=True).broken
+    assert "void" in goal.text
+
+
+def test_goals_and_promises(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missed goal decides the exit status only with STRICT=1, a broken promise always; nan is neither good."""
+    monkeypatch.delenv("STRICT", raising=False)
+    missed = Goal("p99", 3.0, most=2.0, promise=10.0)
+    broken = Goal("kept", 0.4, least=0.9, promise=0.5)
+    met = Goal("back", 2.0, most=2.0)
+    assert finish("x", [], [met, missed], keep=False) == 0
+    assert capsys.readouterr().out.endswith("goals: 1 of 2 met; missed: p99 3 (<= 2)\n")
+    assert finish("x", [], [met, broken], keep=False) == 1
+    assert "broken: kept 0.4 (>= 0.9)" in capsys.readouterr().out
+    nothing = Goal("p99", math.nan, most=2.0, promise=10.0)
+    assert nothing.broken
+    assert not nothing.met
+    monkeypatch.setenv("STRICT", "1")
+    assert finish("x", [], [met, missed], keep=False) == 1
+
+
+@pytest.mark.parametrize("most", [1, 7, 23, 40])
+def test_the_search_finds_the_most_callers(most: int) -> None:
+    """Within a sixteenth, and with the figures of what it found; a single bad run in the doubling costs nothing."""
+    asked: list[int] = []
+
+    def attempt(callers: int) -> Figures:
+        asked.append(callers)
+        bad = callers > most or asked == [4]
+        return figures(*answered(0.0, took_s=0.2 if bad else 0.05))
+
+    found, of_found = search(attempt, 100.0, 16)
+    assert most - max(1, most // 16) < found <= most
+    assert of_found.p99_ms() == pytest.approx(50.0)
+
+
+def test_percentiles_and_spreads() -> None:
+    """By nearest rank; a spread has the mean, the lowest and the highest."""
+    assert percentile([*range(1, 101)], 99) == 99
+    assert math.isnan(percentile([], 99))
+    assert spread([1.0, 2.0]) == "1.50 (1.00 to 2.00)"
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Generators]:
+    """Two generators for the tests of this module."""
+    with generators() as started:
+        yield started
+
+
+@pytest.mark.parametrize("kind", ["naive", "plain", "lb"])
+def test_each_server_answers(kind: str, load: Generators) -> None:
+    """A call that makes a call and a query is answered, by open and closed load, over both kinds of channels."""
+    with (
+        servers.database() as database,
+        servers.started("downstream", "--after", "0.001") as (other,),
+        servers.started(kind, "--downstream", other.address, "--database", database) as (server,),
+    ):
+        work = (Kind(servers.WORK),)
+        phases = [Phase(0.3, work, rate=40.0, timeout_s=20.0), Phase(0.6, work, callers=1, timeout_s=20.0)]
+        for channel in ("grpcio", "lb"):
+            opened, closed = load.run([server.address], phases, channel)
+            assert 10 <= len(opened.calls) <= 14
+            assert closed.calls
+            assert set(opened.codes) == set(closed.codes) == {"OK"}
+        assert server.cpu_s() > 0
+
+
+def test_a_full_server_refuses(load: Generators) -> None:
+    """While its only place is taken, calls are refused; what came of each is told, by priority as well."""
+    with servers.started("lb", "--most", "1") as (server,):
+        both = (Kind(servers.SLOT), Kind(servers.SLOT, priority="critical"))
+        (over,) = load.run([server.address], [Phase(0.5, both, rate=400.0, poisson=True)])
+        assert {"OK", "UNAVAILABLE"} <= set(over.codes)
+        assert 0 < over.kept("critical") < 1
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The databases of a shop in which one order went through."""
+    item = ASSORTMENT[0]
+    tables: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
+        "orders": (
+            "orders (state, lines)",
+            [(CONFIRMED, json.dumps([[item.sku, item.name, 2, "EUR", item.cents // 100, 0]]))],
+        ),
+        "inventory": (
+            "stock (sku, available)",
+            [(each.sku, FIRST_DELIVERY - 2 * (each is item)) for each in ASSORTMENT],
+        ),
+        "payments": (
+            "payments (state, amount_units, amount_nanos)",
+            [("CAPTURED", 2 * item.cents // 100, 2 * item.cents % 100 * 10_000_000)],
+        ),
+    }
+    for name, (table, rows) in tables.items():
+        with contextlib.closing(sqlite3.connect(tmp_path / f"{name}.db")) as connection:
+            connection.execute(f"CREATE TABLE {table}")
+            marks = ", ".join("?" * len(rows[0]))
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+            connection.commit()
+    return tmp_path
+
+
+def change(data: Path, name: str, statement: str, *values: object) -> None:
+    """Change a database."""
+    with contextlib.closing(sqlite3.connect(data / f"{name}.db")) as connection:
+        connection.execute(statement, values)
+        connection.commit()
+
+
+def test_books_that_add_up(data: Path) -> None:
+    """What was sold was taken from the stock and paid."""
+    assert shop.books(data, answered=1) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "statement", "values", "words"),
+    [
+        ("orders", "INSERT INTO orders VALUES (?, '[]')", (PENDING,), "in no final state"),
+        ("orders", "DELETE FROM orders", (), "answered as placed"),
+        ("inventory", "UPDATE stock SET available = available - 1", (), "taken from the stock"),
+        ("payments", "UPDATE payments SET amount_units = amount_units + 1", (), "were paid"),
+        ("payments", "INSERT INTO payments VALUES ('AUTHORIZED', 1, 0)", (), "neither captured nor voided"),
+    ],
+)
+def test_books_that_do_not(data: Path, name: str, statement: str, values: tuple[object, ...], words: str) -> None:
+    """An order without an end, a sale without a piece, a payment without an order: each is told."""
+    change(data, name, statement, *values)
+    _, wrong = shop.books(data, answered=1)
+    assert any(words in each for each in wrong), wrong
