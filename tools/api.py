@@ -28,7 +28,7 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "api.md"
-PACKAGES = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.sync", "lb.testing", "lb.parts")
+PACKAGES = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.server.threads", "lb.sync", "lb.testing", "lb.parts")
 
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "Channels": (
@@ -54,7 +54,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "For processes that are called.",
         "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate lb.server.Priority"
         " lb.server.StartError lb.server.Meter lb.server.Admission lb.server.Places lb.server.Place"
-        " lb.server.RefusedError"
+        " lb.server.RefusedError lb.server.threads.Admission"
         " lb.aio.registration lb.aio.Registration lb.aio.incoming lb.sync.incoming lb.detached"
         " lb.server.LoadTrailers lb.server.LoadReporter lb.server.cost lb.LoadReport lb.server.Around"
         " lb.server.behavior_of lb.server.Life lb.server.live lb.server.NotOpenError",

@@ -32,7 +32,8 @@ from tools.api import MADE_ELSEWHERE, SECTIONS, WITHOUT_MEMBERS
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "public_api.txt"
 PACKAGES = (
-    *("lb", "lb.aio", "lb.aio.consul", "lb.parts", "lb.server", "lb.server.address", "lb.sync"),
+    *("lb", "lb.aio", "lb.aio.consul", "lb.parts", "lb.server", "lb.server.address"),
+    *("lb.server.threads", "lb.sync"),
     *("lb.testing", "lb.testing.backend", "lb.testing.clock"),
 )
 FIXTURES = "lb.testing.fixtures"

@@ -1,0 +1,410 @@
+"""Admission on a ``grpc.server`` with threads: who runs, what a refusal says, and that no place is ever lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+
+from lb.server import Concurrency, Limits, Rate
+from lb.server.threads import Admission
+from lb.testing.clock import FakeClock
+from tests.support.wait import eventually
+
+WITHIN_S = 60.0
+KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+ENDS = ("well", "raises", "aborts", "status")
+
+
+def fixed(limit: int, **others: Any) -> Limits:
+    """So many at once."""
+    return Limits(concurrency=Concurrency(limit=limit, adaptive=False), **others)
+
+
+class Service:
+    """A method of each kind, whose request says how it ends, and what the tests want to know of them."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.begun = threading.Semaphore(0)
+        self.threads: set[str] = set()
+        self.calls = 0
+
+    def _do(self, word: bytes, context: Any) -> None:
+        self.calls += 1
+        self.threads.add(threading.current_thread().name)
+        self.begun.release()
+        if word == b"wait":
+            assert self.go.wait(WITHIN_S)
+        elif word == b"raises":
+            raise RuntimeError("as it was asked to")
+        elif word == b"aborts":
+            context.abort(grpc.StatusCode.DATA_LOSS, "as it was asked to")
+        elif word == b"status":
+            context.set_code(grpc.StatusCode.DATA_LOSS)
+
+    def unary_unary(self, request: bytes, context: Any) -> bytes:
+        """One for one."""
+        self._do(request, context)
+        return request
+
+    def unary_stream(self, request: bytes, context: Any) -> Iterator[bytes]:
+        """Two for one; ``first`` answers once, and goes on after ``go``."""
+        if request == b"first":
+            yield request
+            assert self.go.wait(WITHIN_S)
+        else:
+            self._do(request, context)
+            yield request
+        yield request
+
+    def stream_unary(self, requests: Iterator[bytes], context: Any) -> bytes:
+        """One for many."""
+        for request in requests:
+            self._do(request, context)
+        return b"done"
+
+    def stream_stream(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        """As many as came."""
+        for request in requests:
+            self._do(request, context)
+            yield request
+
+
+class Serving:
+    """A running server with its admission, and a channel to it."""
+
+    def __init__(self, service: Service, admission: Admission, channel: grpc.Channel) -> None:
+        self.service = service
+        self.admission = admission
+        self.channel = channel
+
+    def call(self, kind: str, word: bytes, **named: Any) -> Any:
+        """A call: a future, or an iterator of responses."""
+        made: Any = getattr(self.channel, kind)(f"/test.Service/{kind}")
+        request: Any = iter([word]) if kind.startswith("stream") else word
+        return made(request, **named) if kind.endswith("stream") else made.future(request, **named)
+
+    def outcome(self, kind: str, word: bytes, **named: Any) -> tuple[grpc.StatusCode, dict[str, Any]]:
+        """How a call ends, and its trailing metadata."""
+        call = self.call(kind, word, **({"timeout": WITHIN_S} | named))
+        with suppress(grpc.RpcError):
+            list(call) if kind.endswith("stream") else call.result()
+        return call.code(), {pair[0]: pair[1] for pair in call.trailing_metadata() or ()}
+
+    async def idle(self) -> None:
+        """Every place, and every thread, was given back."""
+        await eventually(lambda: "0 of" in repr(self.admission).split("threads=")[1], "every thread is back")
+        assert self.admission.load == 0.0
+
+
+@contextmanager
+def serving(
+    limits: Limits | None = None, *, threads: int = 8, outer: Any = (), clock: Any = time.monotonic, **options: Any
+) -> Iterator[Serving]:
+    """A server with threads."""
+    service, admission = Service(), Admission(limits, threads=threads, clock=clock)
+    server = grpc.server(
+        admission.pool, interceptors=[*outer, admission], options=[("grpc.so_reuseport", 0)], **options
+    )
+    methods: dict[str, Any] = {
+        kind: getattr(grpc, f"{kind}_rpc_method_handler")(getattr(service, kind)) for kind in KINDS
+    }
+    methods["own"] = grpc.unary_unary_rpc_method_handler(service.unary_unary)
+    for name in ("test.Service", "grpc.Own"):
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Serving(service, admission, channel)
+    finally:
+        service.go.set()
+        server.stop(None).wait()
+        admission.pool.shutdown()
+
+
+def begin(at: Serving, calls: int = 1) -> list[Any]:
+    """So many calls that wait for ``go``, all of them in their handlers."""
+    made = [at.call("unary_unary", b"wait", timeout=WITHIN_S) for _ in range(calls)]
+    for _ in made:
+        assert at.service.begun.acquire(timeout=WITHIN_S)
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("word", ENDS)
+async def test_a_call_ends_as_without_admission_and_gives_its_place_back(kind: str, word: str) -> None:
+    """Of each kind, and however it ends; more often than there are places."""
+    codes = {"well": grpc.StatusCode.OK, "raises": grpc.StatusCode.UNKNOWN}
+    with serving(fixed(2), threads=2) as at:
+        for _ in range(5):
+            assert at.outcome(kind, word.encode())[0] is codes.get(word, grpc.StatusCode.DATA_LOSS)
+        await at.idle()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_full_server_refuses_each_kind_at_once(kind: str) -> None:
+    """UNAVAILABLE with push-back while every thread is at work; the handler does not run, nor does the call wait."""
+    with serving(fixed(2), threads=2) as at:
+        calls = begin(at, 2)
+        code, trailers = at.outcome(kind, b"well")
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert int(trailers["grpc-retry-pushback-ms"]) >= 0
+        assert at.service.calls == 2
+        at.service.go.set()
+        assert [call.result() for call in calls] == [b"wait"] * 2
+        assert at.outcome(kind, b"well")[0] is grpc.StatusCode.OK
+        await at.idle()
+
+
+async def test_no_call_runs_that_finds_no_thread() -> None:
+    """A limit above the number of threads lets no call wait in the pool."""
+    with serving(fixed(100), threads=2) as at:
+        calls = begin(at, 2)
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.UNAVAILABLE
+        at.service.go.set()
+        for call in calls:
+            call.result()
+        await at.idle()
+
+
+async def test_a_client_that_has_its_answer_may_ask_again_at_once() -> None:
+    """As many callers as places and threads, each with the next call right behind its last: none is refused."""
+    with serving(fixed(2), threads=2) as at:
+        codes: list[grpc.StatusCode] = []
+
+        def caller() -> None:
+            codes.extend(at.outcome("unary_unary", b"well")[0] for _ in range(200))
+
+        callers = [threading.Thread(target=caller) for _ in range(2)]
+        for thread in callers:
+            thread.start()
+        for thread in callers:
+            thread.join()
+        assert codes == [grpc.StatusCode.OK] * 400
+        await at.idle()
+
+
+async def test_a_place_is_kept_until_the_thread_is_free() -> None:
+    """A handler whose client is gone works on, and its place stays taken: it cannot be cancelled."""
+    with serving(fixed(1), threads=1) as at:
+        (call,) = begin(at)
+        call.cancel()
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.UNAVAILABLE
+        at.service.go.set()
+        await at.idle()
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("kind", ["unary_stream", "stream_unary", "stream_stream"])
+async def test_a_call_that_ends_before_its_request_came_gives_its_place_back(kind: str) -> None:
+    """No handler runs for a unary request that never comes, and none ends by itself for a stream of them."""
+    with serving(fixed(1), threads=1) as at:
+        made: Any = at.channel.stream_stream(f"/test.Service/{kind}")
+        never = threading.Event()
+
+        def requests() -> Iterator[bytes]:
+            never.wait(WITHIN_S)
+            yield from ()
+
+        call = made(requests(), timeout=WITHIN_S)
+        await eventually(lambda: at.admission.load == 1.0, "the call has its place")
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.UNAVAILABLE
+        call.cancel()
+        never.set()
+        await at.idle()
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.OK
+
+
+async def test_a_stream_has_its_place_until_its_first_response_and_its_thread_until_its_end() -> None:
+    """Beside an open stream another call runs, in another thread; with no thread left it is refused."""
+    with serving(fixed(1), threads=2) as at:
+        streams = [at.call("unary_stream", b"first", timeout=WITHIN_S)]
+        assert next(streams[0]) == b"first"
+        assert at.admission.load == 0.0
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.OK
+        streams.append(at.call("unary_stream", b"first", timeout=WITHIN_S))
+        assert next(streams[1]) == b"first"
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.UNAVAILABLE
+        streams[0].cancel()
+        at.service.go.set()
+        assert list(streams[1]) == [b"first"]
+        await at.idle()
+
+
+async def test_grpcs_own_services_are_always_admitted() -> None:
+    """A full server answers health checks: they have threads of their own."""
+    with serving(fixed(1), threads=1) as at:
+        calls = begin(at)
+        own: Any = at.channel.unary_unary("/grpc.Own/own")
+        assert own(b"well", timeout=WITHIN_S) == b"well"
+        at.service.go.set()
+        calls[0].result()
+        await at.idle()
+
+
+async def test_over_a_rate() -> None:
+    """RESOURCE_EXHAUSTED with RetryInfo; each client has its own rate."""
+    limits = Limits(client_rate=Rate(0.001, burst=1), client_key="who")
+    with serving(limits) as at:
+        assert at.outcome("unary_unary", b"well", metadata=[("who", "a")])[0] is grpc.StatusCode.OK
+        code, trailers = at.outcome("unary_unary", b"well", metadata=[("who", "a")])
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info = RetryInfo()
+        assert Status.FromString(trailers["grpc-status-details-bin"]).details[0].Unpack(info)
+        assert info.retry_delay.seconds > 900
+        assert at.outcome("unary_unary", b"well", metadata=[("who", "b")])[0] is grpc.StatusCode.OK
+        await at.idle()
+
+
+async def test_where_grpcio_itself_refuses_no_place_is_lost() -> None:
+    """It does so between interceptors and handler, without push-back; the place is back with the next call."""
+    with serving(fixed(4), threads=4, maximum_concurrent_rpcs=1) as at:
+        calls = begin(at)
+        for _ in range(20):
+            code, trailers = at.outcome("unary_unary", b"well")
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "grpc-retry-pushback-ms" not in trailers
+        at.service.go.set()
+        calls[0].result()
+
+        def answered() -> bool:  # grpcio counts a call for a moment after its end
+            return at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.OK
+
+        await eventually(answered)
+        await at.idle()
+
+
+class Looks(grpc.ServerInterceptor):
+    """An interceptor that notes its thread."""
+
+    def __init__(self) -> None:
+        self.threads: set[str] = set()
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Note it."""
+        self.threads.add(threading.current_thread().name)
+        return continuation(handler_call_details)
+
+
+async def test_grpcio_runs_interceptors_in_one_thread_of_its_own() -> None:
+    """Admission depends on it: it sees a call before any thread of the pool does, and must not wait."""
+    looks = Looks()
+    with serving(fixed(4), threads=4, outer=[looks]) as at:
+        calls = begin(at, 4)
+        at.service.go.set()
+        for call in calls:
+            call.result()
+        assert len(at.service.threads) == 4
+        assert len(looks.threads) == 1
+        assert not looks.threads & at.service.threads
+        await at.idle()
+
+
+async def test_in_a_common_pool_a_refusal_waits_for_a_handler() -> None:
+    """Why admission has a pool of its own: grpcio runs the handler that refuses as any other."""
+    service = Service()
+
+    def intercept(continuation: Any, details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(refuse) if "refused" in details.method else continuation(details)
+
+    def refuse(_: bytes, context: Any) -> None:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "")
+
+    interceptor: Any = type("Refuses", (grpc.ServerInterceptor,), {"intercept_service": staticmethod(intercept)})()
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, interceptors=[interceptor], options=[("grpc.so_reuseport", 0)])
+        handlers: dict[str, Any] = {"work": grpc.unary_unary_rpc_method_handler(service.unary_unary)}
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", handlers)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            work: Any = channel.unary_unary("/test.Service/work")
+            working = work.future(b"wait", timeout=WITHIN_S)
+            assert service.begun.acquire(timeout=WITHIN_S)
+            refused: Any = channel.unary_unary("/test.Service/refused")
+            with pytest.raises(grpc.RpcError) as caught:
+                refused(b"", timeout=0.5)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            service.go.set()
+            working.result()
+        server.stop(None).wait()
+
+
+class Breaks(grpc.ServerInterceptor):
+    """An interceptor around admission that raises after it."""
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Raises where the metadata say so."""
+        handler = continuation(handler_call_details)
+        if any(key == "break" for key, _ in handler_call_details.invocation_metadata):
+            raise RuntimeError("as it was asked to")
+        return handler
+
+
+async def test_where_another_interceptor_raises_no_place_is_lost() -> None:
+    """The call ends between admission and handler."""
+    with serving(fixed(2), threads=2, outer=[Breaks()]) as at:
+        for _ in range(5):
+            assert at.outcome("unary_unary", b"well", metadata=[("break", "")])[0] is grpc.StatusCode.UNKNOWN
+        assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.OK
+        await at.idle()
+
+
+async def test_no_limit_is_no_limit() -> None:
+    """``concurrency=None``: calls wait for a thread, as they do with grpcio's pool."""
+    with serving(Limits(concurrency=None), threads=1) as at:
+        calls = begin(at)
+        calls += [at.call("unary_unary", b"well", timeout=WITHIN_S) for _ in range(5)]
+        at.service.go.set()
+        assert [call.result() for call in calls] == [b"wait", *[b"well"] * 5]
+        await at.idle()
+
+
+async def test_handlers_have_the_threads_that_were_asked_for() -> None:
+    """No handler runs in grpcio's thread, nor in the one for refusals; no more threads begin than were asked for."""
+    with serving(fixed(3), threads=3) as at:
+        calls = begin(at, 3)
+        for _ in range(5):
+            assert at.outcome("unary_unary", b"well")[0] is grpc.StatusCode.UNAVAILABLE
+        at.service.go.set()
+        for call in calls:
+            call.result()
+        assert at.service.threads == {"lb-calls-0", "lb-calls-1", "lb-calls-2"}
+        await at.idle()
+
+
+async def test_a_hopeless_call_is_refused_before_its_handler() -> None:
+    """Half of the time that the method takes is left: DEADLINE_EXCEEDED long before, and the handler has not run."""
+    clock = FakeClock()
+    with serving(fixed(64), threads=64, clock=clock) as at:
+        for _ in range(2):  # an estimate needs a hundred calls
+            at.service.go.clear()
+            calls = begin(at, 64)
+            clock.advance(100.0)
+            at.service.go.set()
+            for call in calls:
+                call.result()
+            await at.idle()
+        for _ in range(5):
+            assert at.outcome("unary_unary", b"well", timeout=50.0)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert at.service.calls == 128
+        assert at.outcome("unary_unary", b"well", timeout=200.0)[0] is grpc.StatusCode.OK
+        assert at.outcome("unary_unary", b"well", timeout=1e6)[0] is grpc.StatusCode.OK
+        await at.idle()
+
+
+@pytest.mark.parametrize(("threads", "error"), [(0, ValueError), ("8", TypeError)])
+def test_a_wrong_number_of_threads_is_told(threads: Any, error: type[Exception]) -> None:
+    """When the admission is made, with the argument's name."""
+    with pytest.raises(error, match=r"^threads is "):
+        Admission(threads=threads)
