@@ -209,6 +209,44 @@ async def test_consul_hangs_while_it_leaves() -> None:
     await registry.kill()
 
 
+async def test_a_call_that_comes_too_late() -> None:
+    """While it leaves Consul its port is still open: the call is refused so that another server is asked at once."""
+    registry = Embedded()
+    await registry.start()
+    async with Proxy(registry) as proxy:
+        register = {"id": "test-1", "consul": proxy.url}
+        async with Server("test", register=register, drain_wait_s=0, trailers=[("id", "test-1")]) as server:
+            service = Service()
+            service.add(server)
+            serving = asyncio.create_task(server.serve(signals=[END]))
+            await eventually(lambda: server.state == "serving")
+            asked, answer = asyncio.Event(), asyncio.Event()
+
+            async def hang(what: str) -> None:
+                if "deregister" in what:
+                    asked.set()
+                    await answer.wait()
+
+            proxy.before = hang
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                waiting = asyncio.ensure_future(call(channel, "Wait"))
+                await asyncio.wait_for(service.begun.wait(), 30)
+                end()
+                await asyncio.wait_for(asked.wait(), 30)
+                for method in ("Echo", "Watch"):
+                    late = call(channel, method)
+                    error = await failed(late if method == "Echo" else late.read())
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    assert sorted(error.trailing_metadata()) == [(PUSHBACK_KEY, "0"), ("id", "test-1")]
+                assert await health(channel) == NOT_SERVING
+                assert server.meter.in_flight == 1
+                service.go.set()
+                assert await waiting == b"x"
+                answer.set()
+                await asyncio.wait_for(serving, 30)
+    await registry.kill()
+
+
 async def _gone(registry: Embedded) -> bool:
     return await registry.instances() == set()
 
