@@ -84,6 +84,24 @@ def bucket(per_s: float, burst: float) -> Rate | None:
     return Rate(per_s, max(1.0, burst or 2 * per_s)) if per_s else None
 
 
+def by_method(text: str) -> dict[str, Rate]:
+    """Rates of single methods, ``/package.Service/Method=50,...``. Raises ``ValueError``."""
+    found: dict[str, Rate] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, per_s = entry.partition("=")
+        try:
+            found[name] = Rate(float(per_s))
+            Limits(method_rates=found)
+        except ValueError as error:
+            raise ValueError(f"expected /package.Service/Method=50, or more of these with commas; {error}") from None
+    return found
+
+
+def _method_rates(text: str) -> str:
+    by_method(text)
+    return text
+
+
 class Settings(BaseSettings):
     """What every process of the mesh reads. A process with more settings derives from it."""
 
@@ -116,6 +134,8 @@ class Settings(BaseSettings):
     """Calls a second of an instance, in the long run; 0 is any number."""
     burst: float = Field(default=0.0, ge=0, le=_MOST)
     """Calls at once beyond the rate; 0 is twice the rate."""
+    method_rates: Annotated[str, AfterValidator(_method_rates)] = ""
+    """Calls a second of single methods: ``/package.Service/Method=50,/package.Service/*=200``."""
     caller_rate: float = Field(default=0.0, ge=0, le=_MOST)
     """The same of each service that calls; 0 is any number."""
     caller_burst: float = Field(default=0.0, ge=0, le=_MOST)
@@ -131,6 +151,7 @@ class Settings(BaseSettings):
         return Limits(
             concurrency=self.places(Concurrency()),
             rate=bucket(self.rate, self.burst),
+            method_rates=by_method(self.method_rates),
             client_rate=bucket(self.caller_rate, self.caller_burst),
             client_key=CALLER_KEY,
         )

@@ -42,6 +42,8 @@ def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ("MESH_DRAIN_S", "-1", "greater than or equal to 0"),
         ("MESH_DRAIN_S", "nan", "3600"),
         ("MESH_RATE", "-1", "greater than or equal to 0"),
+        ("MESH_METHOD_RATES", "Catalog=50", "expected /package.Service/Method=50"),
+        ("MESH_METHOD_RATES", "/mesh.catalog.v1.Catalog/*=many", "expected /package.Service/Method=50"),
         ("MESH_CONCURRENCY", "some", "expected auto or a whole number"),
         ("MESH_CONCURRENCY", "-1", "expected auto or a whole number"),
         ("MESH_LISTEN", "8080", "expected host:port"),
