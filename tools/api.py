@@ -54,7 +54,8 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
         "For processes that are called.",
         "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate lb.server.Priority"
         " lb.server.StartError lb.server.Meter lb.server.Admission lb.server.Places lb.server.Place"
-        " lb.server.RefusedError lb.server.threads.Admission"
+        " lb.server.RefusedError lb.server.threads.Server lb.server.threads.Admission lb.server.threads.LoadTrailers"
+        " lb.server.threads.draining"
         " lb.aio.registration lb.aio.Registration lb.aio.incoming lb.sync.incoming lb.detached"
         " lb.server.LoadTrailers lb.server.LoadReporter lb.server.cost lb.LoadReport lb.server.Around"
         " lb.server.behavior_of lb.server.Life lb.server.live lb.server.NotOpenError",

@@ -29,6 +29,13 @@ Trailers = tuple[tuple[str, bytes], ...]
 _costs: ContextVar[dict[str, float] | None] = ContextVar("orca_costs", default=None)
 
 
+def counting() -> dict[str, float]:
+    """What `cost` is told in this context from now on."""
+    costs: dict[str, float] = {}
+    _costs.set(costs)
+    return costs
+
+
 def cost(name: str, amount: float) -> None:
     """Add to what the call that runs costs, under that name. Without `LoadTrailers` around it does nothing."""
     costs = _costs.get()
@@ -131,8 +138,7 @@ class LoadTrailers(Around):
         reporter = self._reporter
 
         async def unary(request: Any, context: Any) -> Any:
-            costs: dict[str, float] = {}
-            _costs.set(costs)
+            costs = counting()
             failed = True
             try:
                 response = await behavior(request, context)
@@ -143,8 +149,7 @@ class LoadTrailers(Around):
             return response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            costs: dict[str, float] = {}
-            _costs.set(costs)
+            costs = counting()
             failed = True
             try:
                 async with aclosing(behavior(request, context)) as responses:

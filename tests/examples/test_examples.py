@@ -164,12 +164,13 @@ async def test_side_by_side(alone: str) -> None:
     assert re.match(r"lb      answered +\d+  failed +0 ", ours)
 
 
+@pytest.mark.parametrize("name", ["server.py", "server_threads.py"])
 @pytest.mark.parametrize("in_consul", [True, False])
-async def test_server(with_server: str, in_consul: bool) -> None:
+async def test_server(with_server: str, in_consul: bool, name: str) -> None:
     """It is healthy, and in Consul if it knows one; on SIGTERM a stream is told, the exit status is 0."""
     async with Agent() as agent:
         process = await asyncio.create_subprocess_exec(
-            *(with_server, "-I", "examples/server.py"),
+            *(with_server, "-I", f"examples/{name}"),
             cwd=ROOT,
             env=_ENV | ({"CONSUL_HTTP_ADDR": agent.address} if in_consul else {}),
             stderr=asyncio.subprocess.PIPE,
@@ -201,7 +202,7 @@ async def test_server(with_server: str, in_consul: bool) -> None:
     assert "greeter: draining: SIGTERM" in said
 
 
-@pytest.mark.parametrize("name", ["server.py"])
+@pytest.mark.parametrize("name", ["server.py", "server_threads.py"])
 def test_a_server_is_short(name: str) -> None:
     """A whole server has under 40 lines."""
     assert len((EXAMPLES / name).read_text("utf-8").splitlines()) < 40

@@ -23,6 +23,7 @@ reached its handler, because its client was gone before, or sends no request.
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -82,7 +83,9 @@ class Admission(grpc.ServerInterceptor):
         """The pool for ``grpc.server``. Shut it down when the server has stopped."""
         self._counts = counts or not_grpcs_own
         self._handlers = Handlers(self._around)
-        self._desk = _Desk(Places(_without_queue(limits or Limits()), rng=rng, clock=clock), threads)
+        self._desk = _Desk(
+            Places(_without_queue(Limits() if limits is None else limits), rng=rng, clock=clock), threads
+        )
 
     @property
     def load(self) -> float:
@@ -94,6 +97,15 @@ class Admission(grpc.ServerInterceptor):
         """The part of the places that was in use, on average since this was asked last. 0 if there is no limit."""
         with self._desk.lock:
             return self._desk.places.used()
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls run, those of open streams included."""
+        return self._desk.busy
+
+    def wait_until_idle(self) -> None:
+        """Return once no call runs."""
+        self._desk.idle.wait()
 
     def intercept_service(
         self,
@@ -149,6 +161,8 @@ class _Desk:
         self.threads = threads
         self.busy = 0
         """How many threads are taken."""
+        self.idle = threading.Event()
+        self.idle.set()
 
     def ask(self, method: str, metadata: Any) -> _Stay | Refusal:
         """A place and a thread for a call, or why there is none."""
@@ -169,6 +183,8 @@ class _Desk:
                 found.over()
                 return rules.full(now)
             self.busy += 1
+            if self.busy == 1:
+                self.idle.clear()
         return _Stay(self, found)
 
     def hopeless(self, method: str, left_s: float) -> Refusal | None:
@@ -203,6 +219,8 @@ class _Stay:
             if not self._over:
                 self._over = True
                 self._desk.busy -= 1
+                if not self._desk.busy:
+                    self._desk.idle.set()
 
 
 _stay: ContextVar[_Stay | None] = ContextVar("lb.server.threads.stay", default=None)

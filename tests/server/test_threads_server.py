@@ -1,0 +1,211 @@
+"""A whole server with threads: ready, registered, serving, draining, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import lb
+from lb.core.orca import KEYS
+from lb.server import LoadReporter, StartError, cost
+from lb.server.threads import Admission, Server, draining
+from lb.server.threads.leaving import Gate
+from lb.testing import Agent
+from tests.support.wait import eventually
+
+WITHIN_S = 60.0
+
+
+class Service:
+    """An echo, a method that waits for ``go``, and a stream that lasts until its server drains."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.begun = threading.Event()
+
+    def echo(self, request: bytes, context: Any) -> bytes:
+        """The request."""
+        cost("rows", 3)
+        return request
+
+    def wait(self, request: bytes, context: Any) -> bytes:
+        """The request, later."""
+        self.begun.set()
+        assert self.go.wait(WITHIN_S)
+        return request
+
+    def watch(self, request: bytes, context: Any) -> Iterator[bytes]:
+        """News until the server drains."""
+        leaving = draining()
+        yield b"first"
+        assert leaving.wait(WITHIN_S)
+        yield b"last"
+
+    def add(self, server: grpc.Server) -> None:
+        """Serve it there."""
+        handlers: dict[str, Any] = {
+            "Echo": grpc.unary_unary_rpc_method_handler(self.echo),
+            "Wait": grpc.unary_unary_rpc_method_handler(self.wait),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
+        }
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", handlers)])
+
+
+def unary(channel: grpc.Channel, method: str) -> Any:
+    """A multicallable of the service."""
+    return channel.unary_unary(f"/test.Service/{method}")
+
+
+def health(channel: grpc.Channel, service: str = "") -> int:
+    """What the health service says."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=WITHIN_S).status)
+
+
+async def test_leaving_tells_streams_and_finishes_calls() -> None:
+    """A stream ends by itself, a call in flight is answered, and a new one is refused with push-back 0."""
+    service = Service()
+    with Server("test", drain_wait_s=0.0) as server:
+        service.add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            assert health(channel) == health(channel, "test.Service") == health_pb2.HealthCheckResponse.SERVING
+            assert unary(channel, "Echo")(b"x", timeout=WITHIN_S) == b"x"
+            watch: Any = channel.unary_stream("/test.Service/Watch")
+            stream = watch(b"", timeout=WITHIN_S)
+            assert next(stream) == b"first"
+            waiting = unary(channel, "Wait").future(b"y", timeout=WITHIN_S)
+            assert service.begun.wait(WITHIN_S)
+            ended = server.stop(WITHIN_S)
+            assert list(stream) == [b"last"]
+            assert not ended.is_set()
+            service.go.set()
+            assert waiting.result() == b"y"
+            assert ended.wait(WITHIN_S)
+
+
+def test_a_shut_gate_refuses_and_tells_who_runs() -> None:
+    """UNAVAILABLE with push-back 0, at once; gRPC's own services are served, and the call that runs is told."""
+    service = Service()
+    admission = Admission(threads=1)
+    gate = Gate(admission.pool, [("who", "me")])
+    server = grpc.server(admission.pool, interceptors=[gate, admission])
+    service.add(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watch: Any = channel.unary_stream("/test.Service/Watch")
+            stream = watch(b"", timeout=WITHIN_S)
+            assert next(stream) == b"first"
+            gate.shut()
+            assert list(stream) == [b"last"]
+            with pytest.raises(grpc.RpcError) as caught:
+                unary(channel, "Echo")(b"x", timeout=WITHIN_S)
+            error: Any = caught.value
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert {("who", "me"), ("grpc-retry-pushback-ms", "0")} <= set(error.trailing_metadata())
+            with pytest.raises(grpc.RpcError) as caught:
+                health(channel)
+            error = caught.value
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        server.stop(None).wait()
+        admission.pool.shutdown()
+
+
+async def test_a_handler_that_never_ends_holds_up_nobody() -> None:
+    """Its call is cancelled when the time is over, and the server has ended."""
+    service = Service()
+    with Server("test", drain_wait_s=0.0) as server:
+        service.add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            waiting = unary(channel, "Wait").future(b"y", timeout=WITHIN_S)
+            assert service.begun.wait(WITHIN_S)
+            assert server.stop(0.5).wait(WITHIN_S)
+            assert waiting.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert server.admission.in_flight == 1
+        service.go.set()
+        await eventually(lambda: server.admission.in_flight == 0)
+
+
+async def test_it_is_ready_once_what_it_depends_on_is_well() -> None:
+    """`start` returns then, not before; until then the reason is told."""
+    well = threading.Event()
+
+    def database() -> None:
+        if not well.is_set():
+            raise RuntimeError("no connection")
+
+    with Server("test", checks={"database": database}) as server:
+        Service().add(server)
+        starting = asyncio.create_task(asyncio.to_thread(server.start))
+        await eventually(lambda: server.unhealthy == {"database": "no connection"})
+        assert not starting.done()
+        well.set()
+        await starting
+        assert server.unhealthy == {"database": ""}
+
+
+async def test_a_server_that_never_got_ready_can_be_stopped() -> None:
+    """`start` returns, and the server has ended."""
+
+    def database() -> None:
+        raise RuntimeError("no connection")
+
+    with Server("test", checks={"database": database}) as server:
+        starting = asyncio.create_task(asyncio.to_thread(server.start))
+        await eventually(lambda: server.unhealthy == {"database": "no connection"})
+        assert await asyncio.to_thread(server.stop(None).wait, WITHIN_S)
+        await starting
+
+
+async def test_it_is_registered_while_it_serves(agent: Agent) -> None:
+    """A client finds it by its name, and it is gone from Consul after its end."""
+    with Server("test", register={"consul": agent.address}, drain_wait_s=0.0) as server:
+        Service().add(server)
+        await asyncio.to_thread(server.start)
+        async with lb.aio.channel(f"consul://{agent.address}/test") as channel:
+            echo: Any = channel.unary_unary("/test.Service/Echo")
+            assert await echo(b"x", timeout=WITHIN_S, wait_for_ready=True) == b"x"
+        assert await asyncio.to_thread(server.stop(WITHIN_S).wait, WITHIN_S)
+    assert "0 services" in repr(agent)
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    """As a `StartError`, and what was opened is closed."""
+    with Server("one") as one:
+        one.start()
+        with Server("two", listen=one.address) as two, pytest.raises(StartError, match="cannot listen there"):
+            two.start()
+
+
+def test_an_answer_carries_the_load_and_the_cost() -> None:
+    """In the trailing metadata."""
+    with Server("test", load=LoadReporter(every_s=1e-6)) as server:
+        Service().add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            _, call = unary(channel, "Echo").with_call(b"x", timeout=WITHIN_S)
+            found = {pair[0]: pair[1] for pair in call.trailing_metadata()}
+    assert [b"rows" in found[key] for key in KEYS if key in found] == [True]  # core keeps gRPC's own key to itself
+
+
+def test_draining_is_for_handlers() -> None:
+    """Elsewhere it says so."""
+    with pytest.raises(RuntimeError, match="for handlers"):
+        draining()
+
+
+@pytest.mark.parametrize("named", [{"limits": 5}, {"register": "yes"}, {"checks": [1]}, {"threads": "8"}])
+def test_wrong_arguments_are_told(named: Any) -> None:
+    """When the server is made, by name."""
+    with pytest.raises(TypeError, match=rf"^{next(iter(named))} is "):
+        Server("test", **named)
