@@ -32,9 +32,9 @@ differ:
   nothing, the work itself has become slower. That must be learnt: by the ratio alone, the limit of a server that
   becomes three times slower shrinks to 4, with any number of places unused.
 - **Others' queue looks like slower work** to the limit of one of many clients, which halves only its own part. Each
-  time it believed that, it would let in more, and so would the others. So of probes in a row that say "slower", each
-  counts half of the one before. The limits still rise, by less in a minute than those of Gradient2 in twenty
-  seconds: only the server's own limit sees everything.
+  time it believed that, it would let in more, and so would the others. So of probes in a row that come by time and say
+  "slower", each counts half of the one before. The limits still rise, by less in a minute than those of Gradient2 in
+  twenty seconds: only the server's own limit sees everything.
 
 A refusal for overload or a time-out takes a tenth off at once.
 """
@@ -166,7 +166,7 @@ class LimitState:
     """One endpoint's limit. ``limit`` is how many calls may run at once now; the caller counts them."""
 
     __slots__ = (
-        *("_baseline", "_busy", "_calls", "_exact", "_full", "_low", "_probe_at", "_probe_s", "_probing", "_round"),
+        *("_baseline", "_busy", "_calls", "_exact", "_low", "_probe_at", "_probe_s", "_probing", "_round"),
         *("_since", "_strain", "_took_s", "_trust", "_usual_s", "limit", "settings"),
     )
 
@@ -178,7 +178,7 @@ class LimitState:
         self._baseline = Baseline()
         self._since = -math.inf
         self._round: list[Baseline] = []
-        self._calls = self._busy = self._full = 0
+        self._calls = self._busy = 0
         self._took_s = self._usual_s = 0.0
         self._probe_s = _FIRST_PROBE_S
         self._probe_at = math.inf
@@ -208,7 +208,6 @@ class LimitState:
         self._took_s += took_s
         self._usual_s += baseline.usual_s
         self._busy += in_flight * 2 >= self.limit
-        self._full += in_flight >= self.limit
         if self._probing:
             if self._calls >= _PROBE_CALLS:
                 self._end_probe(now)
@@ -231,8 +230,11 @@ class LimitState:
                 self._set(self._exact + (wanted - self._exact) * _SMOOTHING)
                 if self._probe_at == math.inf:
                     self._probe_at = now + self._probe_s
-                if (now >= self._probe_at or self._exact < self._low) and self._full * 2 > self._calls:
+                fallen = self._exact < self._low
+                if fallen or now >= self._probe_at:
                     self._probing = True
+                    if fallen:
+                        self._trust = 1.0
                     self._strain = self._took_s / self._usual_s if self._usual_s else 0.0
                     self.limit = max(1, self.limit // 2)
         self._begin_round(now)
@@ -252,7 +254,7 @@ class LimitState:
     def _begin_round(self, now: float) -> None:
         self._since = now
         self._round.clear()
-        self._calls = self._busy = self._full = 0
+        self._calls = self._busy = 0
         self._took_s = self._usual_s = 0.0
 
     def overloaded(self) -> None:

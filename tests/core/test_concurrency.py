@@ -182,6 +182,34 @@ def test_while_it_looks_the_limit_is_half() -> None:
     assert limits == [20] * 4 + [10] * 2 + [20] * 193
 
 
+def test_a_refusal_does_not_end_a_look() -> None:
+    """Refusals and time-outs take a tenth off what it will be afterwards."""
+    state = ConcurrencyLimit(limit=20, adaptive=True, min_limit=18, max_limit=20).new_state()
+    turn(state, 0.0, 0.1)
+    for number in range(1, 6):
+        turn(state, number * 0.25, 0.25)
+    half = state.limit
+    assert half < 18
+    state.overloaded()
+    assert state.limit == half
+
+
+def test_it_looks_ever_less_often() -> None:
+    """A server that does one call after the other, always full: after 1, 2, 4 and 8 seconds, then every ten."""
+    state = ConcurrencyLimit(limit=16, adaptive=True, min_limit=16, max_limit=16).new_state()
+    turn(state, 0.0, 0.005)
+    now, looked, limit = 0.0, [0.0], 16
+    while now < 60.0:
+        now += 0.005 * limit
+        turn(state, now, 0.005 * limit)
+        if state.limit < limit:
+            looked.append(now)
+        limit = state.limit
+    pauses = [later - earlier for earlier, later in itertools.pairwise(looked)]
+    assert pauses == pytest.approx([1.0, 2.0, 4.0, 8.0, *[10.0] * (len(pauses) - 4)], abs=0.8)
+    assert len(pauses) >= 7
+
+
 @pytest.mark.parametrize(("outcome", "limit"), [(REFUSED, 9), (TIMED_OUT, 9), (UNAVAILABLE, 10), (CANCELLED, 10)])
 def test_which_outcomes_mean_overload(outcome: Any, limit: int) -> None:
     """A refusal by push-back and the attempt's own time-out do; a lost connection or a cancellation does not."""
