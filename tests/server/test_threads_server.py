@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -196,6 +199,83 @@ def test_an_answer_carries_the_load_and_the_cost() -> None:
             _, call = unary(channel, "Echo").with_call(b"x", timeout=WITHIN_S)
             found = {pair[0]: pair[1] for pair in call.trailing_metadata()}
     assert [b"rows" in found[key] for key in KEYS if key in found] == [True]  # core keeps gRPC's own key to itself
+
+
+HUNG = """
+import logging, sys, threading
+import grpc
+from lb.server.threads import Server
+
+def hang(request, context):
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+with Server("test", drain_s=1.0, drain_wait_s=0.0) as server:
+    handlers = {"Hang": grpc.unary_unary_rpc_method_handler(hang)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", handlers)])
+    server.serve()
+"""
+
+
+def test_a_process_ends_without_a_handler_that_never_does() -> None:
+    """On SIGTERM, with status 0: threads of handlers do not hold up the end."""
+    with subprocess.Popen([sys.executable, "-c", HUNG], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            with grpc.insecure_channel(ready.split()[-1]) as channel:
+                call = unary(channel, "Hang").future(b"", timeout=WITHIN_S)
+                assert process.stdout.readline() == "hangs\n"
+                process.terminate()
+                assert process.wait(WITHIN_S) == 0
+                assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        finally:
+            process.kill()
+
+
+GREEN = """
+from gevent import monkey; monkey.patch_all()
+import grpc.experimental.gevent; grpc.experimental.gevent.init_gevent()
+import gevent, grpc, threading
+from lb.server import Concurrency, Limits
+from lb.server.threads import Admission
+
+admission = Admission(Limits(concurrency=Concurrency(limit=2, adaptive=False)), threads=2)
+server = grpc.server(admission.pool, interceptors=[admission])
+go, begun = threading.Event(), threading.Semaphore(0)
+
+def wait(request, context):
+    begun.release()
+    go.wait()
+    return request
+
+handlers = {"Wait": grpc.unary_unary_rpc_method_handler(wait)}
+server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", handlers)])
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    call = channel.unary_unary("/test.Service/Wait")
+    calls = [gevent.spawn(call, b"x", timeout=60) for _ in range(2)]
+    for _ in calls:
+        begun.acquire()
+    try:
+        call(b"x", timeout=60)
+    except grpc.RpcError as error:
+        print(error.code().name)
+    go.set()
+    print([job.get() for job in calls], call(b"y", timeout=60))
+server.stop(None).wait()
+admission.pool.shutdown()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="needs the package gevent")
+def test_beside_gevent_admission_does_the_same() -> None:
+    """Where threads are greenlets: two run, a third is refused at once, and places are given back."""
+    command = [sys.executable, "-c", GREEN]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=True).stdout
+    assert said.splitlines() == ["UNAVAILABLE", "[b'x', b'x'] b'y'"]
 
 
 def test_draining_is_for_handlers() -> None:
