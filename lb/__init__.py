@@ -29,8 +29,9 @@ from lb.core.later import later
 from lb.core.outcome import Origin, Outcome, Retryable, Verdict
 from lb.core.policies import CallInfo, Candidate, Hooks, Picker, Policy
 from lb.core.retry import Retry
+from lb.core.serving.priority import Priority
 from lb.core.settings import MethodSettings
-from lb.shared.scopes import deadline, detached
+from lb.shared.scopes import deadline, detached, priority
 
 if TYPE_CHECKING:
     from lb import server, sync
@@ -91,6 +92,7 @@ __all__ = [
     "PickFirst",
     "Picker",
     "Policy",
+    "Priority",
     "Random",
     "Resolution",
     "Resolver",
@@ -110,6 +112,7 @@ __all__ = [
     "attempts",
     "deadline",
     "detached",
+    "priority",
     "server",
     "sync",
 ]

@@ -33,7 +33,7 @@ PACKAGES = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.server.threads", "
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "Channels": (
         "",
-        "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.deadline",
+        "lb.aio.channel lb.aio.Channel lb.sync.channel lb.sync.Channel lb.deadline lb.priority lb.Priority",
     ),
     "Settings of a channel": (
         "Settings objects are immutable, and are checked when you create them. One object may serve many channels."
@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "Servers": (
         "For processes that are called.",
-        "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate lb.server.Priority"
+        "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate"
         " lb.server.StartError lb.server.Meter lb.server.Admission lb.server.Places lb.server.Place"
         " lb.server.RefusedError lb.server.threads.Server lb.server.threads.Admission lb.server.threads.LoadTrailers"
         " lb.server.threads.draining"
@@ -87,7 +87,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 }
 """Title, a line below it, and what stands there in which order."""
 
-ELSEWHERE = frozenset({"lb.aio", "lb.server", "lb.sync", "lb.__version__", "lb.server.Behavior"})
+ELSEWHERE = frozenset({"lb.aio", "lb.server", "lb.sync", "lb.__version__", "lb.server.Behavior", "lb.server.Priority"})
 """Exported, and told under another name, or without need of words."""
 
 WITHOUT_MEMBERS = frozenset({"Settings of a channel", "Policies"})

@@ -1,4 +1,4 @@
-"""`incoming`: a server's interceptor that hands deadline and cancellation on to outgoing calls."""
+"""`incoming`: a server's interceptor that hands deadline, cancellation and priority on to outgoing calls."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from lb.shared.handlers import Around, Behavior, behavior_of
-from lb.shared.scopes import Scope, enter
+from lb.shared.scopes import Bound, Scope, current, enter, priority_in
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
 
 
 def incoming() -> grpc.aio.ServerInterceptor:
-    """An interceptor for ``grpc.aio.server``: calls that a handler makes inherit deadline and cancellation of its own
-    call.
+    """An interceptor for ``grpc.aio.server``: calls that a handler makes inherit deadline, cancellation and priority of
+    its own call.
 
     This is for calls through channels of `lb`. None of them outlives the deadline of the incoming call. When the
-    incoming call is cancelled, by its client or its deadline, those that still run are cancelled, too. It does not
-    apply to calls in a block of `lb.detached`, to channels with ``propagate=False``, or to handlers that are not
+    incoming call is cancelled, by its client or its deadline, those that still run are cancelled, too. If it came with
+    a priority (metadata ``lb-priority``), they have the same one, unless their own metadata say otherwise. Nothing of
+    this applies to calls in a block of `lb.detached`, to channels with ``propagate=False``, or to handlers that are not
     ``async def``. The interceptor costs least as the last one, next to the handlers.
     """
     return _Incoming()
@@ -51,10 +52,13 @@ class _Incoming(Around):
 
 
 def _enter(context: Any) -> None:
-    scope = Scope(context.time_remaining())
-    enter(scope)
+    scope = Scope(context.time_remaining(), priority_in(context.invocation_metadata()))
     # Not the context's own done callback: it cannot tell a cancelled call, and makes a cycle of what it holds.
     task = asyncio.current_task()
+    bound = current()
+    if isinstance(bound, Bound) and bound.task is task:  # an interceptor outside of this one has set a limit
+        scope.deadline = bound.bound(scope.deadline)
+    enter(scope)
     if task is not None:
         task.add_done_callback(partial(_ended, scope))
 

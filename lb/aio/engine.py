@@ -200,6 +200,7 @@ class Engine:
         execution = Execution(self, method, record, credentials=credentials, registered=registered, span=span)
         call = LogicalCall(execution)
         if scope is not None:
+            execution.inherited = scope
             scope.add(call)
         if not call.done():  # the incoming call may be cancelled already
             execution.begin(now)
@@ -233,6 +234,8 @@ class Engine:
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
         record, span, scope = new_record(self, known, deadline, wait_for_ready, now)
+        if scope is not None:
+            metadata = scope.headers(metadata)
         call = UnaryCall(self, stub, request, metadata, credentials, record, span)
         self.departures.running.add(call)
         if scope is not None:

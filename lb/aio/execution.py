@@ -26,6 +26,7 @@ from lb.aio.result import NO_METADATA, Result
 from lb.core.attempt import Attempt
 from lb.core.call import Action, Call, Done, Queued
 from lb.core.headers import check_types, legal
+from lb.shared.scopes import Scope
 
 ILLEGAL = AioRpcStatus(grpc.StatusCode.INTERNAL.value[0], "Invalid metadata", (), "")
 """What core says of metadata that cannot be sent."""
@@ -35,6 +36,9 @@ _log = logging.getLogger("lb.channel")
 
 class Execution:
     """One call's attempts, and its `Result`. Lives in one event loop."""
+
+    inherited: Scope | None = None
+    """The incoming call that it is made for."""
 
     def __init__(
         self,
@@ -136,6 +140,8 @@ class Execution:
 
     def take(self, metadata: Metadata) -> Action | None:
         """The first action, to be carried out by the call's task; None when the call has ended already."""
+        if self.inherited is not None:
+            metadata = self.inherited.headers(metadata)
         self.metadata = metadata
         action, self._action = self._action, None
         if self.done():

@@ -17,6 +17,7 @@ it: the request may never come, and then no handler runs.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -28,6 +29,7 @@ import grpc
 from lb.core.serving.admission import Refusal
 from lb.core.serving.priority import PRIORITY_KEY, priority_of
 from lb.core.serving.settings import Limits
+from lb.server.overtime import Entry, Overtime
 from lb.server.places import Place, Places
 from lb.server.refusals import trailers
 from lb.shared.handlers import Behavior, Handlers, behavior_of
@@ -35,7 +37,8 @@ from lb.shared.handlers import Behavior, Handlers, behavior_of
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
 
-_place: ContextVar[Place | None] = ContextVar("lb.server.place", default=None)
+_place: ContextVar[Place] = ContextVar("lb.server.place")
+_refusal: ContextVar[Refusal] = ContextVar("lb.server.refusal")
 
 
 class Admission(grpc.aio.ServerInterceptor):
@@ -62,6 +65,9 @@ class Admission(grpc.aio.ServerInterceptor):
         self.rules = self.places.rules
         self._counts = counts or _not_grpcs_own
         self._handlers = Handlers(self._around)
+        timeout_s = self.rules.limits.timeout_s
+        self._overtime = None if timeout_s is None else Overtime(timeout_s)
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
 
     async def intercept_service(
         self,
@@ -80,7 +86,8 @@ class Admission(grpc.aio.ServerInterceptor):
         if found is None:
             found = await places.after_waiting(method, priority_of(_value(metadata, PRIORITY_KEY)), now)
         if isinstance(found, Refusal):
-            return _refuses(found)
+            _refusal.set(found)
+            return _REFUSES
         _place.set(found)
         task = asyncio.current_task()
         assert task is not None
@@ -89,31 +96,55 @@ class Admission(grpc.aio.ServerInterceptor):
 
     def _around(self, method: str, handler: Handler) -> Behavior:
         behavior = behavior_of(handler)
-        rules = self.rules
+        rules, overtime, timeout_s = self.rules, self._overtime, self._timeout_s
         times = rules.times(method)
 
-        async def start(context: Any) -> None:
+        async def start(context: Any) -> Entry | None:
+            """Refuse a call that cannot be answered in time; its limit, where its client has set none so early."""
+            _place.get().begun()
             left_s = context.time_remaining()
-            if left_s is not None and (refusal := rules.hopeless(times, left_s)) is not None:
-                await context.abort(refusal.code, refusal.details, trailers(refusal))
+            if left_s is not None:
+                if (refusal := rules.hopeless(times, left_s)) is not None:
+                    await context.abort(refusal.code, refusal.details, trailers(refusal))
+                if left_s <= timeout_s:
+                    return None
+            return None if overtime is None else overtime.begin()
 
         async def unary(request: Any, context: Any) -> Any:
-            await start(context)
-            response = await behavior(request, context)
-            place = _place.get()
-            if place is not None and not context.code():
-                place.answered()
+            entry = await start(context)
+            if entry is None:
+                response = await behavior(request, context)
+            else:
+                assert overtime is not None
+                response = await overtime.answer(entry, context, behavior(request, context))
+            if not context.code():
+                _place.get().answered()
             return response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            await start(context)
-            place = _place.get()
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    if place is not None:
-                        place.answered()
-                        place = None
-                    yield response
+            entry = await start(context)
+            place: Place | None = _place.get()
+            try:
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        if place is not None:
+                            place.answered()
+                            place = None
+                        if entry is None or overtime is None:
+                            yield response
+                            continue
+                        entry.writing = True
+                        yield response
+                        entry.writing = False
+                        if entry.over:
+                            await overtime.abort(entry, context)
+            except asyncio.CancelledError:
+                if overtime is not None and entry is not None and entry.over:
+                    await overtime.abort(entry, context)
+                raise
+            finally:
+                if overtime is not None and entry is not None:
+                    overtime.end(entry)
 
         return stream if handler.response_streaming else unary
 
@@ -131,15 +162,18 @@ def _value(metadata: Any, key: str | None) -> str:
     return found
 
 
-def _refuses(refusal: Refusal) -> Handler:
-    """A handler that ends the call so, without waiting for a request or reading it."""
+async def _refuse(_: Any, context: Any) -> AsyncIterator[Any]:
+    """End the call without waiting for a request or reading it."""
+    refusal = _refusal.get()
+    context.set_code(refusal.code)
+    context.set_details(refusal.details)
+    context.set_trailing_metadata(trailers(refusal))
+    return
+    yield  # interceptors around it expect an async generator where responses are streamed
 
-    async def refuse(_: Any, context: Any) -> AsyncIterator[Any]:
-        await context.abort(refusal.code, refusal.details, trailers(refusal))
-        yield  # interceptors around it expect an async generator where responses are streamed
 
-    made: Handler = grpc.stream_stream_rpc_method_handler(refuse)
-    return made
+# A unary handler would wait for the request, and send an empty response before the status.
+_REFUSES: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
 
 
 def _not_grpcs_own(method: str) -> bool:

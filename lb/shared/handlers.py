@@ -25,14 +25,27 @@ class Handlers:
         """``wrap`` is given a method and its handler, and returns the function to serve it with."""
         self._wrap = wrap
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        self._others: dict[tuple[str, int], tuple[Handler, Handler]] = {}
+        """Methods have two handlers where an interceptor behind this one refuses calls."""
 
     def wrapped(self, method: str, handler: Handler) -> Handler:
         """The handler to serve ``method`` with, in the place of ``handler``."""
         known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
+        if known is None:
             if len(self._wrapped) >= _MOST_METHODS:  # a proxy may meet any number of them
                 self._wrapped.clear()
             known = self._wrapped[method] = (handler, _made(handler, self._wrap(method, handler)))
+        elif known[0] is not handler:
+            return self._other(method, handler)
+        return known[1]
+
+    def _other(self, method: str, handler: Handler) -> Handler:
+        key = (method, id(handler))  # held beside it, so that no other one has its id
+        known = self._others.get(key)
+        if known is None:
+            if len(self._others) >= _MOST_METHODS:
+                self._others.clear()
+            known = self._others[key] = (handler, _made(handler, self._wrap(method, handler)))
         return known[1]
 
 

@@ -1,4 +1,4 @@
-"""What an incoming call hands on to the calls that are made for it: its deadline, and its cancellation.
+"""What an incoming call hands on to the calls that are made for it: its deadline, cancellation and priority.
 
 ::
 
@@ -11,10 +11,11 @@ and puts it into a context variable; a channel of `lb` looks there when a call b
 - no outgoing call outlives the incoming one's deadline; the earlier of the two deadlines holds;
 - when the incoming call is cancelled by its client, or its deadline passes, the outgoing ones
   that still run are cancelled, also those of tasks that the handler has spawned. What a handler
-  that has ended normally left running goes on, though not beyond the deadline.
+  that has ended normally left running goes on, though not beyond the deadline;
+- outgoing calls have the priority of the incoming one (metadata ``lb-priority``), unless they say their own.
 
 ``channel(..., propagate=False)`` has no part in this, nor has what stands in a block of `detached`.
-A block of `deadline` is such a scope for code that handles no call.
+Blocks of `deadline` and `priority` are such scopes for code that handles no call.
 Tasks inherit the context variable; threads that a handler starts do not, unless it runs them in
 ``contextvars.copy_context()``.
 
@@ -26,21 +27,25 @@ What a channel does where a call begins, with ``propagate`` set::
     call = ...
     if scope is not None:
         scope.add(call)                  # may call call.incoming_cancelled(), from any thread
+        metadata = scope.headers(metadata)
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from lb.core import checks
+from lb.core.serving.priority import PRIORITY_KEY, Priority, priority_of
 
 # A deadline further away is none: grpcio's threads tell a call without one that it has centuries left.
 _NEVER_S = 10 * 365 * 86400.0
+
+_DEFAULT = Priority.DEFAULT
 
 CANCELLED = "The incoming call that this one was made for was cancelled."
 """Details of a call that ended so."""
@@ -60,10 +65,11 @@ class Scope:
     while another thread cancels is found by one of the two.
     """
 
-    __slots__ = ("_calls", "cancelled", "deadline")
+    __slots__ = ("_calls", "cancelled", "deadline", "priority")
 
-    def __init__(self, remaining_s: float | None) -> None:
+    def __init__(self, remaining_s: float | None, priority: Priority = Priority.DEFAULT) -> None:
         """``remaining_s`` is the time to its deadline in seconds, None without one."""
+        self.priority = priority
         forever = remaining_s is None or remaining_s > _NEVER_S
         self.deadline = None if forever or remaining_s is None else time.monotonic() + remaining_s
         self.cancelled = False
@@ -75,6 +81,13 @@ class Scope:
         if inherited is None:
             return deadline
         return inherited if deadline is None or inherited < deadline else deadline
+
+    def headers(self, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A call's own metadata, with the scope's priority where they have none."""
+        priority = self.priority
+        if priority is _DEFAULT or any(key == PRIORITY_KEY for key, _ in metadata):
+            return metadata
+        return (*metadata, (PRIORITY_KEY, priority.text))
 
     def add(self, call: Outgoing) -> None:
         """Cancel ``call`` together with the scope: at once, if that is cancelled already."""
@@ -95,7 +108,9 @@ class Scope:
 
     def __repr__(self) -> str:
         left = "no deadline" if self.deadline is None else f"{self.deadline - time.monotonic():.3f} s left"
-        return f"<Scope {left}{' cancelled' if self.cancelled else ''} calls={len(self._calls or ())}>"
+        cancelled = " cancelled" if self.cancelled else ""
+        important = "" if self.priority is _DEFAULT else f" {self.priority.text}"
+        return f"<Scope {left}{important}{cancelled} calls={len(self._calls or ())}>"
 
 
 _current: ContextVar[Scope | None] = ContextVar("lb.scope", default=None)
@@ -109,9 +124,18 @@ def enter(scope: Scope) -> None:
     _current.set(scope)
 
 
+def priority_in(metadata: Iterable[Any] | None) -> Priority:
+    """The priority that an incoming call's metadata have; the last one counts."""
+    found: object = None
+    for key, value in metadata or ():
+        if key == PRIORITY_KEY:
+            found = value
+    return _DEFAULT if found is None else priority_of(found)
+
+
 @contextmanager
 def detached() -> Iterator[None]:
-    """A block whose calls inherit neither deadline nor cancellation from the incoming call.
+    """A block whose calls inherit nothing from the incoming call: no deadline, no cancellation, no priority.
 
     It is for work that goes on after the caller is gone::
 
@@ -156,7 +180,38 @@ def deadline(timeout_s: float) -> Iterator[None]:
         TypeError: ``timeout_s`` is not a number.
     """
     checks.number("timeout_s", timeout_s)
-    token = _current.set(_Within(timeout_s, _current.get()))
+    around = _current.get()
+    token = _current.set(_Within(timeout_s, around, _DEFAULT if around is None else around.priority))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def priority(importance: Priority) -> Iterator[None]:
+    """A block whose calls have this priority: servers that are full refuse the least important calls first.
+
+    It is for code outside of gRPC handlers, such as a web request or a job, and for the part of a handler that is more
+    or less important than the rest::
+
+        with lb.priority(lb.Priority.SHEDDABLE):
+            await catalog.Reindex(request)
+
+    It applies to calls in this thread, and in tasks that begin in the block. A handler's calls have the priority of the
+    incoming call by themselves, if its server has the interceptor `lb.aio.incoming` or `lb.sync.incoming`. The priority
+    travels in the metadata as ``lb-priority``; a call that has this key in metadata of its own keeps it. Deadlines and
+    cancellation of a block or handler around it hold as before. Not for channels with ``propagate=False``.
+
+    Args:
+        importance: ``CRITICAL``, ``DEFAULT`` or ``SHEDDABLE``.
+
+    Raises:
+        TypeError: ``importance`` is not a `Priority`.
+    """
+    if not isinstance(importance, Priority):
+        raise TypeError(f"importance is {checks.shown(importance)}; expected an lb.Priority")
+    token = _current.set(_Within(None, _current.get(), importance))
     try:
         yield
     finally:
@@ -164,12 +219,12 @@ def deadline(timeout_s: float) -> Iterator[None]:
 
 
 class _Within(Scope):
-    """A scope with a deadline of its own, and the cancellation of the one around it."""
+    """A scope with a deadline or priority of its own, and the cancellation of the one around it."""
 
     __slots__ = ("_around",)
 
-    def __init__(self, timeout_s: float, around: Scope | None) -> None:
-        super().__init__(timeout_s)
+    def __init__(self, timeout_s: float | None, around: Scope | None, priority: Priority) -> None:
+        super().__init__(timeout_s, priority)
         self._around = around
         if around is not None:
             self.deadline = around.bound(self.deadline)
@@ -178,3 +233,13 @@ class _Within(Scope):
         """See `Scope.add`: nothing cancels the block itself."""
         if self._around is not None:
             self._around.add(call)
+
+
+class Bound(_Within):
+    """The time that a server gives the handler of one call, which runs in ``task``."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, timeout_s: float, around: Scope | None, task: object) -> None:
+        super().__init__(timeout_s, around, _DEFAULT if around is None else around.priority)
+        self.task = task

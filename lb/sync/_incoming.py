@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from lb.shared.handlers import Behavior, Handlers, behavior_of
-from lb.shared.scopes import Scope, enter
+from lb.shared.scopes import Scope, enter, priority_in
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
 
 
 def incoming() -> grpc.ServerInterceptor:
-    """An interceptor for ``grpc.server``: calls that a handler makes inherit deadline and cancellation of its own call.
+    """An interceptor for ``grpc.server``: calls that a handler makes inherit deadline, cancellation and
+    priority of its own call.
 
     It does for threads what `lb.aio.incoming` does for asyncio. Calls in threads that a handler starts do not inherit,
     unless the handler runs them in ``contextvars.copy_context()``.
@@ -45,7 +46,7 @@ class _Running:
 
     def __init__(self, context: Any) -> None:
         # grpcio runs interceptor and handler of a call in a context of that call's own.
-        self._scope = Scope(context.time_remaining())
+        self._scope = Scope(context.time_remaining(), priority_in(context.invocation_metadata()))
         self._ended = False
         enter(self._scope)
         if not context.add_callback(self.call_ended):

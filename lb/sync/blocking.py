@@ -181,6 +181,8 @@ class BlockingCall:
         self.record = record
         if scope is not None:
             scope.add(self)
+            if (metadata := scope.headers(self.metadata)) is not self.metadata:
+                self._operations = (_grpcio.send_metadata(metadata), *self._operations[1:])
         if channel.balancer.needs_metadata:
             record.will_send(self.metadata)
         return record.begin(now)
