@@ -210,7 +210,7 @@ class Scenario:
     @property
     def quick(self) -> bool:
         """Whether it takes little time to simulate."""
-        return self.seconds * self.load * self.slots / self.work_s < 50_000
+        return self.seconds * self.load * self.slots / self.work_s < 40_000
 
     @property
     def work_s(self) -> float:

@@ -100,7 +100,7 @@ def test_a_dependency_that_becomes_slow_causes_the_overload(slower: float) -> No
     run = simulate(
         [door()],
         slots=200,
-        rate=lambda now: 150.0 if now < 5.0 else 8000.0,
+        rate=lambda now: 150.0 if now < 5.0 else 1.4 * 5000 / slower,
         seconds=20.0,
         slower=lambda now: 1.0 if now < 5.0 else slower,
     )
@@ -114,7 +114,7 @@ def test_work_that_becomes_slower_bit_by_bit_is_followed() -> None:
     def level(now: float) -> float:
         return float(1.1 ** (now // 10.0))
 
-    run = simulate([door()], slots=40, rate=lambda _: 2000.0, seconds=100.0, slower=level)
+    run = simulate([door()], slots=40, rate=lambda _: 1300.0, seconds=100.0, slower=level)
     for start in range(10, 100, 10):
         assert run.per_s(start, start + 10.0) >= 0.93 * 1000 / level(start)
         assert run.p99_s(start, start + 10.0) <= 2.5 * 0.04 * level(start)
