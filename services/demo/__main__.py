@@ -33,9 +33,9 @@ from pydantic import AfterValidator, Field
 
 from lb.aio.consul import Registry
 from lb.server import Life, live
+from lb.server.supervising import Spec, Supervisor
 from services.demo import memory
 from services.demo.state import StateDirectory, remove_stale
-from services.demo.supervisor import Spec, Supervisor
 from services.runtime.settings import LogLevel, Settings, SettingsError, http_url, load, trace_collector
 
 INSTANCES: dict[str, tuple[int, ...]] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.demo.supervisor import LineWriter, RestartDelay, Spec, Supervisor
+from lb.server.supervising import LineWriter, RestartDelay, Spec, Supervisor
 from tests.support.process import alive
 from tests.support.wait import eventually
 
@@ -109,7 +109,7 @@ async def test_children_notice_a_supervisor_that_is_gone(tmp_path: Path) -> None
     )
     parent = (
         "import asyncio, sys\n"
-        "from services.demo.supervisor import Spec, Supervisor\n"
+        "from lb.server.supervising import Spec, Supervisor\n"
         "async def main():\n"
         "    s = Supervisor()\n"
         "    for n in '12':\n"

@@ -1,4 +1,4 @@
-"""Run a set of processes and keep them running, for ``make demo``.
+"""Run a set of processes and keep them running.
 
 Each child is a process in a session of its own, so that Ctrl-C in the terminal reaches only the
 supervisor, which then ends them in order. It inherits the reading end of a pipe whose number is
@@ -17,126 +17,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import signal
 import sys
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
 
-_LONGEST_LINE = 8192
-_CHUNK = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What to run under one name.
-
-    ``env`` is added to the supervisor's own environment. ``stop_order`` orders the end: the
-    lowest goes first, and the next ones are asked to end once it is gone. ``on_line`` sees each
-    line of output first and returns True to keep it off the screen.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    stop_order: int = 0
-    on_line: Callable[[str], bool] | None = None
-
-
-class RestartDelay:
-    """How long to wait before a child that died is started again, in seconds.
-
-    ``first_s``, doubled each time up to ``longest_s``; it starts afresh when the child lived for
-    at least ``steady_s``, so only a child that keeps dying is held back.
-    """
-
-    def __init__(self, first_s: float = 2.0, longest_s: float = 30.0, steady_s: float = 5.0) -> None:
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self._steady_s = steady_s
-        self._next_s = first_s
-
-    def after(self, lived_s: float) -> float:
-        """The delay after a child that lived ``lived_s`` seconds."""
-        if lived_s >= self._steady_s:
-            self._next_s = self._first_s
-        delay_s = self._next_s
-        self._next_s = min(delay_s * 2, self._longest_s)
-        return delay_s
-
-    def __repr__(self) -> str:
-        return f"<RestartDelay next={self._next_s:g}s longest={self._longest_s:g}s>"
-
-
-class LineWriter:
-    """Writes lines to a stream from a thread of its own.
-
-    ``write`` never blocks: a terminal that is stopped, or a pipe nobody reads, costs at most
-    ``capacity`` lines of memory, and what does not fit is dropped and counted.
-    """
-
-    def __init__(self, stream: TextIO, capacity: int = 2000) -> None:
-        self._stream = stream
-        self._queue: queue.Queue[str | None] = queue.Queue(capacity)
-        self._dropped = 0
-        self._thread = threading.Thread(target=self._run, name="supervisor-output", daemon=True)
-        self._thread.start()
-
-    def write(self, line: str) -> None:
-        """Queue one line (without its end)."""
-        try:
-            self._queue.put_nowait(line)
-        except queue.Full:
-            self._dropped += 1
-
-    def close(self, timeout_s: float = 0.5) -> None:
-        """Write what is queued, for at most ``timeout_s`` seconds."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_s)
-            self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while (line := self._queue.get()) is not None:
-            if self._dropped:
-                line, self._dropped = f"({self._dropped} lines were dropped)\n{line}", 0
-            try:
-                self._stream.write(line + "\n")
-                if self._queue.empty():
-                    self._stream.flush()
-            except (OSError, ValueError):
-                # Nobody can be told that stderr is gone; the children go on.
-                continue
-
-
-class _Child:
-    """One name: its process of the moment, and the task that starts it again."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.process: asyncio.subprocess.Process | None = None
-        self.output: asyncio.Task[None] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.started_at = 0.0
-        self.starts = 0
-
-    @property
-    def pid(self) -> int | None:
-        return self.process.pid if self.process is not None and self.process.returncode is None else None
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.pid is None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if number is signal.SIGKILL:
-                os.killpg(self.pid, number)  # with whatever it has started itself
-            else:
-                os.kill(self.pid, number)
-
-    def __repr__(self) -> str:
-        return f"<_Child {self.spec.name} pid={self.pid} starts={self.starts}>"
+from lb.server.supervising.child import Child, Spec
+from lb.server.supervising.delay import RestartDelay
+from lb.server.supervising.output import LineWriter, read_lines
 
 
 class Supervisor:
@@ -156,7 +45,7 @@ class Supervisor:
         self._writer = LineWriter(sys.stderr) if say is None else None
         self._say = say if say is not None else self._to_stderr
         self._delay = delay
-        self._children: dict[str, _Child] = {}
+        self._children: dict[str, Child] = {}
         self._stopping = asyncio.Event()
         self._parent_read, self._parent_write = os.pipe()
 
@@ -199,7 +88,7 @@ class Supervisor:
             raise ValueError(f"supervisor: {spec.name!r} runs already; expected a name of its own for each process")
         if self._stopping.is_set():
             raise RuntimeError("supervisor: stopped; it starts nothing any more")
-        child = _Child(spec)
+        child = Child(spec)
         self._children[spec.name] = child
         try:
             await self._spawn(child)
@@ -241,14 +130,14 @@ class Supervisor:
         if self._writer is not None:
             self._writer.close()
 
-    async def _gone(self, children: list[_Child], within_s: float | None = None) -> None:
+    async def _gone(self, children: list[Child], within_s: float | None = None) -> None:
         """Wait until these have ended, for at most ``within_s`` seconds."""
         if tasks := [child.task for child in children if child.task is not None]:
             done, _ = await asyncio.wait(tasks, timeout=within_s)
             for task in done:
                 task.result()
 
-    async def _keep_running(self, child: _Child) -> None:
+    async def _keep_running(self, child: Child) -> None:
         delay = self._delay()
         loop = asyncio.get_running_loop()
         while True:
@@ -276,20 +165,20 @@ class Supervisor:
             if self._stopping.is_set():
                 child.signal(signal.SIGKILL)  # it came too late to be asked
 
-    async def _spawn(self, child: _Child) -> None:
+    async def _spawn(self, child: Child) -> None:
         """Start the process, its output going through a pipe of ours.
 
         asyncio's own would hold back the news of an exit for as long as any grandchild keeps it open.
         """
-        loop = asyncio.get_running_loop()
+        loop, spec = asyncio.get_running_loop(), child.spec
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *child.spec.argv,
+                *spec.argv,
                 env={
                     **os.environ,
                     "PYTHONUNBUFFERED": "1",
-                    **child.spec.env,
+                    **spec.env,
                     "MESH_PARENT_FD": str(self._parent_read),
                 },
                 stdin=asyncio.subprocess.DEVNULL,
@@ -306,36 +195,15 @@ class Supervisor:
         child.process = process
         child.starts += 1
         child.started_at = loop.time()
-        child.output = asyncio.create_task(self._show(child.spec, read_end), name=f"output-{child.spec.name}")
-
-    async def _show(self, spec: Spec, read_end: int) -> None:
-        """Pass the output on line by line; a line without an end is cut at 8 KiB."""
-        reader = asyncio.StreamReader()
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
+        child.output = asyncio.create_task(
+            read_lines(read_end, lambda line: self._heard(spec, line)), name=f"output-{spec.name}"
         )
-        rest = b""
-        try:
-            while chunk := await reader.read(_CHUNK):
-                *lines, rest = (rest + chunk).split(b"\n")
-                if len(rest) > _LONGEST_LINE:
-                    lines.append(rest)
-                    rest = b""
-                for line in lines:
-                    self._line(spec, line)
-        finally:
-            transport.close()
-            if rest:
-                self._line(spec, rest)
 
-    def _line(self, spec: Spec, raw: bytes) -> None:
-        line = raw[:_LONGEST_LINE].decode("utf-8", "replace").rstrip()
-        if not line or (spec.on_line is not None and spec.on_line(line)):
-            return
-        self._say(f"{spec.name} | {line}")
+    def _heard(self, spec: Spec, line: str) -> None:
+        if spec.on_line is None or not spec.on_line(line):
+            self._say(f"{spec.name} | {line}")
 
-    async def _end_output(self, child: _Child) -> None:
+    async def _end_output(self, child: Child) -> None:
         """Show what the dead process still had in its pipe; a grandchild may hold it open, so not for ever."""
         if child.output is not None:
             done, _ = await asyncio.wait({child.output}, timeout=0.5)
