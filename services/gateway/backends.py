@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from lb.server import Priority
 from mesh.catalog.v1 import CatalogStub, ListProductsRequest, Product
 from mesh.common.v1 import Money
 from mesh.inventory.v1 import BatchGetStockRequest, InventoryStub
@@ -25,15 +24,13 @@ if TYPE_CHECKING:
 _PAGE = 200
 _MOST_PAGES = 50
 _MOST_SKUS = 1000
-# Set here, and only here: what a client sends under that name stays at the gateway, as all of its headers do.
-_CRITICAL, _SHEDDABLE = ((("lb-priority", priority.text),) for priority in (Priority.CRITICAL, Priority.SHEDDABLE))
 
 
 class Backends:
     """Orders, catalog and inventory as the gateway uses them.
 
     Every method raises ``Problem``, and answers plain JSON values. No call has a timeout of its own: the block
-    of `lb.deadline` around the request's work bounds them all.
+    of `lb.deadline` around the request's work bounds them all, and that of `lb.priority` says how important they are.
     """
 
     def __init__(self, orders: grpc.aio.Channel, catalog: grpc.aio.Channel, inventory: grpc.aio.Channel) -> None:
@@ -48,7 +45,7 @@ class Backends:
             idempotency_key=idempotency_key,
         )
         with _translated("orders", form.fields()):
-            call = self._orders.PlaceOrder(request, metadata=_CRITICAL)
+            call = self._orders.PlaceOrder(request)
             answer = await call
             instance = await served_by(call)
         instances = {**answer.served_by, "orders": instance} if instance else dict(answer.served_by)
@@ -63,7 +60,7 @@ class Backends:
     async def get_order(self, order_id: str) -> dict[str, object]:
         """One order."""
         with _translated("orders", {order_id: "order_id"}):
-            answer = await self._orders.GetOrder(GetOrderRequest(order_id=order_id), metadata=_SHEDDABLE)
+            answer = await self._orders.GetOrder(GetOrderRequest(order_id=order_id))
         return order_json(answer.order)
 
     async def products(self) -> list[dict[str, object]]:

@@ -32,6 +32,7 @@ from typing import Self
 import grpc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import lb
 from lb.server import Concurrency, Place, Places, Priority, Rate, RefusedError
 from services.gateway.problems import Problem, retry_after
 
@@ -118,7 +119,8 @@ class Bounds:
                     )
 
                 place = await take(client)
-                with _Answer(place, take, receive, send, self._told(client)) as answer:
+                # What a client says of its importance stays here, as all of its headers do.
+                with lb.priority(kind.priority), _Answer(place, take, receive, send, self._told(client)) as answer:
                     await self._run(scope, answer.receive, answer.send)
                     answer.over()
         except RefusedError as error:

@@ -15,7 +15,6 @@ import grpc
 import structlog
 from google.rpc.error_details_pb2 import PreconditionFailure
 
-from lb.server import Priority
 from mesh.catalog.v1 import GetProductRequest, Product
 from mesh.common.v1 import Money
 from mesh.inventory.v1 import ReleaseRequest, ReserveRequest, StockLine
@@ -35,9 +34,6 @@ log = structlog.get_logger()
 
 STEP_S = 2.0
 """The longest that one call to a dependency may take, retries included; the inherited deadline may be nearer."""
-
-# A full service that refuses new orders must not refuse what frees the goods and the money of those that failed.
-_UNDO = (("lb-priority", Priority.CRITICAL.text),)
 
 R = TypeVar("R")
 
@@ -85,7 +81,7 @@ class Dependencies:
     async def release(self, reservation_id: str) -> None:
         """Give the pieces back."""
         request = ReleaseRequest(reservation_id=reservation_id)
-        call = self._stubs.inventory.Release(request, timeout=STEP_S, metadata=_UNDO)
+        call = self._stubs.inventory.Release(request, timeout=STEP_S)
         try:
             await self._answer("inventory", call)
         except grpc.aio.AioRpcError as error:
@@ -112,7 +108,7 @@ class Dependencies:
     async def void(self, payment_id: str) -> bool:
         """Give the amount up. False when it was captured, and so cannot be."""
         request = VoidRequest(idempotency_key=f"{payment_id}/void", payment_id=payment_id)
-        call = self._stubs.payments.Void(request, timeout=STEP_S, metadata=_UNDO)
+        call = self._stubs.payments.Void(request, timeout=STEP_S)
         try:
             await self._answer("payments", call)
         except grpc.aio.AioRpcError as error:

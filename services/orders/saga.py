@@ -137,7 +137,8 @@ class Saga:
         """Undo an owned order: FAILED, or CONFIRMED when it was paid after all; None when it has to be tried again."""
         needs = Dependencies(self._stubs)
         try:
-            with lb.deadline(UNDO_S):
+            # A full service that refuses new orders must not refuse what frees the goods and the money of failed ones.
+            with lb.deadline(UNDO_S), lb.priority(lb.Priority.CRITICAL):
                 if order.state != PENDING and not await needs.void(payment_id(order)):
                     return await self._store.advance(order, CONFIRMED)
                 await needs.release(reservation_id(order))

@@ -140,6 +140,8 @@ class Settings(BaseSettings):
     """The same of each service that calls; 0 is any number."""
     caller_burst: float = Field(default=0.0, ge=0, le=_MOST)
     """Calls at once beyond it; 0 is twice the rate."""
+    timeout_s: float = Field(default=60.0, gt=0, le=86_400)
+    """How long a call may take whose caller set no deadline, or a later one, in seconds."""
     log_level: LogLevel = "info"
     """The least level that is logged."""
     parent_fd: int | None = Field(default=None, ge=0)
@@ -154,6 +156,7 @@ class Settings(BaseSettings):
             method_rates=by_method(self.method_rates),
             client_rate=bucket(self.caller_rate, self.caller_burst),
             client_key=CALLER_KEY,
+            timeout_s=self.timeout_s,
         )
 
     def places(self, auto: Concurrency) -> Concurrency | None:

@@ -264,12 +264,14 @@ async def test_deadlines_are_inherited(counter: Counter, monkeypatch: pytest.Mon
     assert all(0 < left_s <= saga.UNDO_S + rounding_s for left_s in (payments["Void"], inventory["Release"]))
 
 
-async def test_undoing_is_critical(counter: Counter) -> None:
-    """It frees goods and money, whoever placed the order, so full services refuse it last."""
+async def test_priority_is_inherited_and_undoing_is_critical(counter: Counter) -> None:
+    """Every step is as important as the order. Undoing frees goods and money: full services refuse it last."""
     counter.shop.faults["payments"].next("Capture", "before")
     await refused(counter.orders.PlaceOrder(place(), metadata=(("lb-priority", "sheddable"),)))
-    assert counter.shop.faults["payments"].priority["Void"] == "critical"
-    assert counter.shop.faults["inventory"].priority["Release"] == "critical"
+    seen = {name: how for faults in counter.shop.faults.values() for name, how in faults.priority.items()}
+    steps = ("GetProduct", "Reserve", "Authorize", "Capture")
+    assert {seen[name] for name in steps} == {"sheddable"}
+    assert (seen["Void"], seen["Release"]) == ("critical", "critical")
 
 
 async def test_a_step_that_hangs_is_given_up(counter: Counter) -> None:

@@ -87,15 +87,22 @@ async def test_more_at_once_is_refused_with_push_back(limited: Limited) -> None:
 @pytest.mark.parametrize(
     ("settings", "limits"),
     [
-        ({}, Limits(rate=Rate(1000.0, 2000.0), client_key="user-agent")),
-        ({"rate": 50.0, "burst": 5.0}, Limits(rate=Rate(50.0, 5.0), client_key="user-agent")),
-        ({"rate": 0.1}, Limits(rate=Rate(0.1, 1.0), client_key="user-agent")),
-        ({"rate": 0.0, "caller_rate": 7.0}, Limits(client_rate=Rate(7.0, 14.0), client_key="user-agent")),
+        ({}, Limits(rate=Rate(1000.0, 2000.0), client_key="user-agent", timeout_s=60.0)),
+        ({"rate": 50.0, "burst": 5.0}, Limits(rate=Rate(50.0, 5.0), client_key="user-agent", timeout_s=60.0)),
+        ({"rate": 0.1}, Limits(rate=Rate(0.1, 1.0), client_key="user-agent", timeout_s=60.0)),
+        (
+            {"rate": 0.0, "caller_rate": 7.0},
+            Limits(client_rate=Rate(7.0, 14.0), client_key="user-agent", timeout_s=60.0),
+        ),
         (
             {"method_rates": "/a.B/C=5, /a.B/*=0.5", "rate": 0.0},
-            Limits(method_rates={"/a.B/C": Rate(5.0, 10.0), "/a.B/*": Rate(0.5, 1.0)}, client_key="user-agent"),
+            Limits(
+                method_rates={"/a.B/C": Rate(5.0, 10.0), "/a.B/*": Rate(0.5, 1.0)},
+                client_key="user-agent",
+                timeout_s=60.0,
+            ),
         ),
-        ({"rate": 0.0, "concurrency": "0"}, Limits(concurrency=None, client_key="user-agent")),
+        ({"rate": 0.0, "concurrency": "0"}, Limits(concurrency=None, client_key="user-agent", timeout_s=60.0)),
     ],
 )
 def test_what_settings_mean(settings: dict[str, Any], limits: Limits) -> None:
