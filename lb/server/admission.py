@@ -99,21 +99,23 @@ class Admission(grpc.aio.ServerInterceptor):
         rules, overtime, timeout_s = self.rules, self._overtime, self._timeout_s
         times = rules.times(method)
 
-        async def start(context: Any) -> Entry | None:
-            """Refuse a call that cannot be answered in time; its limit, where its client has set none so early."""
+        def start(context: Any) -> Entry | Refusal | None:
+            """A call's limit, if its client has set none so early; a refusal, if it cannot be answered in time."""
             _place.get().begun()
             left_s = context.time_remaining()
             if left_s is not None:
                 if (refusal := rules.hopeless(times, left_s)) is not None:
-                    await context.abort(refusal.code, refusal.details, trailers(refusal))
+                    return refusal
                 if left_s <= timeout_s:
                     return None
             return None if overtime is None else overtime.begin()
 
         async def unary(request: Any, context: Any) -> Any:
-            entry = await start(context)
+            entry = start(context)
             if entry is None:
                 response = await behavior(request, context)
+            elif isinstance(entry, Refusal):
+                await context.abort(entry.code, entry.details, trailers(entry))
             else:
                 assert overtime is not None
                 response = await overtime.answer(entry, context, behavior(request, context))
@@ -122,7 +124,10 @@ class Admission(grpc.aio.ServerInterceptor):
             return response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            entry = await start(context)
+            entry = start(context)
+            if isinstance(entry, Refusal):
+                await context.abort(entry.code, entry.details, trailers(entry))
+                return
             place: Place | None = _place.get()
             try:
                 async with aclosing(behavior(request, context)) as responses:

@@ -35,13 +35,23 @@ class Rates:
 
         ``method`` is ``/package.Service/Method``; ``client`` is empty where it is not known, and is then not limited.
         """
-        buckets = [bucket for bucket in (self._total, self._of_method(method), self._of_client(client)) if bucket]
-        wait_s = max((bucket.wait(now) for bucket in buckets), default=0.0)
+        total = self._total
+        of_method = self._of_method(method) if self._by_entry else None
+        of_client = self._of_client(client) if client else None
+        wait_s = 0.0 if total is None else total.wait(now)
+        if of_method is not None:
+            wait_s = max(wait_s, of_method.wait(now))
+        if of_client is not None:
+            wait_s = max(wait_s, of_client.wait(now))
         if wait_s > 0.0:
             self.refused += 1
             return wait_s
-        for bucket in buckets:
-            bucket.take(now)
+        if total is not None:
+            total.take(now)
+        if of_method is not None:
+            of_method.take(now)
+        if of_client is not None:
+            of_client.take(now)
         return 0.0
 
     def left(self, client: str, now: float) -> float | None:
@@ -53,13 +63,11 @@ class Rates:
 
     def _of_method(self, method: str) -> TokenBucket | None:
         by_entry = self._by_entry
-        if not by_entry:
-            return None
         of_method, of_service = checks.entries(method)
         return by_entry.get(of_method) or by_entry.get(of_service)
 
     def _of_client(self, client: str) -> TokenBucket | None:
-        if self._client is None or not client:
+        if self._client is None:
             return None
         clients = self._by_client
         found = clients.get(client)
