@@ -1,4 +1,4 @@
-"""Numbers as protobuf writes them, for the two messages that are read and written by hand."""
+"""Numbers as protobuf writes them, for the messages that are read and written by hand."""
 
 from __future__ import annotations
 
