@@ -306,9 +306,9 @@ def main() -> int:
         print()
         counted = steps.count(list(slow))
         steps.show(counted)
-        for row, ratio in slow.items():
-            small, large = counted[row]
-            missed.append(f"{row}: {ratio:.2f} (by instructions {large / small:.2f})")
+        for pick, ratio in slow.items():
+            small, large = counted[pick]
+            missed.append(f"{pick}: {ratio:.2f} (by instructions {large / small:.2f})")
     else:
         missed += [f"{row}: {ratio:.2f}" for row, ratio in slow.items()]
     results["goals"] = {"met": goals - len(missed), "of": goals, "missed": missed}

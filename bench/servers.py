@@ -227,7 +227,7 @@ def limits(arguments: argparse.Namespace) -> Limits:
     """What the server takes on."""
     concurrency: Concurrency | None = Concurrency()
     if arguments.most:
-        concurrency = Concurrency(limit=arguments.most, adaptive=False, queue=0.0)
+        concurrency = Concurrency(limit=arguments.most, adaptive=False, queue=0)
     rate = Rate(arguments.rate) if arguments.rate else None
     return Limits(concurrency=concurrency, rate=rate)
 

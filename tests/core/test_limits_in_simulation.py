@@ -20,7 +20,7 @@ OVERLOAD = 10 * CAPACITY
 def clients(count: int, *, old: bool = False) -> list[Intake]:
     """Channels of so many clients, each with a limit of its own."""
     settings = ConcurrencyLimit(limit=16, adaptive=True, min_limit=1)
-    return [Intake(Gradient2(settings) if old else settings.new_state(), queue=1.0, queue_s=0.1) for _ in range(count)]
+    return [Intake(Gradient2(settings) if old else settings.new_state(), queue=64, queue_s=0.1) for _ in range(count)]
 
 
 def ran(scenario: Scenario, *, old: bool = False, seed: int = 1) -> Run:
@@ -187,7 +187,7 @@ def test_limits_of_many_clients_before_one_server() -> None:
     old = simulate(clients(10, old=True), slots=40, rate=lambda _: 2000.0, seconds=20.0)
     assert run.per_s(5.0, 60.0) >= 0.97 * 1000
     assert run.p99_s(50.0, 60.0) <= 0.4
-    assert run.limit(50.0, 60.0)[-1] <= 400
+    assert run.limit(50.0, 60.0)[-1] <= 700
     assert old.limit(19.0, 20.0)[-1] > run.limit(50.0, 60.0)[-1]
 
 

@@ -11,8 +11,9 @@ The limit holds for the whole process. It is a fixed one or follows the latency 
 **The queue is last in, first out.** When more is asked than the server can do, each call that waits for its turn waits
 as long as the queue is, and those at its front belong to clients that are about to give up. The newest have the most
 time left. So the newest goes first, and when the queue is full, the oldest is refused, at once, before its client gives
-up. In a short burst the order makes no difference. (CoDel, the other answer to this, needs a queue that is long enough
-to have a latency of its own; this one has room for about as many calls as may run.)
+up. In a short burst the order makes no difference. (CoDel, the other answer to this, lets all that wait grow old before
+it drops any: calls that were answered in time would be late.) For the same reason the queue may be longer than the
+limit, which can be small: how long answered calls have waited does not depend on its length.
 
 Calls of a higher priority go first. One is refused only when none of a lower priority waits.
 
@@ -49,12 +50,12 @@ class Waiting:
 class Intake:
     """The places of one server, and the queue before them.
 
-    ``queue`` is how many calls may wait, as a share of the limit; ``queue_s`` how long.
+    ``queue`` is how many calls may wait; ``queue_s`` how long.
     """
 
     __slots__ = ("_late", "_lines", "_queue", "_queue_s", "admitted", "in_flight", "limit", "refused", "waiting")
 
-    def __init__(self, limit: LimitState, *, queue: float, queue_s: float) -> None:
+    def __init__(self, limit: LimitState, *, queue: int, queue_s: float) -> None:
         self.limit = limit
         self._queue = queue
         self._queue_s = queue_s
@@ -83,7 +84,7 @@ class Intake:
     def wait(self, priority: Priority, now: float) -> Waiting | None:
         """Take a place in the queue; None: the call is refused. ``displaced`` may have to be refused in its place."""
         displaced = None
-        if self.waiting >= self._room():
+        if self.waiting >= self._queue:
             displaced = self._oldest(priority)
             if displaced is None:
                 self.refused += 1
@@ -139,9 +140,6 @@ class Intake:
     def _refuse(self, waiting: Waiting) -> None:
         self._remove(waiting)
         self.refused += 1
-
-    def _room(self) -> int:
-        return int(self.limit.limit * self._queue)
 
     def _oldest(self, priority: Priority) -> Waiting | None:
         """Who has waited longest of the least important that wait, up to this priority."""

@@ -23,7 +23,7 @@ class Concurrency:
         adaptive: whether the limit follows the latency, from ``min_limit`` to ``max_limit``.
         min_limit: the lowest adaptive limit, >= 1. For a moment every ten seconds it may be half of that.
         max_limit: the highest adaptive limit, >= ``min_limit``.
-        queue: how many calls may wait, as a share of the limit, >= 0; 0: none. The newest goes first.
+        queue: how many calls may wait, >= 0. The newest goes first, and the oldest is refused when one more comes.
         queue_s: how long a call may wait, in seconds, > 0. Then it is refused.
 
     Raises:
@@ -35,7 +35,7 @@ class Concurrency:
     adaptive: bool = True
     min_limit: int = 1
     max_limit: int = 1000
-    queue: float = 1.0
+    queue: int = 64
     queue_s: float = 0.1
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Concurrency:
                 f"Concurrency.limit is {self.limit}; expected min_limit ({self.min_limit})"
                 f" <= limit <= max_limit ({self.max_limit})"
             )
-        checks.number("Concurrency.queue", self.queue)
+        checks.whole("Concurrency.queue", self.queue)
         checks.number("Concurrency.queue_s", self.queue_s, above=True)
 
     def new_state(self) -> LimitState:

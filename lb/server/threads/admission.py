@@ -237,7 +237,7 @@ def _streamed(answers: Iterator[Any], stay: _Stay) -> Iterator[Any]:
 
 def _without_queue(limits: Limits) -> Limits:
     concurrency = limits.concurrency
-    return limits if concurrency is None else replace(limits, concurrency=replace(concurrency, queue=0.0))
+    return limits if concurrency is None else replace(limits, concurrency=replace(concurrency, queue=0))
 
 
 def _value(metadata: Any, key: str) -> str:

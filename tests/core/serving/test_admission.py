@@ -29,8 +29,8 @@ def test_without_limits_nothing_is_kept() -> None:
 
 
 def test_the_settings_reach_the_places() -> None:
-    """The limit, the queue as a share of it, and how long."""
-    rules = admission(Limits(concurrency=Concurrency(limit=4, adaptive=False, queue=0.5, queue_s=3.0)))
+    """The limit, the queue, and how long."""
+    rules = admission(Limits(concurrency=Concurrency(limit=4, adaptive=False, queue=2, queue_s=3.0)))
     intake = rules.intake
     assert intake is not None
     assert [intake.take() for _ in range(5)] == [True] * 4 + [False]

@@ -12,16 +12,17 @@ from lb.core.concurrency import Baseline, ConcurrencyLimit
 from lb.core.serving.intake import Intake, Waiting
 from lb.core.serving.priority import Priority
 
+QUEUE = 3
 QUEUE_S = 1.0
 LOW, MIDDLE, HIGH = Priority
 
 
-def intake(limit: int = 2, queue: float = 1.0) -> Intake:
+def intake(limit: int = 2, queue: int | None = None) -> Intake:
     """Places with a fixed limit; who waits does so for a second at most."""
-    return Intake(ConcurrencyLimit(limit=limit).new_state(), queue=queue, queue_s=QUEUE_S)
+    return Intake(ConcurrencyLimit(limit=limit).new_state(), queue=limit if queue is None else queue, queue_s=QUEUE_S)
 
 
-def full(limit: int = 2, queue: float = 1.0) -> Intake:
+def full(limit: int = 2, queue: int | None = None) -> Intake:
     """All places are taken."""
     made = intake(limit, queue)
     assert all(made.take() for _ in range(limit))
@@ -164,14 +165,13 @@ def test_who_leaves_makes_room() -> None:
 
 
 def test_without_a_queue_nobody_waits() -> None:
-    """Nor with one that is too short for a single call."""
-    assert full(2, queue=0.0).wait(HIGH, 0.0) is None
-    assert full(1, queue=0.9).wait(HIGH, 0.0) is None
-    assert full(2, queue=0.5).wait(LOW, 0.0) is not None
+    """A call that finds no place is refused."""
+    assert full(2, queue=0).wait(HIGH, 0.0) is None
+    assert full(2, queue=1).wait(LOW, 0.0) is not None
 
 
 def test_a_shrunken_limit_lets_nobody_in_until_enough_have_ended() -> None:
-    """What runs goes on. The queue takes no more than its new room, and keeps whom it has."""
+    """What runs goes on, and the queue keeps whom it has."""
     places = full(4)
     kept = [waits(places) for _ in range(4)]
     places.limit.limit = 2
@@ -188,7 +188,7 @@ def test_a_shrunken_limit_lets_nobody_in_until_enough_have_ended() -> None:
 def test_what_calls_take_moves_the_limit() -> None:
     """`learn` comes before the place is given back, so that the call itself counts."""
     state = ConcurrencyLimit(limit=4, adaptive=True, min_limit=1).new_state()
-    places = Intake(state, queue=1.0, queue_s=QUEUE_S)
+    places = Intake(state, queue=4, queue_s=QUEUE_S)
     baseline = Baseline()
     for number in range(40):
         while places.take():
@@ -204,7 +204,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.places = intake(3)
+        self.places = intake(3, QUEUE)
         self.now = 0.0
         self.line: list[Waiting] = []  # in the order of their coming
         self.asked = self.left = self.told = 0
@@ -244,7 +244,7 @@ class Model(RuleBasedStateMachine):
             return
         assert not free
         waiting = places.wait(priority, self.now)
-        room = places.limit.limit
+        room = QUEUE
         if waiting is None:
             assert before >= room
             assert all(other.priority > priority for other in self.line if not other.gone)

@@ -22,9 +22,9 @@ NAN = float("nan")
         ({"min_limit": 0}, "Concurrency.min_limit is 0; expected a whole number >= 1"),
         ({"max_limit": "9"}, "Concurrency.max_limit is '9'; expected a whole number >= 1"),
         ({"adaptive": 1}, "Concurrency.adaptive is 1; expected True or False"),
-        ({"queue": -0.1}, "Concurrency.queue is -0.1; expected a number >= 0"),
-        ({"queue": NAN}, "Concurrency.queue is nan; expected a number >= 0"),
-        ({"queue": None}, "Concurrency.queue is None; expected a number >= 0"),
+        ({"queue": -0.1}, "Concurrency.queue is -0.1; expected a whole number >= 0"),
+        ({"queue": NAN}, "Concurrency.queue is nan; expected a whole number >= 0"),
+        ({"queue": None}, "Concurrency.queue is None; expected a whole number >= 0"),
         ({"queue_s": 0}, "Concurrency.queue_s is 0; expected seconds > 0"),
         ({"queue_s": math.inf}, "Concurrency.queue_s is inf; expected seconds > 0"),
         ({"limit": 3, "min_limit": 4}, "Concurrency.limit is 3; expected min_limit (4) <= limit <= max_limit (1000)"),
@@ -116,7 +116,7 @@ def test_all_has_a_default() -> None:
     """Places by an adaptive limit, no rates, no time-out, hopeless calls refused."""
     limits = Limits()
     assert limits.concurrency == Concurrency(
-        limit=16, adaptive=True, min_limit=1, max_limit=1000, queue=1.0, queue_s=0.1
+        limit=16, adaptive=True, min_limit=1, max_limit=1000, queue=64, queue_s=0.1
     )
     assert (limits.rate, limits.client_rate, limits.timeout_s, limits.hopeless) == (None, None, None, True)
     assert limits == Limits(method_rates={})
