@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "Servers": (
         "For processes that are called.",
-        "lb.server.Server lb.server.draining lb.server.Limits lb.server.Concurrency lb.server.Rate"
+        "lb.server.Server lb.server.draining lb.server.instances lb.server.Limits lb.server.Concurrency lb.server.Rate"
         " lb.server.StartError lb.server.Meter lb.server.Admission lb.server.Places lb.server.Place"
         " lb.server.RefusedError lb.server.threads.Server lb.server.threads.Admission lb.server.threads.LoadTrailers"
         " lb.server.threads.draining"

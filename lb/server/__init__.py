@@ -13,6 +13,7 @@ from lb.server.mistakes import StartError
 from lb.server.orca import LoadReporter, LoadTrailers, cost
 from lb.server.places import Place, Places, RefusedError
 from lb.server.reasons import NotOpenError
+from lb.server.supervising.instances import instances
 from lb.shared.handlers import Around, Behavior, behavior_of
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "behavior_of",
     "cost",
     "draining",
+    "instances",
     "live",
 ]

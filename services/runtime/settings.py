@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import socket
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lb.server import Concurrency, Limits, Rate
 from lb.server.address import split_host_port
+from lb.server.supervising.instances import how_many
 
 PREFIX = "MESH_"
 
@@ -35,6 +37,7 @@ CALLER_KEY = "user-agent"
 """Where a caller says who it is: gRPC's own place for it, so that it costs a call nothing (`channels.connector`)."""
 
 _MOST = 1_000_000
+_WITH_PORT = re.compile(r"(^[^:]*|\]):\d+$")
 
 PolicyName = Literal["round_robin", "random", "weighted_round_robin", "weighted_random", "least_request", "p2c", "orca"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -171,6 +174,27 @@ class Settings(BaseSettings):
         return self.instance_id or f"{service}-{socket.gethostname()}-{os.getpid()}"
 
 
+def _instances(text: str) -> str:
+    how_many(text)
+    return text
+
+
+class ServiceSettings(Settings):
+    """What a business service reads."""
+
+    instances: Annotated[str, AfterValidator(_instances)] = "1"
+    """How many processes of it: a number, or ``auto`` for one for each CPU that they may use."""
+
+    @model_validator(mode="after")
+    def _a_port_each(self) -> Self:
+        if how_many(self.instances) > 1:
+            if split_host_port(self.listen, where="MESH_LISTEN", least_port=0)[1]:
+                raise ValueError("with several instances each takes a free port; expected MESH_LISTEN with port 0")
+            if _WITH_PORT.search(self.advertise):
+                raise ValueError("with several instances each has a port of its own; expected MESH_ADVERTISE without")
+        return self
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -193,6 +217,6 @@ def load(kind: type[S]) -> S:
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:
-    name = PREFIX + str(location[0]).upper() if location else PREFIX + "*"
+    name = PREFIX + str(location[0]).upper() if location else PREFIX + "INSTANCES"
     text = message.removeprefix("Value error, ").removeprefix(f"{name}: ")
     return f"{name}={os.environ.get(name, '')!r}: {text[:1].lower()}{text[1:]}"

@@ -16,7 +16,8 @@ class Spec:
 
     ``env`` is added to the supervisor's own environment. ``stop_order`` orders the end: the
     lowest goes first, and the next ones are asked to end once it is gone. ``on_line`` sees each
-    line of output first and returns True to keep it off the screen.
+    line of output first and returns True to keep it off the screen. A process that
+    ends with a status of ``hopeless`` is not started again.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Spec:
     env: Mapping[str, str] = field(default_factory=dict)
     stop_order: int = 0
     on_line: Callable[[str], bool] | None = None
+    hopeless: frozenset[int] = frozenset()
 
 
 class Child:

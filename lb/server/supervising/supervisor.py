@@ -47,6 +47,7 @@ class Supervisor:
         self._delay = delay
         self._children: dict[str, Child] = {}
         self._stopping = asyncio.Event()
+        self.hopeless = asyncio.Event()
         self._parent_read, self._parent_write = os.pipe()
 
     async def __aenter__(self) -> Self:
@@ -147,6 +148,9 @@ class Supervisor:
                 os.killpg(pid, signal.SIGKILL)  # what it left behind in its session
             await self._end_output(child)
             if self._stopping.is_set():
+                return
+            if status in child.spec.hopeless:
+                self.hopeless.set()
                 return
             lived_s = loop.time() - child.started_at
             wait_s = delay.after(lived_s)
