@@ -105,7 +105,13 @@ class Admission(grpc.ServerInterceptor):
 
     def wait_until_idle(self) -> None:
         """Return once no call runs."""
-        self._desk.idle.wait()
+        with self._desk.lock:
+            if not self._desk.busy:
+                return
+            if self._desk.idle is None:
+                self._desk.idle = threading.Event()
+            idle = self._desk.idle
+        idle.wait()
 
     def intercept_service(
         self,
@@ -161,8 +167,8 @@ class _Desk:
         self.threads = threads
         self.busy = 0
         """How many threads are taken."""
-        self.idle = threading.Event()
-        self.idle.set()
+        self.idle: threading.Event | None = None
+        """Set when none is; there is one while somebody waits for it."""
 
     def ask(self, method: str, metadata: Any) -> _Stay | Refusal:
         """A place and a thread for a call, or why there is none."""
@@ -183,8 +189,6 @@ class _Desk:
                 found.over()
                 return rules.full(now)
             self.busy += 1
-            if self.busy == 1:
-                self.idle.clear()
         return _Stay(self, found)
 
     def hopeless(self, method: str, left_s: float) -> Refusal | None:
@@ -219,8 +223,9 @@ class _Stay:
             if not self._over:
                 self._over = True
                 self._desk.busy -= 1
-                if not self._desk.busy:
+                if not self._desk.busy and self._desk.idle is not None:
                     self._desk.idle.set()
+                    self._desk.idle = None
 
 
 _stay: ContextVar[_Stay | None] = ContextVar("lb.server.threads.stay", default=None)
