@@ -56,7 +56,8 @@ class Admission(grpc.ServerInterceptor):
         server = grpc.server(admission.pool, interceptors=[admission])
 
     It should be the first interceptor. Methods that do not count, such as health checks and reflection, are always
-    admitted, and have four threads of their own. `Concurrency.queue` is not used: nothing waits.
+    admitted, and have four threads of their own. `Concurrency.queue` is not used, because nothing waits, nor
+    `Limits.timeout_s`, because a handler cannot be stopped.
 
     Args:
         limits: what the server takes on. More than ``threads`` calls never run at once, whatever its ``concurrency``.
@@ -138,10 +139,10 @@ class Admission(grpc.ServerInterceptor):
 
         @functools.wraps(behavior)  # some of grpcio's switches are attributes of the function
         def handle(request: Any, context: Any, *send: Any) -> Any:
-            refusal = desk.hopeless(method, context.time_remaining())
+            stay = _stay.get()
+            refusal = desk.start(stay, method, context.time_remaining())
             if refusal is not None:
                 _abort(context, refusal)
-            stay = _stay.get()
             answer = behavior(request, context, *send)
             if stay is None:
                 return answer
@@ -191,10 +192,12 @@ class _Desk:
             self.busy += 1
         return _Stay(self, found)
 
-    def hopeless(self, method: str, left_s: float) -> Refusal | None:
-        """Why a call with so many seconds left is refused."""
+    def start(self, stay: _Stay | None, method: str, left_s: float) -> Refusal | None:
+        """A handler begins, for a call with so many seconds left. Why the call is refused, if it is."""
         rules = self.places.rules
         with self.lock:
+            if stay is not None:
+                stay.place.begun()
             return rules.hopeless(rules.times(method), left_s)
 
     def __repr__(self) -> str:
@@ -204,22 +207,22 @@ class _Desk:
 class _Stay:
     """One call's place and thread, each until it is given back."""
 
-    __slots__ = ("_desk", "_over", "_place")
+    __slots__ = ("_desk", "_over", "place")
 
     def __init__(self, desk: _Desk, place: Place) -> None:
         self._desk = desk
-        self._place = place
+        self.place = place
         self._over = False
 
     def answered(self) -> None:
         """The call ends well, or has shown its first response: others may have its place."""
         with self._desk.lock:
-            self._place.answered()
+            self.place.answered()
 
     def over(self) -> None:
         """It has ended, however: others may have its thread."""
         with self._desk.lock:
-            self._place.over()
+            self.place.over()
             if not self._over:
                 self._over = True
                 self._desk.busy -= 1
