@@ -11,9 +11,11 @@ event loop takes several in one turn, as under load. Counting begins after a war
 - server: a whole `lb.server.Server`;
 - refused, refused by rate: calls that `Admission` refuses because the server is full, or because there are too many a
   second;
-- server: refused, server: refused by rate: the same with a whole `lb.server.Server`.
+- server: refused, server: refused by rate: the same with a whole `lb.server.Server`;
+- threads: ``grpc.server`` without interceptors; threads: admission, threads: refused: with
+  `lb.server.threads.Admission`.
 
-"of bare" is what a row costs, divided by what the bare server's call costs.
+"of bare" is what a row costs, divided by what the call of the bare server of its kind costs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,9 @@ ROWS = (
     "refused by rate",
     "server: refused",
     "server: refused by rate",
+    "threads",
+    "threads: admission",
+    "threads: refused",
 )
 METHOD = "/bench.Empty/Call"
 AT_ONCE = 8
@@ -54,23 +61,29 @@ WARM_UP = 400
 GOALS = {"admission": 1.15, "all": 1.15, "refused": 1.1, "refused by rate": 1.1}
 
 
+def bounds(row: str) -> Any:
+    """The limits of a row. `lb` is imported here: the bare server has none of it."""
+    from lb.server import Concurrency, Limits, Rate
+
+    if row.endswith("refused"):
+        return Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
+    return Limits(
+        concurrency=Concurrency(limit=64, min_limit=64),
+        rate=Rate(1e-3, 1) if row.endswith("by rate") else Rate(1e9),
+        method_rates={METHOD: Rate(1e9)},
+        client_rate=Rate(1e9),
+        timeout_s=60.0,
+    )
+
+
 def made(row: str) -> Any:
-    """The server of a row. `lb` is imported here: the bare server has none of it."""
+    """The server of a row."""
     if row == "bare":
         return grpc.aio.server()
     import lb.aio
-    from lb.server import Admission, Concurrency, Limits, LoadReporter, LoadTrailers, Rate, Server
+    from lb.server import Admission, LoadReporter, LoadTrailers, Server
 
-    if row.endswith("refused"):
-        limits = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
-    else:
-        limits = Limits(
-            concurrency=Concurrency(limit=64, min_limit=64),
-            rate=Rate(1e-3, 1) if row.endswith("by rate") else Rate(1e9),
-            method_rates={METHOD: Rate(1e9)},
-            client_rate=Rate(1e9),
-            timeout_s=60.0,
-        )
+    limits = bounds(row)
     if row.startswith("server"):
         return Server("bench", listen=None, limits=limits, health=False, reflection=False)
     behind = [LoadTrailers(LoadReporter()), lb.aio.incoming()] if row == "all" else []
@@ -89,7 +102,10 @@ async def serve(row: str) -> None:
         return b""
 
     server = made(row)
-    handlers = {"Call": grpc.unary_unary_rpc_method_handler(answer), "Hold": grpc.unary_unary_rpc_method_handler(hold)}
+    handlers: dict[str, Any] = {
+        "Call": grpc.unary_unary_rpc_method_handler(answer),
+        "Hold": grpc.unary_unary_rpc_method_handler(hold),
+    }
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("bench.Empty", handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -97,6 +113,37 @@ async def serve(row: str) -> None:
     await asyncio.to_thread(sys.stdin.read)
     end.set()
     await server.stop(None)
+
+
+def serve_with_threads(row: str) -> None:
+    """The same with threads."""
+    end = threading.Event()
+
+    def answer(request: bytes, context: Any) -> bytes:
+        return b""
+
+    def hold(request: bytes, context: Any) -> bytes:
+        end.wait()
+        return b""
+
+    if row == "threads":
+        server = grpc.server(ThreadPoolExecutor(32))
+    else:
+        from lb.server.threads import Admission
+
+        admission = Admission(bounds(row), threads=32)
+        server = grpc.server(admission.pool, interceptors=[admission])
+    handlers: dict[str, Any] = {
+        "Call": grpc.unary_unary_rpc_method_handler(answer),
+        "Hold": grpc.unary_unary_rpc_method_handler(hold),
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("bench.Empty", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(port, flush=True)
+    sys.stdin.read()
+    end.set()
+    server.stop(None).wait()
 
 
 async def drive(port: int, calls: int, refused: bool) -> AsyncIterator[None]:
@@ -166,7 +213,10 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {'; '.join(ROWS)}")
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve(arguments.serve))
+        if arguments.serve.startswith("threads"):
+            serve_with_threads(arguments.serve)
+        else:
+            asyncio.run(serve(arguments.serve))
         return 0
     if not possible():
         parser.error("valgrind is not on PATH (Debian: apt-get install valgrind)")
@@ -179,11 +229,14 @@ def main() -> int:
 def report(rows: list[str], calls: int, runs: int, against: Path | None) -> int:
     """Count, print, and say how many goals are met."""
     print(f"{'instructions of the server':26} {'a call':>9} {'apart':>6} {'of bare':>8} {'goal':>6} {'against':>9}")
-    bare = met = goals = 0.0
-    for row in ["bare", *(row for row in rows if row != "bare")]:
+    met = goals = 0.0
+    costs: dict[str, float] = {}
+    kinds = {row: "threads" if row.startswith("threads") else "bare" for row in rows}
+    for row in dict.fromkeys((*sorted(set(kinds.values())), *rows)):
         here = [asyncio.run(count(row, calls)) for _ in range(runs)]
         middle = statistics.median(here)
-        bare = bare or middle
+        costs[row] = middle
+        bare = costs[kinds.get(row, row)]
         goal = GOALS.get(row)
         line = f"{row:26} {middle:9.0f} {(max(here) - min(here)) / middle:6.1%} {middle / bare:8.3f}"
         line += f" {goal:6.2f}" if goal else " " * 7
