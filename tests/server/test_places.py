@@ -12,7 +12,7 @@ from lb.server import Concurrency, Limits, Place, Places, Priority, Rate, Refuse
 from lb.testing.clock import FakeClock
 from tests.support.wait import until
 
-ONE = Concurrency(limit=1, adaptive=False, queue_s=60.0)
+ONE = Concurrency(limit=1, adaptive=False, queue=1, queue_s=60.0)
 
 
 class Work:
