@@ -76,7 +76,7 @@ def test_buying_is_more_important_than_looking(method: str, path: str, priority:
 async def test_an_order_drives_out_who_only_looks() -> None:
     """Where one may run and one may wait, an order takes the room of a look at the mesh, and not the other way."""
     slow = Slow()
-    places = Places(Limits(concurrency=Concurrency(limit=1, adaptive=False, queue_s=60.0)))
+    places = Places(Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=1, queue_s=60.0)))
     async with gateway(Bounds(slow, places)) as client:
         first = asyncio.create_task(client.get("/api/products"))
         await eventually(lambda: places.load == 1.0)
