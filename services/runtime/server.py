@@ -7,8 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from lb.server.supervising.child import Spec
-from lb.server.supervising.instances import HOPELESS, how_many, run
+from lb.server.supervising import HOPELESS, Spec, how_many, run
 from services.runtime.host import Build
 from services.runtime.instance import Instance
 from services.runtime.process import main, told_in_one_line

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lb.server import Concurrency, Limits, Rate
 from lb.server.address import split_host_port
-from lb.server.supervising.instances import how_many
+from lb.server.supervising import how_many
 
 PREFIX = "MESH_"
 

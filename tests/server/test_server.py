@@ -220,6 +220,7 @@ async def test_a_call_that_comes_too_late() -> None:
             service.add(server)
             serving = asyncio.create_task(server.serve(signals=[END]))
             await eventually(lambda: server.state == "serving")
+            await until(lambda: _there(registry), within_s=30, what="it is registered")
             asked, answer = asyncio.Event(), asyncio.Event()
 
             async def hang(what: str) -> None:
@@ -245,6 +246,10 @@ async def test_a_call_that_comes_too_late() -> None:
                 answer.set()
                 await asyncio.wait_for(serving, 30)
     await registry.kill()
+
+
+async def _there(registry: Embedded) -> bool:
+    return await registry.instances() != set()
 
 
 async def _gone(registry: Embedded) -> bool:

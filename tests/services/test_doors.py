@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "services").rglob("*.py"))
-DOORS = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.server.address")
+DOORS = ("lb", "lb.aio", "lb.aio.consul", "lb.server", "lb.server.address", "lb.server.supervising")
 PARTS = {
     "runtime": {"runtime"},
     "shop": {"runtime", "shop"},

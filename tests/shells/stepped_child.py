@@ -47,6 +47,10 @@ class Begun:
         """It has no deadline of its own."""
         return deadline
 
+    def headers(self, metadata: tuple[object, ...]) -> tuple[object, ...]:
+        """It has no priority either."""
+        return metadata
+
     def add(self, call: object) -> None:
         """Count it."""
         self.calls += 1
