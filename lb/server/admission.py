@@ -32,6 +32,7 @@ from lb.core.serving.settings import Limits
 from lb.server.overtime import Entry, Overtime
 from lb.server.places import Place, Places
 from lb.server.refusals import trailers
+from lb.server.turns import Turns
 from lb.shared.handlers import Behavior, Handlers, behavior_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Admission(grpc.aio.ServerInterceptor):
         self.rules = self.places.rules
         self._counts = counts or _not_grpcs_own
         self._handlers = Handlers(self._around)
+        self._turns = Turns()
         timeout_s = self.rules.limits.timeout_s
         self._overtime = None if timeout_s is None else Overtime(timeout_s)
         self._timeout_s = math.inf if timeout_s is None else timeout_s
@@ -80,6 +82,7 @@ class Admission(grpc.aio.ServerInterceptor):
         if handler is None or not self._counts(method):
             return handler
         places = self.places
+        self._turns.came()
         now = places.clock()
         metadata = handler_call_details.invocation_metadata
         found = places.at_once(method, _value(metadata, self.rules.client_key), now)
@@ -97,11 +100,10 @@ class Admission(grpc.aio.ServerInterceptor):
     def _around(self, method: str, handler: Handler) -> Behavior:
         behavior = behavior_of(handler)
         rules, overtime, timeout_s = self.rules, self._overtime, self._timeout_s
-        times = rules.times(method)
+        times, turns = rules.times(method), self._turns
 
         def start(context: Any) -> Entry | Refusal | None:
             """A call's limit, if its client has set none so early; a refusal, if it cannot be answered in time."""
-            _place.get().begun()
             left_s = context.time_remaining()
             if left_s is not None:
                 if (refusal := rules.hopeless(times, left_s)) is not None:
@@ -111,6 +113,9 @@ class Admission(grpc.aio.ServerInterceptor):
             return None if overtime is None else overtime.begin()
 
         async def unary(request: Any, context: Any) -> Any:
+            _place.get().begun()
+            if turns.late:
+                await turns.turn()
             entry = start(context)
             if entry is None:
                 response = await behavior(request, context)
@@ -124,11 +129,15 @@ class Admission(grpc.aio.ServerInterceptor):
             return response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            place: Place | None = _place.get()
+            assert place is not None
+            place.begun()
+            if turns.late:
+                await turns.turn()
             entry = start(context)
             if isinstance(entry, Refusal):
                 await context.abort(entry.code, entry.details, trailers(entry))
                 return
-            place: Place | None = _place.get()
             try:
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
