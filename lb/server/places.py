@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 from grpc import StatusCode
 
@@ -220,6 +221,9 @@ class Places:
     def _give_back(self, intake: Intake, now: float) -> None:
         self._held_s += now
         intake.give_back()
+        self._admit(intake, now)
+
+    def _admit(self, intake: Intake, now: float) -> None:
         while intake.waiting and (waiting := intake.next(now)) is not None:
             self._held_s -= now
             _tell(waiting, admitted=True)
@@ -229,7 +233,6 @@ class Places:
 
 
 def _tell(waiting: Waiting, *, admitted: bool) -> None:
-    future = waiting.call
-    assert isinstance(future, asyncio.Future)
+    future: Any = waiting.call  # with threads it is none of asyncio's
     if not future.done():
         future.set_result(admitted)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from lb.shared.handlers import Behavior, Handlers, behavior_of
-from lb.shared.scopes import Scope, enter, priority_in
+from lb.shared.scopes import Bound, Scope, current, enter, priority_in
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
@@ -47,6 +47,9 @@ class _Running:
     def __init__(self, context: Any) -> None:
         # grpcio runs interceptor and handler of a call in a context of that call's own.
         self._scope = Scope(context.time_remaining(), priority_in(context.invocation_metadata()))
+        bound = current()
+        if isinstance(bound, Bound):  # an interceptor outside of this one has set a limit
+            self._scope.deadline = bound.bound(self._scope.deadline)
         self._ended = False
         enter(self._scope)
         if not context.add_callback(self.call_ended):

@@ -26,7 +26,7 @@ ENDS = ("well", "raises", "aborts", "status")
 
 def fixed(limit: int, **others: Any) -> Limits:
     """So many at once."""
-    return Limits(concurrency=Concurrency(limit=limit, adaptive=False), **others)
+    return Limits(concurrency=Concurrency(limit=limit, adaptive=False, queue=0), **others)
 
 
 class Service:
@@ -87,9 +87,9 @@ class Serving:
         self.admission = admission
         self.channel = channel
 
-    def call(self, kind: str, word: bytes, **named: Any) -> Any:
+    def call(self, kind: str, word: bytes, *, method: str = "", **named: Any) -> Any:
         """A call: a future, or an iterator of responses."""
-        made: Any = getattr(self.channel, kind)(f"/test.Service/{kind}")
+        made: Any = getattr(self.channel, kind)(f"/test.Service/{method or kind}")
         request: Any = iter([word]) if kind.startswith("stream") else word
         return made(request, **named) if kind.endswith("stream") else made.future(request, **named)
 
@@ -108,16 +108,24 @@ class Serving:
 
 @contextmanager
 def serving(
-    limits: Limits | None = None, *, threads: int = 8, outer: Any = (), clock: Any = time.monotonic, **options: Any
+    limits: Limits | None = None,
+    *,
+    threads: int = 8,
+    outer: Any = (),
+    inner: Any = (),
+    more: Any = None,
+    clock: Any = time.monotonic,
+    **options: Any,
 ) -> Iterator[Serving]:
-    """A server with threads."""
+    """A server with threads. ``more`` are handlers by name, of one request and one response."""
     service, admission = Service(), Admission(limits, threads=threads, clock=clock)
     server = grpc.server(
-        admission.pool, interceptors=[*outer, admission], options=[("grpc.so_reuseport", 0)], **options
+        admission.pool, interceptors=[*outer, admission, *inner], options=[("grpc.so_reuseport", 0)], **options
     )
     methods: dict[str, Any] = {
         kind: getattr(grpc, f"{kind}_rpc_method_handler")(getattr(service, kind)) for kind in KINDS
     }
+    methods |= {name: grpc.unary_unary_rpc_method_handler(work) for name, work in (more or {}).items()}
     methods["own"] = grpc.unary_unary_rpc_method_handler(service.unary_unary)
     for name in ("test.Service", "grpc.Own"):
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods)])

@@ -22,6 +22,7 @@ Drivers hold the calls that wait. Not thread-safe.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from lb.core.concurrency import Baseline, LimitState
@@ -53,10 +54,23 @@ class Intake:
     ``queue`` is how many calls may wait; ``queue_s`` how long.
     """
 
-    __slots__ = ("_late", "_lines", "_queue", "_queue_s", "admitted", "in_flight", "limit", "refused", "waiting")
+    __slots__ = (
+        "_late",
+        "_lines",
+        "_queue",
+        "_queue_s",
+        "admitted",
+        "in_flight",
+        "limit",
+        "most",
+        "refused",
+        "waiting",
+    )
 
     def __init__(self, limit: LimitState, *, queue: int, queue_s: float) -> None:
         self.limit = limit
+        self.most: float = math.inf
+        """How many calls can run, whatever the limit is: a driver with threads has only so many."""
         self._queue = queue
         self._queue_s = queue_s
         self._lines: tuple[deque[Waiting], ...] = tuple(deque() for _ in Priority)  # the newest at the right
@@ -75,7 +89,7 @@ class Intake:
 
     def take(self) -> bool:
         """Take a place, if one is free and no call waits."""
-        if self.waiting or self.in_flight >= self.limit.limit:
+        if self.waiting or self.in_flight >= self.limit.limit or self.in_flight >= self.most:
             return False
         self.in_flight += 1
         self.admitted += 1
@@ -110,7 +124,7 @@ class Intake:
 
     def next(self, now: float) -> Waiting | None:
         """The call that waits and may run now, with its place taken; None: there is none. Ask again after each."""
-        if not self.waiting or self.in_flight >= self.limit.limit:
+        if not self.waiting or self.in_flight >= self.limit.limit or self.in_flight >= self.most:
             return None
         for line in reversed(self._lines):
             if line and line[-1].until > now:

@@ -1,46 +1,45 @@
-"""Admission of calls to a ``grpc.server``: an interceptor that refuses before any work is done, and before any wait.
+"""Admission of calls to a ``grpc.server``: an interceptor that refuses before any work is done.
 
 ::
 
-    grpcio's thread: call ─► rate ─► a place and a thread? ──────► a thread: time left? ─► handler
-                               │               │                                │
-                               ▼               ▼                                ▼
-                       RESOURCE_EXHAUSTED  UNAVAILABLE, push-back        DEADLINE_EXCEEDED
+    grpcio's thread: call ─► rate ─► a place and a thread? ─► a thread: time left? ─► handler
+                               │            │      ▲                    │
+                               ▼            ▼      └── the queue        ▼
+                       RESOURCE_EXHAUSTED  UNAVAILABLE, push-back  DEADLINE_EXCEEDED
 
-The rules are those of `lb.server.Admission`, under one lock. Three things differ.
+The rules are those of `lb.server.Admission`, under one lock (`lb.server.threads.desk`). Three things differ.
 
-**Nothing waits.** A call is refused at once when no place is free, or no thread. grpcio has one thread for all
-connections, in which interceptors run, so nothing may wait there; and a thread of the pool that waits is a place less.
-The pool's own queue would be first in, first out: under overload each call would wait as long as the queue is.
+**What waits has no thread.** grpcio has one thread for all connections, in which interceptors run, so nothing may wait
+there; and a thread of the pool that waits is a place less. So a call in the queue is a job that the pool keeps. Its
+handler takes the request as a stream: grpcio would let the thread that refuses it wait for the request.
 
 **Its pool is part of it.** A refusal is a handler for grpcio, which runs in the pool. In the pool of everybody's choice
 it would wait for the handlers that make the server full. And only the pool knows when a call has ended that never
 reached its handler, because its client was gone before, or sends no request.
 
-**A call that streams responses gives its place back with the first one, but keeps its thread until its end.**
+**A handler cannot be stopped.** When its time is over its call is ended, and its place and its thread stay taken until
+it returns.
+
+A call that streams responses gives its place back with the first one, but keeps its thread until its end.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb.core.serving.admission import Refusal
-from lb.core.serving.priority import PRIORITY_KEY, priority_of
+from lb.core.serving.admission import MOST_METHODS, Refusal
 from lb.core.serving.settings import Limits
 from lb.server.gate import not_grpcs_own
-from lb.server.places import Place, Places
 from lb.server.refusals import trailers
+from lb.server.threads.desk import Desk, Stay, Threaded
 from lb.server.threads.pool import Pool
-from lb.shared import threads as kinds
 from lb.shared.handlers import Behavior, Handlers, behavior_of
 
 if TYPE_CHECKING:
@@ -56,8 +55,8 @@ class Admission(grpc.ServerInterceptor):
         server = grpc.server(admission.pool, interceptors=[admission])
 
     It should be the first interceptor. Methods that do not count, such as health checks and reflection, are always
-    admitted, and have four threads of their own. `Concurrency.queue` is not used, because nothing waits, nor
-    `Limits.timeout_s`, because a handler cannot be stopped.
+    admitted, and have four threads of their own. A handler cannot be stopped: when the time of `Limits.timeout_s` is
+    over, its call has ended, but its place and its thread are free when it returns.
 
     Args:
         limits: what the server takes on. More than ``threads`` calls never run at once, whatever its ``concurrency``.
@@ -69,6 +68,7 @@ class Admission(grpc.ServerInterceptor):
     Raises:
         ValueError: ``threads`` is below 1.
         TypeError: ``threads`` is no whole number.
+        ImportError: ``limits`` has a ``timeout_s``, and this release of grpcio is not known.
     """
 
     def __init__(
@@ -84,13 +84,12 @@ class Admission(grpc.ServerInterceptor):
         """The pool for ``grpc.server``. Shut it down when the server has stopped."""
         self._counts = counts or not_grpcs_own
         self._handlers = Handlers(self._around)
-        self._desk = _Desk(
-            Places(_without_queue(Limits() if limits is None else limits), rng=rng, clock=clock), threads
-        )
+        self._patient: dict[str, tuple[Handler, Handler]] = {}
+        self._desk = Desk(Threaded(limits, rng=rng, clock=clock), self.pool)
 
     @property
     def load(self) -> float:
-        """The part of the places in use. 0 if there is no limit."""
+        """The part of the places in use; above 1 while calls wait. 0 if there is no limit."""
         with self._desk.lock:
             return self._desk.places.load
 
@@ -106,13 +105,7 @@ class Admission(grpc.ServerInterceptor):
 
     def wait_until_idle(self) -> None:
         """Return once no call runs."""
-        with self._desk.lock:
-            if not self._desk.busy:
-                return
-            if self._desk.idle is None:
-                self._desk.idle = threading.Event()
-            idle = self._desk.idle
-        idle.wait()
+        self._desk.wait_until_idle()
 
     def intercept_service(
         self,
@@ -127,145 +120,101 @@ class Admission(grpc.ServerInterceptor):
             return handler
         found = self._desk.ask(method, handler_call_details.invocation_metadata)
         if isinstance(found, Refusal):
+            _refusal.set(found)
             self.pool.expect("refusals")
-            return _refuses(found)
+            return _REFUSES
         _stay.set(found)
-        self.pool.expect("calls", found.over)
-        return self._handlers.wrapped(method, handler)
+        self.pool.expect("calls", found)
+        wrapped = self._handlers.wrapped(method, handler)
+        return wrapped if found.waiting is None else self._waiting(method, wrapped)
 
     def _around(self, method: str, handler: Handler) -> Behavior:
         behavior = behavior_of(handler)
         desk = self._desk
+        times = desk.places.rules.times(method)
 
         @functools.wraps(behavior)  # some of grpcio's switches are attributes of the function
         def handle(request: Any, context: Any, *send: Any) -> Any:
             stay = _stay.get()
-            refusal = desk.start(stay, method, context.time_remaining())
+            if stay is None:
+                return behavior(request, context, *send)
+            refusal = desk.start(stay, times, context.time_remaining())
             if refusal is not None:
                 _abort(context, refusal)
-            answer = behavior(request, context, *send)
-            if stay is None:
-                return answer
+            try:
+                answer = behavior(request, context, *send)
+            except BaseException:
+                desk.failed(stay)
+                raise
             if handler.response_streaming:
-                return answer if send else _streamed(answer, stay)
-            if context.code() in (None, grpc.StatusCode.OK):
-                stay.answered()
-            stay.over()  # before the answer is sent: who got it may ask again at once
+                return answer if send else _streamed(answer, desk, stay)
+            # Before the answer is sent: who got it may ask again at once.
+            desk.leave(stay, well=context.code() in _WELL)
             return answer
 
         return handle
+
+    def _waiting(self, method: str, handler: Handler) -> Handler:
+        """The same one always, for a call that waits."""
+        known = self._patient.get(method)
+        if known is None or known[0] is not handler:
+            if len(self._patient) >= MOST_METHODS:  # a proxy may meet any number of them
+                self._patient.clear()
+            known = self._patient[method] = (handler, _patient(handler))
+        return known[1]
 
     def __repr__(self) -> str:
         return f"<Admission {self._desk!r}>"
 
 
-class _Desk:
-    """The rules of one server, its places and its threads, under one lock."""
-
-    def __init__(self, places: Places, threads: int) -> None:
-        self.lock = kinds.lock()
-        self.places = places
-        self.threads = threads
-        self.busy = 0
-        """How many threads are taken."""
-        self.idle: threading.Event | None = None
-        """Set when none is; there is one while somebody waits for it."""
-
-    def ask(self, method: str, metadata: Any) -> _Stay | Refusal:
-        """A place and a thread for a call, or why there is none."""
-        places = self.places
-        rules = places.rules
-        client = _value(metadata, rules.client_key) if rules.client_key is not None else ""
-        with self.lock:
-            now = places.clock()
-            found = places.at_once(method, client, now)
-            if isinstance(found, Refusal):
-                return found
-            intake = rules.intake
-            if found is None:
-                assert intake is not None
-                intake.wait(priority_of(_value(metadata, PRIORITY_KEY)), now)  # counts: there is no room to wait in
-                return rules.full(now)
-            if intake is not None and self.busy >= self.threads:
-                found.over()
-                return rules.full(now)
-            self.busy += 1
-        return _Stay(self, found)
-
-    def start(self, stay: _Stay | None, method: str, left_s: float) -> Refusal | None:
-        """A handler begins, for a call with so many seconds left. Why the call is refused, if it is."""
-        rules = self.places.rules
-        with self.lock:
-            if stay is not None:
-                stay.place.begun()
-            return rules.hopeless(rules.times(method), left_s)
-
-    def __repr__(self) -> str:
-        return f"{self.places!r} threads={self.busy} of {self.threads}"
+_stay: ContextVar[Stay | None] = ContextVar("lb.server.threads.stay", default=None)
+_refusal: ContextVar[Refusal] = ContextVar("lb.server.threads.refusal")
+_WELL = (None, grpc.StatusCode.OK)
 
 
-class _Stay:
-    """One call's place and thread, each until it is given back."""
-
-    __slots__ = ("_desk", "_over", "place")
-
-    def __init__(self, desk: _Desk, place: Place) -> None:
-        self._desk = desk
-        self.place = place
-        self._over = False
-
-    def answered(self) -> None:
-        """The call ends well, or has shown its first response: others may have its place."""
-        with self._desk.lock:
-            self.place.answered()
-
-    def over(self) -> None:
-        """It has ended, however: others may have its thread."""
-        with self._desk.lock:
-            self.place.over()
-            if not self._over:
-                self._over = True
-                self._desk.busy -= 1
-                if not self._desk.busy and self._desk.idle is not None:
-                    self._desk.idle.set()
-                    self._desk.idle = None
-
-
-_stay: ContextVar[_Stay | None] = ContextVar("lb.server.threads.stay", default=None)
-
-
-def _streamed(answers: Iterator[Any], stay: _Stay) -> Iterator[Any]:
+def _streamed(answers: Iterator[Any], desk: Desk, stay: Stay) -> Iterator[Any]:
     try:
         for answer in answers:
-            stay.answered()
+            if not stay.streams:
+                desk.shown(stay)
             yield answer
+    except Exception:
+        desk.failed(stay)
+        raise
     finally:
-        stay.over()
+        desk.leave(stay)
 
 
-def _without_queue(limits: Limits) -> Limits:
-    concurrency = limits.concurrency
-    return limits if concurrency is None else replace(limits, concurrency=replace(concurrency, queue=0))
+def _patient(handler: Handler) -> Handler:
+    """A handler for calls that wait, or are refused after a while: it takes the request when it is its turn."""
+    behavior = behavior_of(handler)
+    streaming = handler.request_streaming
 
+    @functools.wraps(behavior)
+    def handle(requests: Any, context: Any, *send: Any) -> Any:
+        stay = _stay.get()
+        if stay is not None and stay.refusal is not None:
+            _abort(context, stay.refusal)
+        if streaming and context.is_active():
+            return behavior(requests, context, *send)
+        for request in requests:  # of a client that is gone it raises what grpcio tells nobody of
+            return behavior(request, context, *send)
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "the method requires exactly one request message")
+        return None
 
-def _value(metadata: Any, key: str) -> str:
-    """The last value of a key; empty when there is none."""
-    found = ""
-    for name, value in metadata:
-        if name == key:
-            found = value
-    return found
-
-
-def _refuses(refusal: Refusal) -> Handler:
-    """A handler that ends the call so, without waiting for a request or reading it."""
-
-    def refuse(_: Any, context: Any) -> Iterator[Any]:
-        _abort(context, refusal)
-        yield
-
-    made: Handler = grpc.stream_stream_rpc_method_handler(refuse)
+    made: Handler = (
+        grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    )(handle, handler.request_deserializer, handler.response_serializer)
     return made
+
+
+def _refuse(_: Any, context: Any) -> Iterator[Any]:
+    """End the call without waiting for a request or reading it."""
+    _abort(context, _refusal.get())
+    yield
+
+
+_REFUSES: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
 
 
 def _abort(context: Any, refusal: Refusal) -> None:

@@ -317,3 +317,16 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestModel = Model.TestCase
+
+
+def test_a_driver_may_have_less_places_than_the_limit() -> None:
+    """``most`` holds for who comes and for who waits; when it grows, they go on."""
+    places = intake(limit=3)
+    places.most = 1
+    assert places.take()
+    assert not places.take()
+    waiting = waits(places)
+    assert places.next(0.0) is None
+    places.most = 2
+    assert places.next(0.0) is waiting
+    assert places.in_flight == 2
