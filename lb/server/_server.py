@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import grpc
 
 from lb.aio import incoming
-from lb.core import checks as arguments
+from lb.core.checks import segment as named
 from lb.core.serving.settings import Limits
+from lb.server import arguments
 from lb.server.address import join_host_port
 from lb.server.admission import Admission
 from lb.server.dependencies import Check, Dependencies
@@ -96,6 +97,7 @@ class Server(Life, grpc.aio.Server):
         ValueError: an argument is out of its range; the message names it.
         TypeError: an argument has a wrong type.
         ImportError: something that is asked for is not installed.
+        RuntimeError: no event loop runs.
     """
 
     def __init__(
@@ -120,10 +122,15 @@ class Server(Life, grpc.aio.Server):
         drain_wait_s: float = 1.0,
         flush_s: float = 2.0,
     ) -> None:
-        arguments.segment("name", name)
+        _in_a_loop()
+        named("name", name)
         self._host = "" if listen is None else checked(listen)[0]
         self._ending = Ending(name, drain_s, drain_wait_s, flush_s)
-        _kinds(limits, register, checks)
+        arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
+        arguments.interceptors("interceptors", interceptors, grpc.aio.ServerInterceptor, "grpc.aio.ServerInterceptor")
+        arguments.interceptors("inner", inner, grpc.aio.ServerInterceptor, "grpc.aio.ServerInterceptor")
+        arguments.option("health", health)
+        arguments.option("reflection", reflection)
         self._name = name
         self._listen = listen
         self._credentials = credentials
@@ -140,7 +147,6 @@ class Server(Life, grpc.aio.Server):
         self._port = 0
         self._address = ""
         self._dependencies = Dependencies(checks or {})
-        self._told: dict[str, str] = {}
         self._healthy = asyncio.Event()
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -344,10 +350,7 @@ class Server(Life, grpc.aio.Server):
         """Keep health true: SERVING while every dependency answers."""
         if self._state in ("draining", "ended"):
             return
-        broken = self._dependencies.broken
-        if broken and broken != self._told:
-            _log.warning("%s: not serving: %s", self._name, "; ".join(f"{name}: {broken[name]}" for name in broken))
-        self._told = broken
+        broken = self._dependencies.tell(self._name)
         state: State = "not ready" if broken else "serving"
         if self._state == state:
             return
@@ -361,14 +364,12 @@ class Server(Life, grpc.aio.Server):
         return f"<Server {self._name} at {self._address or 'no address yet'}, {self._state}, {self.meter!r}>"
 
 
-def _kinds(limits: object, register: object, checks: object) -> None:
-    """Raises ``TypeError`` for what is of no kind that is accepted."""
-    if limits is not None and limits is not False and not isinstance(limits, Limits):
-        raise TypeError(f"limits is {arguments.shown(limits)}; expected a Limits, False or None")
-    if not isinstance(register, (bool, Mapping)):
-        raise TypeError(f"register is {arguments.shown(register)}; expected True, False or a mapping")
-    if checks is not None and not isinstance(checks, Mapping):
-        raise TypeError(f"checks is {arguments.shown(checks)}; expected functions by name")
+def _in_a_loop() -> None:
+    """Raises ``RuntimeError`` outside of a running loop: grpcio would take one in which nothing ever runs."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError("a Server is made in a running event loop: in the coroutine that serves") from None
 
 
 def _with_default(options: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:

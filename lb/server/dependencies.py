@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 Check = Callable[[], Awaitable[object]]
 """Raises, or does not return, while something that the server depends on is broken."""
+
+_log = logging.getLogger("lb.server")
 
 _EVERY_S = 1.0
 _TIMEOUT_S = 2.0
@@ -25,6 +29,7 @@ class Dependencies:
         self._checks = dict(checks)
         self._failures = dict.fromkeys(checks, 0)
         self._well_once = not checks
+        self._told: dict[str, str] = {}
         self.unhealthy: dict[str, str] = dict.fromkeys(checks, "not checked yet")
         """Each by name, and why it is not healthy; empty when it is."""
 
@@ -32,6 +37,16 @@ class Dependencies:
     def broken(self) -> dict[str, str]:
         """Those that are not healthy, and why."""
         return {name: why for name, why in self.unhealthy.items() if why}
+
+    def tell(self, server: str) -> dict[str, str]:
+        """Log what is broken for another reason than before, or that nothing is any more. Those that are broken."""
+        broken = self.broken
+        if broken and broken != self._told:
+            _log.warning("%s: not serving: %s", server, "; ".join(f"{name}: {why}" for name, why in broken.items()))
+        elif self._told and not broken:
+            _log.info("%s: serving: every check passes again", server)
+        self._told = broken
+        return broken
 
     async def watch(self, judge: Callable[[], Awaitable[None]]) -> None:
         """Check for ever, and call ``judge`` after each round. Without dependencies there is one round."""
@@ -57,7 +72,10 @@ async def _run(check: Check) -> str:
     """Why a check fails; empty when it passes."""
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            await check()
+            answer: object = check()
+            if not inspect.isawaitable(answer):
+                return "the check is a plain function; with asyncio it is `async def`"
+            await answer
     except TimeoutError:
         return f"no answer within {_TIMEOUT_S:g} s"
     except Exception as error:  # noqa: BLE001 - whatever a check raises is its answer

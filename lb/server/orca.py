@@ -57,7 +57,7 @@ class LoadReporter:
 
     Raises:
         ValueError: ``every_s`` is not above 0.
-        TypeError: ``every_s`` is not a number.
+        TypeError: ``every_s`` is not a number, or a measure is not a function.
     """
 
     def __init__(
@@ -70,6 +70,9 @@ class LoadReporter:
         cpu: Callable[[], float] = time.process_time,
     ) -> None:
         checks.number("LoadReporter.every_s", every_s, above=True)
+        for name, measure in (("application", application), ("utilization", utilization)):
+            if measure is not None and not callable(measure):
+                raise TypeError(f"LoadReporter.{name} is {checks.shown(measure)}; expected a function or None")
         self.report: LoadReport | None = None
         """The latest."""
         self._application = application
@@ -114,6 +117,12 @@ class LoadReporter:
         return f"<LoadReporter {self.report or 'nothing measured yet'}>"
 
 
+def check_reporter(what: str, given: object, expected: str = "a LoadReporter") -> None:
+    """Raises ``TypeError`` if this is none: it would break each call."""
+    if not isinstance(given, LoadReporter):
+        raise TypeError(f"{what} is {checks.shown(given)}; expected {expected}")
+
+
 class LoadTrailers(Around):
     """Puts a reporter's reports into the trailing metadata of calls that end well.
 
@@ -125,6 +134,7 @@ class LoadTrailers(Around):
 
     def __init__(self, reporter: LoadReporter, *, counts: Callable[[str], bool] | None = None) -> None:
         super().__init__()
+        check_reporter("LoadTrailers.reporter", reporter)
         self._reporter = reporter
         self._counts = counts or _not_grpcs_own
 

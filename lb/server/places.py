@@ -28,6 +28,7 @@ from lb.core.serving.admission import Refusal, Times
 from lb.core.serving.intake import Intake, Waiting
 from lb.core.serving.priority import Priority
 from lb.core.serving.settings import Limits
+from lb.server.arguments import of_limits
 
 
 class RefusedError(Exception):
@@ -98,7 +99,7 @@ class Places:
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.rules = Rules(Limits() if limits is None else limits, Random() if rng is None else rng)
+        self.rules = Rules(of_limits(limits), Random() if rng is None else rng)
         self.clock = clock
         self._alarm: asyncio.TimerHandle | None = None
         # The time that places were held for: each begins with a minus and ends with a plus.

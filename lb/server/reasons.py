@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def listening(parent_fd: int | None, signals: Sequence[signal.Signals] = SIGNALS
 
     Raises:
         NotOpenError: ``parent_fd`` is not an open descriptor.
+        RuntimeError: there are signals, and this is not the main thread.
     """
     loop = asyncio.get_running_loop()
     reasons = Reasons()
@@ -79,8 +81,13 @@ def listening(parent_fd: int | None, signals: Sequence[signal.Signals] = SIGNALS
                 loop.add_reader(parent_fd, parent, parent_fd)
             except (OSError, ValueError):
                 raise NotOpenError(f"{parent_fd}: is not an open descriptor") from None
-        for number in signals:
-            loop.add_signal_handler(number, reasons.add, number.name)
+        try:
+            for number in signals:
+                loop.add_signal_handler(number, reasons.add, number.name)
+        except (RuntimeError, ValueError) as error:
+            if threading.current_thread() is threading.main_thread():
+                raise
+            raise RuntimeError("only the main thread hears signals; elsewhere pass signals=()") from error
         yield reasons
     finally:
         for number in signals:

@@ -15,6 +15,8 @@ from lb.server.optional import EXTRA
 
 _log = logging.getLogger("lb.server")
 
+# For checking settings before the real one is known.
+_SOME_ADDRESS = "127.0.0.1:1"
 _AUTO = "auto"
 _GRPC = "grpc"
 
@@ -42,12 +44,19 @@ class Registering:
             )
         self._registration = registration
         self._settings = {"check_tls": tls, **settings}
+        try:
+            self.entry("server", _SOME_ADDRESS)
+        except (ValueError, TypeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"register: {error}") from None
+        checks.string("register: address", settings.get("address") or "", empty=True)
 
     async def address(self, bound: str) -> str:
         """The address to register, if this one is bound. Raises ``StartError``."""
         given = self._settings.get("address")
+        if not bound:
+            raise StartError("listen", None, "what is registered needs a port: give one, or add one before it starts")
         wildcard = split_host_port(bound, where="bound")[0] in WILDCARDS
-        checks.string("register: address", given or "", empty=True)
         asked = str((_AUTO if wildcard else "") if given is None else given)
         try:
             found = await advertised(asked, bound, self._settings.get("consul"))

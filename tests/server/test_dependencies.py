@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+
+import pytest
 
 from lb.server.dependencies import Dependencies
 
@@ -60,3 +63,21 @@ async def test_without_dependencies() -> None:
     dependencies = Dependencies({})
     await asyncio.wait_for(dependencies.watch(judge), 30)
     assert rounds == [0]
+
+
+async def test_what_is_broken_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each reason once, and that it is over."""
+    caplog.set_level(logging.INFO, "lb.server")
+    dependencies = Dependencies({"database": never_asked, "cache": never_asked})
+    for database, cache in (("away", ""), ("away", ""), ("slow", "away"), ("", ""), ("", "")):
+        dependencies.unhealthy.update(database=database, cache=cache)
+        dependencies.tell("test")
+    assert caplog.messages == [
+        "test: not serving: database: away",
+        "test: not serving: database: slow; cache: away",
+        "test: serving: every check passes again",
+    ]
+
+
+async def never_asked() -> None:
+    """A check."""

@@ -153,3 +153,10 @@ async def test_signals_are_given_back() -> None:
     before = signal.getsignal(END)
     await lived(Told())
     assert signal.getsignal(END) == before
+
+
+async def test_signals_are_heard_in_the_main_thread_alone() -> None:
+    """Elsewhere a life says so, and is closed."""
+    life = Told()
+    with pytest.raises(RuntimeError, match=r"only the main thread hears signals; elsewhere pass signals=\(\)"):
+        await asyncio.to_thread(lambda: asyncio.run(live(life, signals=(END,))))

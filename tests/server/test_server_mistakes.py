@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from lb.server import Limits, Server, StartError
+from lb import sync
+from lb.server import Admission, LoadReporter, LoadTrailers, Places, Server, StartError
 from lb.testing import Agent
 from tests.server.conftest import Service, call
+from tests.support.wait import eventually
 
 ALONE = """
 import asyncio, sys
@@ -96,7 +98,17 @@ async def test_an_import_imports_little() -> None:
         ({"register": "yes"}, "register is 'yes'; expected True, False or a mapping"),
         ({"register": {"wieght": 2}}, "register has 'wieght'; expected one of address, id, weight, "),
         ({"register": True, "health": False}, "register needs the health service, which Consul asks; "),
+        ({"register": {"weight": 70_000}}, "register: weight is 70000; expected a whole number from 0 to 65535"),
+        ({"register": {"zone": 5}}, "register: zone is 5; expected a string"),
+        ({"register": {"address": 5}}, "register: address is 5; expected a string"),
         ({"checks": ["database"]}, "checks is ['database']; expected functions by name"),
+        ({"checks": {"database": None}}, "checks['database'] is None; expected a function"),
+        ({"credentials": "tls"}, "credentials is 'tls'; expected grpc.ServerCredentials or None"),
+        ({"load": 0.5}, "load is 0.5; expected a LoadReporter or None"),
+        ({"health": "no"}, "health is 'no'; expected True, False or None"),
+        ({"reflection": 1}, "reflection is 1; expected True, False or None"),
+        ({"interceptors": [sync.incoming()]}, "interceptors has <"),
+        ({"inner": 5}, "inner is 5; expected a sequence of grpc.aio.ServerInterceptor"),
     ],
 )
 async def test_a_wrong_argument(settings: dict[str, Any], message: str) -> None:
@@ -104,6 +116,42 @@ async def test_a_wrong_argument(settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError, ImportError)) as caught:
         Server(**{"name": "test", **settings})
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("kind", [Admission, Places])
+def test_wrong_limits(kind: Any) -> None:
+    """A piece on its own says so, too."""
+    with pytest.raises(TypeError, match=r"^limits is 5; expected a Limits or None$"):
+        kind(5)
+
+
+def test_wrong_reports() -> None:
+    """What would break each call is told at once."""
+    with pytest.raises(TypeError, match=r"^LoadTrailers\.reporter is None; expected a LoadReporter$"):
+        LoadTrailers(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^LoadReporter\.application is 1; expected a function or None$"):
+        LoadReporter(application=1)  # type: ignore[arg-type]
+
+
+def test_a_server_without_a_loop() -> None:
+    """It is made where it runs: grpcio would take a loop in which nothing ever runs."""
+    with pytest.raises(RuntimeError, match="made in a running event loop"):
+        Server("test")
+
+
+async def test_a_plain_check_in_a_loop() -> None:
+    """It might block the loop, so it is not taken for a check that passes; the server is not ready, and says why."""
+    async with Server("test", checks={"database": lambda: None}) as server:  # type: ignore[dict-item, return-value]
+        starting = asyncio.create_task(server.start())
+        await eventually(lambda: "plain function" in server.unhealthy["database"])
+        starting.cancel()
+
+
+async def test_a_registration_without_a_port(agent: Agent) -> None:
+    """A server that listens nowhere cannot be registered."""
+    async with Server("test", listen=None, register={"consul": agent.address}) as server:
+        with pytest.raises(StartError, match=r"^listen=None: what is registered needs a port"):
+            await server.start()
 
 
 @pytest.mark.parametrize("register", [True, False])
@@ -171,8 +219,8 @@ async def test_consul_is_away() -> None:
 
 
 async def test_a_refused_registration(agent: Agent) -> None:
-    """What Consul refuses ends the start, and closes the server."""
-    server = Server("test", register={"consul": agent.address, "weight": 70_000}, limits=Limits())
-    with pytest.raises(ValueError, match="weight is 70000"):
+    """An address that cannot be registered ends the start, and closes the server."""
+    server = Server("test", register={"consul": agent.address, "address": "0.0.0.0"})
+    with pytest.raises(ValueError, match="expected host:port at which clients can connect"):
         await server.serve(signals=[])
     assert server.state == "ended"

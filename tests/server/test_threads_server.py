@@ -284,8 +284,44 @@ def test_draining_is_for_handlers() -> None:
         draining()
 
 
-@pytest.mark.parametrize("named", [{"limits": 5}, {"register": "yes"}, {"checks": [1]}, {"threads": "8"}])
+@pytest.mark.parametrize(
+    "named", [{"limits": 5}, {"register": "yes"}, {"checks": [1]}, {"threads": "8"}, {"load": 1}, {"credentials": 1}]
+)
 def test_wrong_arguments_are_told(named: Any) -> None:
     """When the server is made, by name."""
     with pytest.raises(TypeError, match=rf"^{next(iter(named))} is "):
         Server("test", **named)
+
+
+def test_interceptors_of_asyncio_are_told() -> None:
+    """They would end grpcio's thread, and with it the whole server."""
+    with pytest.raises(TypeError, match=r"^interceptors has <.*; expected a sequence of grpc\.ServerInterceptor$"):
+        Server("test", interceptors=[lb.aio.incoming()])  # type: ignore[list-item]
+
+
+async def test_a_check_for_asyncio(caplog: pytest.LogCaptureFixture) -> None:
+    """A coroutine that nobody awaits has asked nothing: the server is not ready, and says why."""
+
+    async def ask() -> None:
+        raise AssertionError("it is never awaited")
+
+    with Server("test", checks={"database": ask}) as server:
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        await eventually(lambda: "`async def`" in server.unhealthy["database"])
+        await eventually(lambda: "test: not serving: database: the check is `async def`" in caplog.text)
+        server.close()
+        await asyncio.to_thread(starting.join, WITHIN_S)
+
+
+def test_a_server_starts_once() -> None:
+    """Once more is an error, and the first life goes on."""
+    service = Service()
+    with Server("test") as server:
+        service.add(server)
+        server.start()
+        for again in (server.start, server.serve):
+            with pytest.raises(RuntimeError, match="a server starts once; make a new one"):
+                again()
+        with grpc.insecure_channel(server.address) as channel:
+            assert unary(channel, "Echo")(b"x", timeout=WITHIN_S) == b"x"

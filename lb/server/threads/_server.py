@@ -12,6 +12,7 @@ The rules of its life are those of asyncio's server, in the same modules. What b
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import grpc
 
-from lb.core import checks as arguments
+from lb.core.checks import segment as named
 from lb.core.serving.settings import Limits
+from lb.server import arguments
 from lb.server.address import join_host_port
 from lb.server.dependencies import Check, Dependencies
 from lb.server.ending import Ending
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lb.server")
 
 T = TypeVar("T")
+
+ASYNC_CHECK = "the check is `async def`; with threads it is a plain function"
 
 
 class Server(grpc.Server):
@@ -97,8 +101,10 @@ class Server(grpc.Server):
         drain_s: float = 30.0,
         drain_wait_s: float = 1.0,
     ) -> None:
-        arguments.segment("name", name)
-        _kinds(limits, register, checks)
+        named("name", name)
+        arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
+        arguments.interceptors("interceptors", interceptors, grpc.ServerInterceptor, "grpc.ServerInterceptor")
+        arguments.option("health", health)
         if limits is False:
             limits = Limits(concurrency=None, hopeless=False)
         self.admission = Admission(limits, threads=threads)
@@ -158,7 +164,9 @@ class Server(grpc.Server):
         Raises:
             StartError: it cannot listen there, or has no address to register.
             NotOpenError: ``parent_fd`` is not an open descriptor.
+            RuntimeError: it was started before, or this is not the main thread.
         """
+        self._life.begins()
         asyncio.run(live(self._life, parent_fd=parent_fd, signals=signals))
 
     def start(self) -> None:
@@ -166,7 +174,9 @@ class Server(grpc.Server):
 
         Raises:
             StartError: it cannot listen there, or has no address to register.
+            RuntimeError: it was started before.
         """
+        self._life.begins()
         begun = threading.Event()
         errors: list[Exception] = []
 
@@ -238,6 +248,7 @@ class _Life(Life):
         self._healthy = asyncio.Event()
         self._enough = asyncio.Event()
         self._at_once = False
+        self._begun = False
         self._started = False
 
     def listens(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
@@ -270,9 +281,13 @@ class _Life(Life):
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._enough.set)
 
-    async def start(self) -> None:
-        if self._state != "made":
+    def begins(self) -> None:
+        """Raises ``RuntimeError`` the second time: two lives would close each other's server."""
+        if self._begun:
             raise RuntimeError(f"server {self._name}: a server starts once; make a new one")
+        self._begun = True
+
+    async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._state = "not ready"
         if self._health is not None:
@@ -336,12 +351,12 @@ class _Life(Life):
         await _in_thread(self._admission.wait_until_idle, "lb-server-idle")
 
     async def _judge(self) -> None:
-        broken = self.dependencies.broken
-        if self._state in ("serving" if not broken else "not ready", "draining", "ended"):
+        if self._state in ("draining", "ended"):
+            return
+        broken = self.dependencies.tell(self._name)
+        if self._state == ("not ready" if broken else "serving"):
             return
         self._state = "not ready" if broken else "serving"
-        if broken:
-            _log.warning("%s: not serving: %s", self._name, "; ".join(f"{name}: {broken[name]}" for name in broken))
         if self._health is not None:
             await self._health.say(self._names, serving=not broken)
         if not broken:
@@ -349,16 +364,6 @@ class _Life(Life):
 
     def __repr__(self) -> str:
         return f"{self._name} at {self.address or 'no address yet'}, {self._state}"
-
-
-def _kinds(limits: object, register: object, checks: object) -> None:
-    """Raises ``TypeError`` for what is of no kind that is accepted."""
-    if limits is not None and limits is not False and not isinstance(limits, Limits):
-        raise TypeError(f"limits is {arguments.shown(limits)}; expected a Limits, False or None")
-    if not isinstance(register, (bool, Mapping)):
-        raise TypeError(f"register is {arguments.shown(register)}; expected True, False or a mapping")
-    if checks is not None and not isinstance(checks, Mapping):
-        raise TypeError(f"checks is {arguments.shown(checks)}; expected functions by name")
 
 
 async def _either(*events: asyncio.Event) -> None:
@@ -373,7 +378,10 @@ async def _either(*events: asyncio.Event) -> None:
 
 def _beside(name: str, check: Callable[[], object]) -> Check:
     async def ask() -> None:
-        await _in_thread(check, f"lb-check-{name}")
+        answer = await _in_thread(check, f"lb-check-{name}")
+        if inspect.iscoroutine(answer):  # nothing was asked yet
+            answer.close()
+            raise TypeError(ASYNC_CHECK)
 
     return ask
 

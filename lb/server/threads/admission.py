@@ -67,7 +67,7 @@ class Admission(grpc.ServerInterceptor):
 
     Raises:
         ValueError: ``threads`` is below 1.
-        TypeError: ``threads`` is no whole number.
+        TypeError: ``threads`` is no whole number, or ``limits`` are none.
         ImportError: ``limits`` has a ``timeout_s``, and this release of grpcio is not known.
     """
 

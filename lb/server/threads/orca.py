@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from lb.server.gate import not_grpcs_own
-from lb.server.orca import LoadReporter, counting
+from lb.server.orca import LoadReporter, check_reporter, counting
 from lb.shared import threads as kinds
 from lb.shared.handlers import Behavior, Handlers, behavior_of
 
@@ -27,6 +27,7 @@ class LoadTrailers(grpc.ServerInterceptor):
     """
 
     def __init__(self, reporter: LoadReporter, *, counts: Callable[[str], bool] | None = None) -> None:
+        check_reporter("LoadTrailers.reporter", reporter)
         self._reporter = reporter
         self._counts = counts or not_grpcs_own
         self._handlers = Handlers(self._around)
