@@ -648,7 +648,7 @@ FORKS_BESIDE_A_CALL = """
     answers, again = [], []
 
     def held():
-        answer, ended = channel.unary_unary(unary).with_call(b"x")
+        answer, ended = channel.unary_unary(unary).with_call(b"x", metadata=[("what", "held")])
         answers.append(answer)
         again.extend(lb.attempts(ended)[1:])
 
@@ -657,7 +657,7 @@ FORKS_BESIDE_A_CALL = """
     while not channel.snapshot().endpoints[0].in_flight:
         time.sleep(0.001)
     ends = []
-    for _ in range(20):
+    for turn in range(20):
         child = os.fork()
         if not child:
             time.sleep(0.2)  # in which core's own threads begin there
@@ -667,13 +667,14 @@ FORKS_BESIDE_A_CALL = """
                 os._exit(0)
             os._exit(3)
         ends.append(os.waitpid(child, 0)[1])
-        answer, call_ended = channel.unary_unary(unary).with_call(b"x", timeout=20)
+        named = {"timeout": 20, "metadata": [("what", str(turn))]}
+        answer, call_ended = channel.unary_unary(unary).with_call(b"x", **named)
         assert answer == b"x"
-        answered = channel.unary_stream(stream)(b"x", timeout=20)
+        answered = channel.unary_stream(stream)(b"x", **named)
         assert list(answered)
         again += [attempt for ended in (call_ended, answered) for attempt in lb.attempts(ended)[1:]]
-    print(set(ends), answers, again)
-    channel.unary_unary(unary)(b"x", timeout=20)
+    print(ends, answers, again)
+    channel.unary_unary(unary)(b"x", timeout=20, metadata=[("what", "last")])
     call.join()
     print(answers, again)
     channel.close()
@@ -682,13 +683,21 @@ FORKS_BESIDE_A_CALL = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_children_live_that_are_forked_while_a_blocking_call_runs(server: Server) -> None:
-    """As with grpcio's own channel; a new channel is refused there. In the parent the call and later ones go on."""
+    """As with grpcio's own channel; a new channel is refused there. In the parent the call and later ones go on.
 
-    def until_all_forked(_: Any) -> None:
-        eventually(lambda: len(server.received) == 42, "the last call after all forks", within_s=120)
+    Each call reaches the server once.
+    """
+    came: list[str] = []
 
-    server.script(until_all_forked)
-    assert run(FORKS_BESIDE_A_CALL, server.address) == ["{0} [] []", "[b'x'] []"]
+    def until_the_last(context: Any) -> None:
+        came.append(str(dict(context.invocation_metadata())["what"]))
+        if came[-1] == "held":
+            eventually(lambda: "last" in came, "the last call after all forks", within_s=120)
+
+    server.always = until_the_last
+    printed = run(FORKS_BESIDE_A_CALL, server.address)
+    turns = [str(turn) for turn in range(20) for _ in ("unary", "stream")]
+    assert (printed, came) == ([f"{[0] * 20} [] []", "[b'x'] []"], ["held", *turns, "last"])
 
 
 FORKS_OFTEN = """
