@@ -91,7 +91,7 @@ class Server(Life, grpc.aio.Server):
         reflection: whether it serves reflection. Default: if that is installed.
         drain_s: how long leaving takes at most, in seconds, all in all.
         drain_wait_s: for how long it is still open after it has said that it leaves, in seconds.
-        flush_s: how much of ``drain_s`` is kept for what was given to `on_close`, in seconds.
+        flush_s: how much of ``drain_s`` is kept for what was given to `on_close`, in seconds; at most half of it.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.

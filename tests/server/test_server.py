@@ -175,6 +175,31 @@ async def test_leaving_has_one_time_for_all(caplog: pytest.LogCaptureFixture) ->
         assert "test: the time for leaving has passed; calls that are cancelled: 1" in caplog.text
 
 
+async def test_callbacks_leave_time_for_calls(caplog: pytest.LogCaptureFixture) -> None:
+    """However long they may take: a stream that ends when it is told, and a call that ends then, are not cancelled."""
+    caplog.set_level("INFO", "lb.server")
+    flushed: list[bool] = []
+
+    async def flush() -> None:
+        flushed.append(True)
+
+    async with Server("test", drain_s=60, drain_wait_s=0, flush_s=60) as server:
+        Service().add(server)
+        server.on_close(flush)
+        serving = asyncio.create_task(server.serve(signals=[END]))
+        await eventually(lambda: server.state == "serving")
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            watching = call(channel, "Watch")
+            assert await watching.read() == b"first"
+            end()
+            assert await watching.read() == b"last"
+            assert await watching.code() is grpc.StatusCode.OK
+            await asyncio.wait_for(serving, 30)
+    assert flushed == [True]
+    assert "has passed" not in caplog.text
+    assert caplog.messages[-1].startswith("test: has left, after ")
+
+
 async def test_consul_hangs_while_it_leaves() -> None:
     """It has no more time than all else: the server ends, its callbacks called, while Consul still says nothing."""
     flushed: list[bool] = []
@@ -256,7 +281,7 @@ async def _gone(registry: Embedded) -> bool:
     return await registry.instances() == set()
 
 
-async def test_a_second_signal_ends_it_at_once() -> None:
+async def test_a_second_signal_ends_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """Neither the calls nor the callbacks are waited for."""
     told: list[str] = []
 
@@ -278,6 +303,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
             await asyncio.wait_for(serving, 30)
             await waiting
     assert told == []
+    assert "test: ends at once; calls that are cancelled: 1" in caplog.text
 
 
 async def test_the_supervisors_end_is_a_reason() -> None:

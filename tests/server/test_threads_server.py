@@ -325,3 +325,16 @@ def test_a_server_starts_once() -> None:
                 again()
         with grpc.insecure_channel(server.address) as channel:
             assert unary(channel, "Echo")(b"x", timeout=WITHIN_S) == b"x"
+
+
+def test_health_is_listed() -> None:
+    """Each service and its status, as with asyncio; `grpcurl` and others ask for it."""
+    with Server("test") as server:
+        Service().add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            every: Any = health_pb2
+            statuses = stub.List(every.HealthListRequest(), timeout=WITHIN_S).statuses
+    serving = health_pb2.HealthCheckResponse.SERVING
+    assert {name: each.status for name, each in statuses.items()} == {"": serving, "test.Service": serving}

@@ -167,4 +167,4 @@ class OrcaPicker:
 
     def explain(self) -> str:
         """The rule in words."""
-        return f"in turn by reported load, {self._reporting} of {len(self._candidates)} have reported"
+        return f"in turn by reported load; the reports of {self._reporting} of {len(self._candidates)} count so far"
