@@ -14,7 +14,8 @@ from lb.server.orca import LoadReporter, LoadTrailers, cost
 from lb.server.places import Place, Places, RefusedError
 from lb.server.reasons import NotOpenError
 from lb.server.supervising.instances import instances
-from lb.shared.handlers import Around, Behavior, behavior_of
+from lb.shared.asynchronous import behavior_of
+from lb.shared.handlers import Around, Behavior
 
 __all__ = [
     "Admission",

@@ -33,7 +33,8 @@ from lb.server.overtime import Entry, Overtime
 from lb.server.places import Place, Places
 from lb.server.refusals import trailers
 from lb.server.turns import Turns
-from lb.shared.handlers import Behavior, Handlers, behavior_of
+from lb.shared.asynchronous import behavior_of
+from lb.shared.handlers import Behavior, Handlers
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler

@@ -15,7 +15,8 @@ import grpc
 
 from lb.core.outcome import PUSHBACK_KEY
 from lb.server.leaving import enter
-from lb.shared.handlers import Around, Behavior, behavior_of
+from lb.shared.asynchronous import behavior_of
+from lb.shared.handlers import Around, Behavior
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from lb.core import checks
 from lb.core.orca import KEYS, LoadReport
-from lb.shared.handlers import Around, Behavior, behavior_of
+from lb.shared.asynchronous import behavior_of
+from lb.shared.handlers import Around, Behavior
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler

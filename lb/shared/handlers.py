@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,28 +27,27 @@ class Handlers:
         """``wrap`` is given a method and its handler, and returns the function to serve it with."""
         self._wrap = wrap
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-        self._others: dict[tuple[str, int], tuple[Handler, Handler]] = {}
+        self._others: dict[str, tuple[Handler, Handler]] = {}
         """Methods have two handlers where an interceptor behind this one refuses calls."""
 
     def wrapped(self, method: str, handler: Handler) -> Handler:
         """The handler to serve ``method`` with, in the place of ``handler``."""
         known = self._wrapped.get(method)
         if known is None:
-            if len(self._wrapped) >= _MOST_METHODS:  # a proxy may meet any number of them
-                self._wrapped.clear()
-            known = self._wrapped[method] = (handler, _made(handler, self._wrap(method, handler)))
-        elif known[0] is not handler:
-            return self._other(method, handler)
+            return self._add(self._wrapped, method, handler)
+        if known[0] is handler:
+            return known[1]
+        known = self._others.get(method)
+        if known is None or known[0] is not handler:  # some interceptors make one for each call
+            return self._add(self._others, method, handler)
         return known[1]
 
-    def _other(self, method: str, handler: Handler) -> Handler:
-        key = (method, id(handler))  # held beside it, so that no other one has its id
-        known = self._others.get(key)
-        if known is None:
-            if len(self._others) >= _MOST_METHODS:
-                self._others.clear()
-            known = self._others[key] = (handler, _made(handler, self._wrap(method, handler)))
-        return known[1]
+    def _add(self, among: dict[str, tuple[Handler, Handler]], method: str, handler: Handler) -> Handler:
+        if len(among) >= _MOST_METHODS:  # a proxy may meet any number of them
+            among.clear()
+        made = made_of(handler, self._wrap(method, handler))
+        among[method] = (handler, made)
+        return made
 
 
 class Around(grpc.aio.ServerInterceptor, ABC):
@@ -56,7 +57,7 @@ class Around(grpc.aio.ServerInterceptor, ABC):
     """
 
     def __init__(self) -> None:
-        self._handlers = Handlers(self.around)
+        self._handlers = Handlers(self._function)
 
     @abstractmethod
     def around(self, method: str, handler: Handler) -> Behavior:
@@ -64,6 +65,23 @@ class Around(grpc.aio.ServerInterceptor, ABC):
 
         It must be an ``async def``; where ``handler.response_streaming`` is set, it may be an async generator.
         """
+
+    def _function(self, method: str, handler: Handler) -> Behavior:
+        """What `around` makes, as grpcio recognises it: it would run a plain function in a thread."""
+        behavior = self.around(method, handler)
+        known = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
+        if known or behavior is behavior_of(handler):
+            return behavior
+
+        async def answer(request: Any, context: Any) -> Any:
+            return await behavior(request, context)
+
+        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return generate if handler.response_streaming else answer
 
     def concerns(self, method: str) -> bool:
         """Whether ``method`` (``/package.Service/Method``) gets the function. By default each does."""
@@ -82,12 +100,13 @@ class Around(grpc.aio.ServerInterceptor, ABC):
 
 
 def behavior_of(handler: Handler) -> Behavior:
-    """The function inside a ``grpc.RpcMethodHandler`` of any kind."""
+    """The function inside a ``grpc.RpcMethodHandler`` of any kind, as its author wrote it."""
     behavior: Behavior = getattr(handler, _kind(handler))
     return behavior
 
 
-def _made(handler: Handler, behavior: Behavior) -> Handler:
+def made_of(handler: Handler, behavior: Behavior) -> Handler:
+    """A handler of the same kind with another function."""
     make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
     made: Handler = make(behavior, handler.request_deserializer, handler.response_serializer)
     return made

@@ -13,7 +13,6 @@ Nothing here sends initial metadata: headers commit a call and forbid its retry.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -53,12 +52,9 @@ class Boundary(Around):
         return not method.startswith(_GRPC_OWN)
 
     def around(self, method: str, handler: Handler) -> Behavior:
-        """The boundary, and the handler within. Raises ``TypeError`` for a handler that would run in a thread."""
+        """The boundary, and the handler within."""
         behavior = behavior_of(handler)
         trailers = self._trailers
-        generates = inspect.isasyncgenfunction(behavior)
-        if not generates and (handler.response_streaming or not inspect.iscoroutinefunction(behavior)):
-            raise TypeError(f"{method}: the handler must be an async function, or an async generator when it streams")
 
         async def unary(request: Any, context: Any) -> Any:
             context.set_trailing_metadata(trailers)
