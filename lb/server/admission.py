@@ -164,7 +164,8 @@ class Admission(grpc.aio.ServerInterceptor):
         return stream if handler.response_streaming else unary
 
     def __repr__(self) -> str:
-        return f"<Admission {self.rules!r}>"
+        overtime = "" if self._overtime is None else f" {self._overtime!r}"
+        return f"<Admission {self.rules!r}{overtime}>"
 
 
 def _value(metadata: Any, key: str | None) -> str:

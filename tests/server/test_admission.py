@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 import lb.aio
 from lb.server import Admission, Concurrency, Limits, Rate
 from lb.testing import Backend
+from tests.server.conftest import failed
 from tests.server.conftest import health as healthy
 from tests.support.wait import eventually, longer
 
@@ -31,7 +32,11 @@ class World:
         self._stack = stack
         self.go = asyncio.Event()
         self.begun = 0
-        """How many handlers have begun."""
+        """How many handlers have begun to work; those with a stream of responses have sent their first by then."""
+        self.opened = 0
+        """How many handlers with a stream of responses were entered."""
+        self.first = b"first"
+        """The first response of those."""
         self.read = 0
         """How many requests were deserialized."""
         self.cancelled = 0
@@ -82,7 +87,8 @@ class World:
         return b"done"
 
     async def _stream(self, request: Any, context: Any) -> AsyncIterator[bytes]:
-        yield b"first"
+        self.opened += 1
+        yield self.first
         await self._do(context)
         yield b"last"
 
@@ -128,6 +134,13 @@ async def requests() -> AsyncIterator[bytes]:
     yield b"y"
 
 
+async def no_request(until: asyncio.Event) -> AsyncIterator[bytes]:
+    """None, and no end either."""
+    await until.wait()
+    if not until.is_set():
+        yield b""
+
+
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     """Ends with the test."""
@@ -142,18 +155,32 @@ def trailing(error: grpc.aio.AioRpcError) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_full_server_refuses_before_any_work(world: World, kind: str) -> None:
-    """A call of each kind: UNAVAILABLE, push-back, no headers of an answer; nothing was read of it."""
+    """A call of each kind, also one whose request never comes: UNAVAILABLE, push-back; nothing was read of it."""
     await world.open(ONE)
     first = await world.hold()
     read = world.read
-    error = await world.refused(kind)
-    assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.details() == "the server is at its concurrency limit"
-    assert trailing(error)["grpc-retry-pushback-ms"] == "0"
+    silent: Any = world.channel.stream_unary(f"/a.B/{kind}")
+    for error in (await world.refused(kind), await failed(silent(no_request(world.go), timeout=60))):
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "the server is at its concurrency limit"
+        assert trailing(error)["grpc-retry-pushback-ms"] == "0"
     assert (world.begun, world.read) == (1, read)
     world.go.set()
     assert await first == [b"done"]
     await world.still_serves()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_call_may_be_tried_elsewhere(world: World, kind: str) -> None:
+    """A refusal has no headers before its status: a client that had seen some would be committed to this server."""
+    await world.open(ONE)
+    first = await world.hold()
+    async with lb.aio.channel(f"static:///{world.address}") as world.channel:
+        call = world.start(kind)
+        await failed(call.read() if kind.endswith("stream") else call)
+        assert len(lb.attempts(call)) > 1
+    world.go.set()
+    assert await first == [b"done"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -230,14 +257,8 @@ async def test_a_client_that_leaves_while_its_call_runs_gives_the_place_back(wor
 async def test_a_client_that_leaves_before_it_has_sent_its_request_gives_the_place_back(world: World) -> None:
     """No handler ever runs: grpcio waits for the request of a call that has its place."""
     await world.open(ONE)
-    never = asyncio.Event()
-
-    async def no_requests() -> AsyncIterator[bytes]:
-        await never.wait()
-        yield b""
-
     opening: Any = world.channel.stream_unary("/a.B/unary_unary")
-    call = opening(no_requests())
+    call = opening(no_request(asyncio.Event()))
     await world.load_is(1.0)
     call.cancel()
     await world.still_serves()
@@ -382,16 +403,16 @@ async def test_a_handler_has_a_deadline_without_its_client(world: World, kind: s
 
 
 async def test_a_stream_that_waits_for_its_client_ends_with_the_status(world: World) -> None:
-    """Its time is over while the client takes a response: it is told at the next step, and does not hang."""
+    """Its time is over while its client does not take a response: once it has, it is told, and the handler ends."""
     await world.open(Limits(timeout_s=0.001))
-
-    async def work(context: Any) -> None:
-        await asyncio.Event().wait()
-
-    world.work = work
-    stream = world.start("unary_stream", timeout=None)
-    assert await stream.read() == b"first"
+    world.first = bytes(3 << 20)  # far more than a connection takes from a stream that nobody reads
+    stream = world.start("unary_stream", timeout=30)
+    await eventually(lambda: world.opened and "<Overtime 0 calls" in repr(world.admission), "its time is over")
+    assert await stream.read() == world.first
     assert await stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert await stream.details() == "the handler took longer than the 0.001 s it may take here"
+    assert world.begun == 0
+    await world.load_is(0.0)
 
 
 @pytest.mark.parametrize("outside", [True, False])
