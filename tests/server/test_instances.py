@@ -7,6 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
+from lb.server import instances
 from tests.support.process import alive
 
 PROGRAM = """
@@ -38,3 +41,9 @@ async def test_a_program_runs_as_several_processes(tmp_path: Path) -> None:
             process.kill()
             await process.wait()
     assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_wrong_count_is_told() -> None:
+    """With the argument's name, before anything is started."""
+    with pytest.raises(ValueError, match=r"^count: expected auto or a whole number from 1 to 1024, got 'two'$"):
+        instances("two")

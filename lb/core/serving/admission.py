@@ -81,7 +81,7 @@ class Admission:
         wait_s = self._rates.take(method, client, now)
         if wait_s == 0.0:
             return None
-        details = f"too many calls a second; try again in {wait_s:.3g} s"
+        details = f"too many calls a second; try again in {max(0.001, wait_s):.3g} s"
         return Refusal(StatusCode.RESOURCE_EXHAUSTED, details, retry_s=wait_s)
 
     def left(self, client: str, now: float) -> float | None:
@@ -106,4 +106,4 @@ class Admission:
         return Refusal(StatusCode.DEADLINE_EXCEEDED, details)
 
     def __repr__(self) -> str:
-        return f"<Admission {self.intake!r} {self.demand!r}>"
+        return f"<Admission {self.intake!r} {self._rates!r}>"

@@ -171,4 +171,5 @@ class Intake:
         self.waiting -= 1
 
     def __repr__(self) -> str:
-        return f"<Intake {self.in_flight} of {self.limit.limit} running, {self.waiting} waiting>"
+        now = f"{self.in_flight} of {self.limit.limit} running, {self.waiting} waiting"
+        return f"<Intake {now}; {self.admitted} admitted, {self.refused} refused>"

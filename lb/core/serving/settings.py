@@ -89,8 +89,10 @@ class Limits:
     Args:
         concurrency: how many calls run at once; None: any number.
         rate: calls a second of all methods together; None: any number.
-        method_rates: calls a second of single methods, by ``/package.Service/Method`` or ``/package.Service/*``.
+        method_rates: calls a second of single methods, by ``/package.Service/Method``; by ``/package.Service/*`` of all
+            methods of a service together that have no entry of their own.
         client_rate: calls a second of each client, by the name that the metadata ``client_key`` has; None: any number.
+            A call without a name has no such limit.
         client_key: the key of the metadata by which clients are told apart. A client can write what it likes there:
             set it at the edge, or use mutual TLS.
         timeout_s: how long a call may take that came without a deadline, and at most any call, in seconds, > 0; None:

@@ -48,7 +48,10 @@ def instances(count: int | str, argv: Sequence[str] | None = None, *, drain_s: f
         ValueError: ``count`` is neither ``"auto"`` nor a number from 1 to 1024.
         SystemExit: in the process that supervises, at its end: 0, or 2 when a process ended with status 2.
     """
-    number = how_many(count)
+    try:
+        number = how_many(count)
+    except ValueError as error:
+        raise ValueError(f"count: {error}") from None
     if os.environ.pop(_CHILD, None) is not None or number == 1:
         inherited = os.environ.get(_PARENT)
         return int(inherited) if inherited else None

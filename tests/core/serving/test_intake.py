@@ -44,7 +44,7 @@ def test_places_are_taken_up_to_the_limit_and_given_back() -> None:
     places.give_back()
     assert places.take()
     assert places.admitted == 3
-    assert repr(places) == "<Intake 2 of 2 running, 0 waiting>"
+    assert repr(places) == "<Intake 2 of 2 running, 0 waiting; 3 admitted, 0 refused>"
 
 
 def test_the_newest_goes_first() -> None:
