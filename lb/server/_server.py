@@ -33,13 +33,14 @@ from lb.core.serving.settings import Limits
 from lb.server import arguments
 from lb.server.address import join_host_port
 from lb.server.admission import Admission
-from lb.server.dependencies import Check, Dependencies
+from lb.server.dependencies import Check
 from lb.server.ending import Ending
 from lb.server.gate import Gate, Meter, not_grpcs_own
 from lb.server.life import Life, live
-from lb.server.listening import bind, checked, told
+from lb.server.listening import bind, checked, told, with_default
 from lb.server.optional import health_service, wanted
 from lb.server.orca import LoadReporter, LoadTrailers
+from lb.server.readiness import Readiness, State
 from lb.server.reasons import SIGNALS
 from lb.server.registering import Registering
 from lb.server.strain import Strain
@@ -49,10 +50,6 @@ if TYPE_CHECKING:
     from lb.server.health import Health
 
 _log = logging.getLogger("lb.server")
-
-State = Literal["made", "not ready", "serving", "draining", "ended"]
-
-_SO_REUSEPORT = "grpc.so_reuseport"
 
 
 class Server(Life, grpc.aio.Server):
@@ -141,13 +138,10 @@ class Server(Life, grpc.aio.Server):
         if register is not False:
             settings = {} if register is True else register
             self._registering = Registering(settings, health=self._health is not None, tls=credentials is not None)
-        self._state: State = "made"
-        self._names: list[str] = []
+        self._ready = Readiness(name, checks or {}, self._counts, self._health)
         self._started = False
         self._port = 0
         self._address = ""
-        self._dependencies = Dependencies(checks or {})
-        self._healthy = asyncio.Event()
         self._registration: Registration | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self.meter: Meter = Meter()
@@ -171,7 +165,7 @@ class Server(Life, grpc.aio.Server):
                 *inner,
                 incoming(),
             ],
-            options=_with_default(options),
+            options=with_default(options),
             compression=compression,
         )
 
@@ -188,12 +182,12 @@ class Server(Life, grpc.aio.Server):
     @property
     def state(self) -> State:
         """Where it is in its life."""
-        return self._state
+        return self._ready.state
 
     @property
     def unhealthy(self) -> Mapping[str, str]:
         """Each of its ``checks`` by name, and why it fails; empty if it passes."""
-        return dict(self._dependencies.unhealthy)
+        return dict(self._ready.dependencies.unhealthy)
 
     def on_close(self, callback: Callable[[], Awaitable[object]]) -> None:
         """Call this once no call runs any more, within the time for leaving: to send the last spans, for example.
@@ -209,14 +203,14 @@ class Server(Life, grpc.aio.Server):
         handlers = tuple(generic_rpc_handlers)
         for handler in handlers:
             if isinstance(handler, grpc.ServiceRpcHandler):
-                self._know(handler.service_name())
+                self._ready.know(handler.service_name())
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         """See ``grpc.aio.Server``."""
-        self._know(service_name)
+        self._ready.know(service_name)
         self._server.add_registered_method_handlers(service_name, method_handlers)
 
     def add_insecure_port(self, address: str) -> int:
@@ -231,10 +225,6 @@ class Server(Life, grpc.aio.Server):
         if self._listen is None and not self._port:  # the first one is the one that is told
             self._port, self._address = port, told(address, port)
         return port
-
-    def _know(self, service: str) -> None:
-        if service not in self._names:
-            self._names.append(service)
 
     # ---- its life
 
@@ -266,11 +256,11 @@ class Server(Life, grpc.aio.Server):
             StartError: it cannot listen there, or has no address to register.
             RuntimeError: it was started before.
         """
-        if self._state != "made":
-            raise RuntimeError(f"server {self._name}: a server starts once; make a new one")
+        self._ready.begins()
         try:
+            await self._ready.open()
             await self._open()
-            await self._healthy.wait()
+            await self._ready.healthy.wait()
             if self._registering is not None:
                 await self._register(self._registering)
         except Exception:
@@ -280,10 +270,10 @@ class Server(Life, grpc.aio.Server):
 
     async def leave(self, because: str = "") -> None:
         """Drain. Before clients could know of it, there is nobody to wait for."""
-        if self._state not in ("serving", "not ready") or not self._healthy.is_set():
+        if self.state not in ("serving", "not ready") or not self._ready.healthy.is_set():
             return
         _log.info("%s: draining%s", self._name, f": {because}" if because else "")
-        self._state = "draining"
+        self._ready.state = "draining"
         await self._ending.leave(self._server, self._gate, self.meter, self._health, self._registration)
 
     async def stop(self, grace: float | None) -> None:
@@ -309,16 +299,13 @@ class Server(Life, grpc.aio.Server):
             await self._server.start()  # grpcio closes the ports of no server that never started
         await self._server.stop(None)
         await self._ending.last(tasks, self._registration)
-        self._state = "ended"
+        self._ready.state = "ended"
 
     async def _open(self) -> None:
-        self._state = "not ready"
-        names = ["", *(name for name in self._names if self._counts(f"/{name}/"))]
-        own = list(self._names)
+        own = list(self._ready.services)
         if self._health is not None:
             self._health.add_to(self._server)
             own.append("grpc.health.v1.Health")
-            await self._health.say(names, serving=False)
         if self._reflection:
             # Imported here: most processes that import lb.server have no reflection, and it needs protobuf.
             from lb.server.reflection import add_reflection
@@ -332,11 +319,7 @@ class Server(Life, grpc.aio.Server):
         self._started = True
         await self._server.start()
         self._strain.start()
-
-        async def judge() -> None:
-            await self._judge(names)
-
-        self._tasks.append(asyncio.create_task(self._dependencies.watch(judge), name=f"lb server {self._name} checks"))
+        self._tasks.append(asyncio.create_task(self._ready.watch(), name=f"lb server {self._name} checks"))
 
     async def _register(self, registering: Registering) -> None:
         registration = self._registration = registering.entry(self._name, self._address)
@@ -346,22 +329,8 @@ class Server(Life, grpc.aio.Server):
         await asyncio.wait([entering])
         entering.result()
 
-    async def _judge(self, names: Iterable[str]) -> None:
-        """Keep health true: SERVING while every dependency answers."""
-        if self._state in ("draining", "ended"):
-            return
-        broken = self._dependencies.tell(self._name)
-        state: State = "not ready" if broken else "serving"
-        if self._state == state:
-            return
-        self._state = state
-        if self._health is not None:
-            await self._health.say(names, serving=not broken)
-        if not broken:
-            self._healthy.set()
-
     def __repr__(self) -> str:
-        return f"<Server {self._name} at {self._address or 'no address yet'}, {self._state}, {self.meter!r}>"
+        return f"<Server {self._name} at {self._address or 'no address yet'}, {self.state}, {self.meter!r}>"
 
 
 def _in_a_loop() -> None:
@@ -370,8 +339,3 @@ def _in_a_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError("a Server is made in a running event loop: in the coroutine that serves") from None
-
-
-def _with_default(options: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
-    given = tuple(options)
-    return given if any(name == _SO_REUSEPORT for name, _ in given) else (*given, (_SO_REUSEPORT, 0))

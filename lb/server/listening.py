@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
@@ -11,6 +13,8 @@ from lb.core import checks
 from lb.server.address import join_host_port
 from lb.server.advertise import taken_apart
 from lb.server.mistakes import StartError
+
+_SO_REUSEPORT = "grpc.so_reuseport"
 
 
 def checked(listen: str) -> tuple[str, int]:
@@ -39,6 +43,12 @@ def told(address: str, port: int) -> str:
         return join_host_port(taken_apart(address, least_port=0)[0], port)
     except ValueError:
         return address
+
+
+def with_default(options: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+    """Channel arguments with which two servers share no port, unless they say so."""
+    given = tuple(options)
+    return given if any(name == _SO_REUSEPORT for name, _ in given) else (*given, (_SO_REUSEPORT, 0))
 
 
 def _why(host: str, port: int) -> str:

@@ -60,9 +60,10 @@ class _Pool:
             return getattr(self._own, find)(*key)
 
 
-def add_reflection(server: grpc.aio.Server, names: Iterable[str]) -> None:
+def add_reflection(server: Any, names: Iterable[str], *, threads: bool = False) -> None:
     """Let tools read the contracts of the services ``names``, by both versions of reflection."""
-    servicer = reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME, _V1_NAME), pool=_Pool())
+    made = reflection.ReflectionServicer if threads else reflection.aio.ReflectionServicer
+    servicer = made((*names, reflection.SERVICE_NAME, _V1_NAME), pool=_Pool())
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

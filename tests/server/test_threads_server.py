@@ -16,11 +16,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import lb
 from lb.core.orca import KEYS
-from lb.server import LoadReporter, StartError, cost
+from lb.server import Behavior, Concurrency, Limits, LoadReporter, StartError, cost
 from lb.server.threads import Admission, Server, draining
 from lb.server.threads.leaving import Gate
+from lb.shared.handlers import Handlers, behavior_of
 from lb.testing import Agent
-from tests.support.wait import eventually
+from tests.support.consul import Embedded, Proxy
+from tests.support.wait import eventually, until
 
 WITHIN_S = 60.0
 
@@ -63,6 +65,12 @@ class Service:
 def unary(channel: grpc.Channel, method: str) -> Any:
     """A multicallable of the service."""
     return channel.unary_unary(f"/test.Service/{method}")
+
+
+def code(channel: grpc.Channel, method: str) -> grpc.StatusCode:
+    """How a call ends."""
+    found: grpc.StatusCode = unary(channel, method).future(b"x", timeout=WITHIN_S).code()
+    return found
 
 
 def health(channel: grpc.Channel, service: str = "") -> int:
@@ -199,6 +207,186 @@ def test_an_answer_carries_the_load_and_the_cost() -> None:
             _, call = unary(channel, "Echo").with_call(b"x", timeout=WITHIN_S)
             found = {pair[0]: pair[1] for pair in call.trailing_metadata()}
     assert [b"rows" in found[key] for key in KEYS if key in found] == [True]  # core keeps gRPC's own key to itself
+
+
+class Seen(grpc.ServerInterceptor):
+    """An interceptor that notes the calls whose handlers run within it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.calls: list[str] = []
+        self._handlers = Handlers(self._around)
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Note it, and go on."""
+        handler = continuation(handler_call_details)
+        method = handler_call_details.method
+        self.asked.append(method)
+        return handler if handler is None else self._handlers.wrapped(method, handler)
+
+    def _around(self, method: str, handler: Any) -> Behavior:
+        behavior = behavior_of(handler)
+
+        def handle(*arguments: Any) -> Any:
+            self.calls.append(method)
+            return behavior(*arguments)
+
+        return handle
+
+
+def test_what_stands_around_a_handler() -> None:
+    """A refusal of the admission is seen by the interceptors around it, and runs nothing of those within."""
+    outer, inner = Seen(), Seen()
+    limits = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
+    service = Service()
+    with Server("test", limits=limits, interceptors=[outer], inner=[inner]) as server:
+        service.add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            waiting = unary(channel, "Wait").future(b"x", timeout=WITHIN_S)
+            assert service.begun.wait(WITHIN_S)
+            assert code(channel, "Echo") is grpc.StatusCode.UNAVAILABLE
+            assert health(channel) == health_pb2.HealthCheckResponse.SERVING
+            service.go.set()
+            assert waiting.result() == b"x"
+            assert code(channel, "Echo") is grpc.StatusCode.OK
+    wait, echo = "/test.Service/Wait", "/test.Service/Echo"
+    assert [method for method in outer.asked if method.startswith("/test.")] == [wait, echo, echo]
+    assert [method for method in inner.calls if method.startswith("/test.")] == [wait, echo]
+
+
+def test_at_the_end_its_callbacks_run() -> None:
+    """Once no call runs, also behind one that raises."""
+    told: list[int] = []
+
+    def breaks() -> None:
+        raise RuntimeError("as it was asked to")
+
+    service = Service()
+    with Server("test", drain_wait_s=0.0) as server:
+        service.add(server)
+        server.on_close(breaks)
+        server.on_close(lambda: told.append(server.admission.in_flight))
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            waiting = unary(channel, "Wait").future(b"x", timeout=WITHIN_S)
+            assert service.begun.wait(WITHIN_S)
+            ended = server.stop(WITHIN_S)
+            assert told == []
+            service.go.set()
+            assert waiting.result() == b"x"
+            assert ended.wait(WITHIN_S)
+            assert (told, server.state) == ([0], "ended")
+
+
+def test_a_callback_that_never_ends_holds_up_nobody() -> None:
+    """It has the time for leaving, and no more."""
+    never = threading.Event()
+    with Server("test", drain_wait_s=0.0) as server:
+        server.on_close(never.wait)
+        server.start()
+        assert server.stop(0.3).wait(WITHIN_S)
+    never.set()
+
+
+def test_what_counts_is_its_own_work() -> None:
+    """Only that is limited, and known to health."""
+    limits = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
+    service = Service()
+    with Server("test", limits=limits, counts=lambda method: not method.startswith("/test.")) as server:
+        service.add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            waiting = unary(channel, "Wait").future(b"x", timeout=WITHIN_S)
+            assert service.begun.wait(WITHIN_S)
+            assert code(channel, "Echo") is grpc.StatusCode.OK
+            service.go.set()
+            assert waiting.result() == b"x"
+            with pytest.raises(grpc.RpcError) as caught:
+                health(channel, "test.Service")
+            error: Any = caught.value
+            assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_call_that_comes_too_late() -> None:
+    """While it leaves Consul its port is still open: the call is refused so that another server is asked at once."""
+    registry = Embedded()
+    await registry.start()
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def hang(what: str) -> None:
+        if "deregister" in what:
+            asked.set()
+            await answer.wait()
+
+    async with Proxy(registry) as proxy:
+        register = {"id": "test-1", "consul": proxy.url}
+        with Server("test", register=register, drain_wait_s=0.0, trailers=[("id", "test-1")]) as server:
+            Service().add(server)
+            await asyncio.to_thread(server.start)
+            await until(registry.instances, within_s=WITHIN_S, what="it is registered")
+            proxy.before = hang
+            with grpc.insecure_channel(server.address) as channel:
+                assert await asyncio.to_thread(code, channel, "Echo") is grpc.StatusCode.OK
+                ended = server.stop(WITHIN_S)
+                await asyncio.wait_for(asked.wait(), WITHIN_S)
+                assert server.state == "draining"
+                late = unary(channel, "Echo").future(b"x", timeout=WITHIN_S)
+                assert await asyncio.to_thread(late.code) is grpc.StatusCode.UNAVAILABLE
+                assert sorted(late.trailing_metadata()) == [("grpc-retry-pushback-ms", "0"), ("id", "test-1")]
+                answer.set()
+                assert await asyncio.to_thread(ended.wait, WITHIN_S)
+    await registry.kill()
+
+
+def test_reflection_tells_what_it_serves() -> None:
+    """Both versions of it; not, if it is not wanted."""
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    def listed(**settings: Any) -> set[str]:
+        with Server("test", **settings) as server:
+            Service().add(server)
+            server.start()
+            with grpc.insecure_channel(server.address) as channel:
+                stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+                asked = reflection_pb2.ServerReflectionRequest(list_services="")
+                (answer,) = stub.ServerReflectionInfo(iter([asked]), timeout=WITHIN_S)
+                return {service.name for service in answer.list_services_response.service}
+
+    versions = {f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")}
+    assert listed() == {"test.Service", "grpc.health.v1.Health", *versions}
+    with pytest.raises(grpc.RpcError) as caught:
+        listed(reflection=False)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_ports_of_your_own() -> None:
+    """With ``listen=None`` the first port that is added is the server's, and others may follow."""
+    with Server("test", listen=None) as server:
+        Service().add(server)
+        first, second = server.add_insecure_port("127.0.0.1:0"), server.add_insecure_port("127.0.0.1:0")
+        assert server.state == "made"
+        server.start()
+        assert (server.port, server.address, server.state) == (first, f"127.0.0.1:{first}", "serving")
+        for port in (first, second):
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                assert code(channel, "Echo") is grpc.StatusCode.OK
+        with pytest.raises(RuntimeError, match="starts once"):
+            server.start()
+
+
+def test_health_lists_what_it_knows() -> None:
+    """Each service by name."""
+    with Server("test") as server:
+        Service().add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            if not hasattr(stub, "List"):
+                pytest.skip("this release of grpcio-health-checking has no List")
+            asked: Any = health_pb2.HealthListRequest()  # type: ignore[attr-defined]  # newer than its types
+            assert set(stub.List(asked, timeout=WITHIN_S).statuses) == {"", "test.Service"}
 
 
 HUNG = """

@@ -12,43 +12,29 @@ The rules of its life are those of asyncio's server, in the same modules. What b
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from signal import Signals
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import grpc
 
 from lb.core.checks import segment as named
 from lb.core.serving.settings import Limits
 from lb.server import arguments
-from lb.server.address import join_host_port
-from lb.server.dependencies import Check, Dependencies
 from lb.server.ending import Ending
 from lb.server.gate import not_grpcs_own
-from lb.server.life import Life, live
-from lb.server.listening import bind, checked
-from lb.server.optional import wanted
+from lb.server.life import live
+from lb.server.listening import checked, with_default
 from lb.server.orca import LoadReporter
+from lb.server.readiness import State
 from lb.server.reasons import SIGNALS
-from lb.server.registering import Registering
 from lb.server.threads.admission import Admission
 from lb.server.threads.leaving import Gate
+from lb.server.threads.life import ServerLife
 from lb.server.threads.orca import LoadTrailers
 from lb.sync import incoming
-
-if TYPE_CHECKING:
-    from lb.aio import Registration
-
-_log = logging.getLogger("lb.server")
-
-T = TypeVar("T")
-
-ASYNC_CHECK = "the check is `async def`; with threads it is a plain function"
 
 
 class Server(grpc.Server):
@@ -64,19 +50,27 @@ class Server(grpc.Server):
 
     Args:
         name: the name of the service, as clients write it (``consul:///NAME``).
-        listen: where it listens, ``host:port``; port 0 takes a free one.
+        listen: where it listens, ``host:port``; port 0 takes a free one. None: only on the ports that you add.
         threads: how many handlers run at once at most, those of open streams included.
         limits: what it takes on at once. False: anything, in as many threads. Default: ``Limits()``.
         register: whether it is registered in Consul once it is healthy; or arguments of `lb.aio.registration`.
         checks: what it depends on: functions by name. While one raises, or takes longer than two seconds, health says
             NOT_SERVING.
         credentials: for TLS.
-        options: channel arguments of grpcio.
+        options: channel arguments of grpcio. Two servers never share a port unless ``grpc.so_reuseport`` is set.
+        compression: of its answers.
         interceptors: those of your own. They stand around admission, and run in grpcio's one thread.
+        inner: those that stand right around the handlers. They run there as well, also for what admission refuses; what
+            they put around a handler runs only for what it admits.
         load: what reports its load. By default the places in use are the application's utilization.
+        counts: which methods (``/package.Service/Method``) are the service's own work: only those are limited, refused
+            while it drains, reported, and known to health. By default all but gRPC's own.
+        trailers: trailing metadata of what it refuses while it drains, such as its id.
         health: whether it serves ``grpc.health.v1.Health``. Default: if that is installed.
+        reflection: whether it serves reflection. Default: if that is installed.
         drain_s: how long leaving takes at most, in seconds, all in all.
         drain_wait_s: for how long it is still open after it has said that it leaves, in seconds.
+        flush_s: how much of ``drain_s`` is kept for what was given to `on_close`, in seconds.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -88,38 +82,66 @@ class Server(grpc.Server):
         self,
         name: str,
         *,
-        listen: str = "127.0.0.1:0",
+        listen: str | None = "127.0.0.1:0",
         threads: int = 32,
         limits: Limits | Literal[False] | None = None,
         register: bool | Mapping[str, Any] = False,
         checks: Mapping[str, Callable[[], object]] | None = None,
         credentials: grpc.ServerCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        compression: grpc.Compression | None = None,
         interceptors: Sequence[grpc.ServerInterceptor] = (),
+        inner: Sequence[grpc.ServerInterceptor] = (),
         load: LoadReporter | None = None,
+        counts: Callable[[str], bool] | None = None,
+        trailers: Sequence[tuple[str, str | bytes]] = (),
         health: bool | None = None,
+        reflection: bool | None = None,
         drain_s: float = 30.0,
         drain_wait_s: float = 1.0,
+        flush_s: float = 2.0,
     ) -> None:
         named("name", name)
         arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
         arguments.interceptors("interceptors", interceptors, grpc.ServerInterceptor, "grpc.ServerInterceptor")
         arguments.option("health", health)
+        arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
+        arguments.option("reflection", reflection)
+        if listen is not None:
+            checked(listen)
+        ending = Ending(name, drain_s, drain_wait_s, flush_s)
         if limits is False:
             limits = Limits(concurrency=None, hopeless=False)
-        self.admission = Admission(limits, threads=threads)
+        counts = counts or not_grpcs_own
+        self.admission = Admission(limits, threads=threads, counts=counts)
         """What limits it."""
-        gate = Gate(self.admission.pool)
-        reports = LoadTrailers(load or LoadReporter(application=self.admission.used))
+        gate = Gate(self.admission.pool, trailers, counts)
+        reports = LoadTrailers(load or LoadReporter(application=self.admission.used), counts=counts)
         self._server = grpc.server(
             self.admission.pool,
-            interceptors=[gate, *interceptors, self.admission, reports, incoming()],
-            options=[("grpc.so_reuseport", 0), *options],
+            interceptors=[gate, *interceptors, self.admission, reports, *inner, incoming()],
+            options=with_default(options),
+            compression=compression,
         )
-        self._life = _Life(name, self._server, self.admission, gate, Ending(name, drain_s, drain_wait_s, 0.0))
+        self._life = ServerLife(
+            name,
+            self._server,
+            self.admission,
+            gate,
+            ending,
+            checks=checks or {},
+            counts=counts,
+            health=health,
+            reflection=reflection,
+        )
         self._life.listens(listen, credentials)
-        self._life.depends(checks or {}, healthy=wanted("health", "grpc_health", health), register=register)
+        self._life.registers(register)
         self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; 0 before `start`."""
+        return self._life.port
 
     @property
     def address(self) -> str:
@@ -127,32 +149,45 @@ class Server(grpc.Server):
         return self._life.address
 
     @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._life.ready.state
+
+    @property
     def unhealthy(self) -> Mapping[str, str]:
         """Each of its ``checks`` by name, and why it fails; empty if it passes."""
-        return dict(self._life.dependencies.unhealthy)
+        return dict(self._life.ready.dependencies.unhealthy)
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call this, in a thread, once no call runs any more, within the time for leaving: to send the last spans, for
+        example.
+
+        A second signal skips it. What must be closed in any case belongs into a ``with`` around the server.
+        """
+        self._life.on_close(callback)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """See ``grpc.Server``."""
         handlers = tuple(generic_rpc_handlers)
         for handler in handlers:
             if isinstance(handler, grpc.ServiceRpcHandler):
-                self._life.know(handler.service_name())
+                self._life.ready.know(handler.service_name())
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         """See ``grpc.Server``."""
-        self._life.know(service_name)
+        self._life.ready.know(service_name)
         self._server.add_registered_method_handlers(service_name, dict(method_handlers))
 
     def add_insecure_port(self, address: str) -> int:
         """One more port. See ``grpc.Server``."""
-        return self._server.add_insecure_port(address)
+        return self._life.opened(address, self._server.add_insecure_port(address))
 
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
         """One more port. See ``grpc.Server``."""
-        return self._server.add_secure_port(address, server_credentials)
+        return self._life.opened(address, self._server.add_secure_port(address, server_credentials))
 
     def serve(self, *, parent_fd: int | None = None, signals: Sequence[Signals] = SIGNALS) -> None:
         """Start, serve until there is a reason to end, and leave. Call it in the main thread, which hears signals.
@@ -166,7 +201,7 @@ class Server(grpc.Server):
             NotOpenError: ``parent_fd`` is not an open descriptor.
             RuntimeError: it was started before, or this is not the main thread.
         """
-        self._life.begins()
+        self._life.ready.begins()
         asyncio.run(live(self._life, parent_fd=parent_fd, signals=signals))
 
     def start(self) -> None:
@@ -176,7 +211,7 @@ class Server(grpc.Server):
             StartError: it cannot listen there, or has no address to register.
             RuntimeError: it was started before.
         """
-        self._life.begins()
+        self._life.ready.begins()
         begun = threading.Event()
         errors: list[Exception] = []
 
@@ -227,186 +262,3 @@ class Server(grpc.Server):
 
     def __repr__(self) -> str:
         return f"<Server {self._life!r}, {self.admission!r}>"
-
-
-class _Life(Life):
-    """The life of one server, in the loop of whoever lives it. Stands in for what `Ending` asks of asyncio's parts."""
-
-    def __init__(self, name: str, server: grpc.Server, admission: Admission, gate: Gate, ending: Ending) -> None:
-        self.address = ""
-        self.when_ready: Callable[[], object] | None = None
-        self.dependencies = Dependencies({})
-        self._name, self._server, self._admission, self._gate, self._ending = name, server, admission, gate, ending
-        self._listen: tuple[str, grpc.ServerCredentials | None] = ("", None)
-        self._names = [""]
-        self._health: Any = None
-        self._registering: Registering | None = None
-        self._registration: Registration | None = None
-        self._tasks: list[asyncio.Task[Any]] = []
-        self._state: Literal["made", "not ready", "serving", "draining", "ended"] = "made"
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._healthy = asyncio.Event()
-        self._enough = asyncio.Event()
-        self._at_once = False
-        self._begun = False
-        self._started = False
-
-    def listens(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
-        checked(listen)
-        self._listen = (listen, credentials)
-
-    def depends(
-        self, checks: Mapping[str, Callable[[], object]], *, healthy: bool, register: bool | Mapping[str, Any]
-    ) -> None:
-        self.dependencies = Dependencies({name: _beside(name, check) for name, check in checks.items()})
-        if healthy:
-            # Imported here: most processes that import lb.server have no health service, and it needs protobuf.
-            from lb.server.threads.health import Health
-
-            self._health = Health()
-        if register is not False:
-            settings = {} if register is True else register
-            self._registering = Registering(settings, health=healthy, tls=self._listen[1] is not None)
-
-    def know(self, service: str) -> None:
-        if service not in self._names and not_grpcs_own(f"/{service}/"):
-            self._names.append(service)
-
-    def end(self, grace: float | None) -> None:
-        """Leave; from any thread, also after its end."""
-        self._at_once = not grace
-        if grace:
-            self._ending.all_s = grace
-        if self._loop is not None:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._enough.set)
-
-    def begins(self) -> None:
-        """Raises ``RuntimeError`` the second time: two lives would close each other's server."""
-        if self._begun:
-            raise RuntimeError(f"server {self._name}: a server starts once; make a new one")
-        self._begun = True
-
-    async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._state = "not ready"
-        if self._health is not None:
-            self._health.add_to(self._server)
-            await self._health.say(self._names, serving=False)
-        listen, credentials = self._listen
-        server: Any = self._server
-        self.address = join_host_port(checked(listen)[0], bind(server, listen, credentials))
-        if self._registering is not None:
-            self.address = await self._registering.address(self.address)
-        self._started = True
-        self._server.start()
-        self._tasks.append(asyncio.create_task(self.dependencies.watch(self._judge)))
-        await _either(self._healthy, self._enough)
-        if not self._healthy.is_set():
-            return
-        if self._registering is not None:
-            registration = self._registration = self._registering.entry(self._name, self.address)
-            entering = asyncio.create_task(registration.__aenter__())
-            self._tasks.append(entering)
-            await asyncio.wait([entering])
-            entering.result()
-        _log.info("%s: ready at %s", self._name, self.address)
-        if self.when_ready is not None:
-            self.when_ready()
-
-    async def run(self) -> None:
-        await self._enough.wait()
-
-    async def leave(self, because: str) -> None:
-        if self._at_once or not self._healthy.is_set():
-            return
-        _log.info("%s: draining%s", self._name, f": {because}" if because else "")
-        self._state = "draining"
-        parts: Any = self
-        await self._ending.leave(parts, parts._gate, parts, self._health, self._registration)
-
-    async def close(self) -> None:
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        self._gate.shut()
-        if self.address and not self._started:
-            self._server.start()  # grpcio closes the ports of no server that never started
-        await self.stop(None)
-        await self._ending.last(tasks, self._registration)
-        self._admission.pool.shutdown(wait=False)
-        self._state = "ended"
-
-    async def stop(self, grace: float | None) -> None:
-        """As of ``grpc.aio.Server``."""
-        await _in_thread(lambda: self._server.stop(grace).wait(), "lb-server-stop")
-
-    @property
-    def in_flight(self) -> int:
-        """As of `Meter`."""
-        return self._admission.in_flight
-
-    async def idle(self) -> None:
-        """As of `Meter`."""
-        await _in_thread(self._admission.wait_until_idle, "lb-server-idle")
-
-    async def _judge(self) -> None:
-        if self._state in ("draining", "ended"):
-            return
-        broken = self.dependencies.tell(self._name)
-        if self._state == ("not ready" if broken else "serving"):
-            return
-        self._state = "not ready" if broken else "serving"
-        if self._health is not None:
-            await self._health.say(self._names, serving=not broken)
-        if not broken:
-            self._healthy.set()
-
-    def __repr__(self) -> str:
-        return f"{self._name} at {self.address or 'no address yet'}, {self._state}"
-
-
-async def _either(*events: asyncio.Event) -> None:
-    """Wait until one of them is set."""
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
-def _beside(name: str, check: Callable[[], object]) -> Check:
-    async def ask() -> None:
-        answer = await _in_thread(check, f"lb-check-{name}")
-        if inspect.iscoroutine(answer):  # nothing was asked yet
-            answer.close()
-            raise TypeError(ASYNC_CHECK)
-
-    return ask
-
-
-async def _in_thread(function: Callable[[], T], name: str) -> T:
-    """What a function returns that blocks. Nobody waits for its thread at the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # there is one where there is no error
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except Exception as raised:  # noqa: BLE001 - it belongs to who waits
-            error = raised
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await future
