@@ -247,7 +247,7 @@ class Server(Life, grpc.aio.Server):
             StartError: it cannot listen there, or has no address to register.
             NotOpenError: ``parent_fd`` is not an open descriptor.
         """
-        await live(self, parent_fd=parent_fd, signals=signals)
+        await live(self, parent_fd=parent_fd, signals=signals, leave_s=None)
 
     async def start(self) -> None:
         """Listen, and register once every check passes. Then it is ready.

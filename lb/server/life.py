@@ -2,7 +2,7 @@
 
 ::
 
-    start ─► run ─ done, or a reason to end ─► leave ─ done, or one more reason ─► close
+    start ─► run ─ done, or a reason to end ─► leave ─ done, one more reason, or its time is over ─► close
       └─────────── a reason to end ──────────────┘
 
 What counts as a reason is in `lb.server.reasons`. Nothing here knows gRPC.
@@ -11,10 +11,14 @@ What counts as a reason is in `lb.server.reasons`. Nothing here knows gRPC.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from signal import Signals
 
+from lb.core import checks
 from lb.server.reasons import SIGNALS, listening
+
+_log = logging.getLogger("lb.server")
 
 
 class Life:
@@ -31,7 +35,8 @@ class Life:
         await asyncio.Event().wait()
 
     async def leave(self, because: str) -> None:
-        """Shut down gracefully: tell clients, finish running calls. A second signal cancels it.
+        """Shut down gracefully: tell clients, finish running calls. A second signal cancels it, and so
+        does the end of the time that `live` gives it.
 
         ``because`` is the reason in words, empty when ``run`` returned by itself. Called as well when ``start`` was
         cancelled.
@@ -41,7 +46,13 @@ class Life:
         """Release everything, at once. Always called, also after an error."""
 
 
-async def live(life: Life, *, parent_fd: int | None = None, signals: Sequence[Signals] = SIGNALS) -> None:
+async def live(
+    life: Life,
+    *,
+    parent_fd: int | None = None,
+    signals: Sequence[Signals] = SIGNALS,
+    leave_s: float | None = 30.0,
+) -> None:
     """Run ``life`` until it ends or a signal arrives. Raises what its methods raise.
 
     Needs an event loop that handles signals; asyncio's loops on Windows do not.
@@ -50,15 +61,26 @@ async def live(life: Life, *, parent_fd: int | None = None, signals: Sequence[Si
         life: what to do.
         parent_fd: the reading end of a pipe whose end-of-file means that the supervisor is gone; None without one.
         signals: which signals are reasons to end.
+        leave_s: how long `Life.leave` may take, in seconds, >= 0. None: it bounds itself.
 
     Raises:
         NotOpenError: ``parent_fd`` is not an open descriptor.
+        ValueError: ``leave_s`` is below 0.
+        TypeError: ``leave_s`` is no number.
     """
+    if leave_s is not None:
+        checks.number("leave_s", leave_s)
     with listening(parent_fd, signals) as reasons:
         try:
             if await reasons.do_until(1, life.start()):
                 await reasons.do_until(1, life.run())
             because = reasons.heard[0] if reasons.heard else ""
-            await reasons.do_until(2 if because else 1, life.leave(because))
+            try:
+                async with asyncio.timeout(leave_s) as time:
+                    await reasons.do_until(2 if because else 1, life.leave(because))
+            except TimeoutError:
+                if not time.expired():
+                    raise
+                _log.warning("the time for leaving has passed, %g s; what was not done is cut off", leave_s)
         finally:
             await life.close()

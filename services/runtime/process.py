@@ -36,7 +36,7 @@ def run(make: Callable[[], Life], settings: Settings) -> None:
     """Live the life that ``make`` makes in a new loop. Raises ``SettingsError``."""
 
     async def whole() -> None:
-        await live(make(), parent_fd=settings.parent_fd)
+        await live(make(), parent_fd=settings.parent_fd, leave_s=settings.drain_s)
 
     try:
         asyncio.run(whole())

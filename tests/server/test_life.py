@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,38 @@ async def test_the_second_reason_ends_the_leaving() -> None:
 
     told = await lived(Told("run", "leave", on=on))
     assert told[2:] == ["run was cancelled", "leave SIGUSR1", "leave was cancelled", "close"]
+
+
+async def test_leaving_has_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Who hangs then is cancelled and closed, without a second reason; the log says so."""
+    life = Told("run", "leave", on=at("run"))
+    async with asyncio.timeout(30):
+        await live(life, signals=(END,), leave_s=0.001)
+    assert life.told[2:] == ["run was cancelled", "leave SIGUSR1", "leave was cancelled", "close"]
+    assert "the time for leaving has passed, 0.001 s" in caplog.text
+
+
+@pytest.mark.parametrize("leave_s", [None, 60.0])
+async def test_a_timeout_of_its_own_is_an_error(leave_s: float | None) -> None:
+    """One that leaving raises is not taken for the end of its time."""
+
+    def on(name: str) -> None:
+        if name == "leave":
+            raise TimeoutError("of its own")
+
+    life = Told(on=on)
+    with pytest.raises(TimeoutError, match="of its own"):
+        await live(life, signals=(END,), leave_s=leave_s)
+    assert life.told == ["start", "run", "leave", "close"]
+
+
+@pytest.mark.parametrize(("leave_s", "error"), [(-1.0, ValueError), ("30", TypeError)])
+async def test_a_wrong_time_is_told(leave_s: Any, error: type[Exception]) -> None:
+    """By name, and nothing starts."""
+    life = Told()
+    with pytest.raises(error, match=r"^leave_s is "):
+        await live(life, signals=(END,), leave_s=leave_s)
+    assert life.told == []
 
 
 async def test_one_reason_ends_the_leaving_of_a_life_that_ended_by_itself() -> None:

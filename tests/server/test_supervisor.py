@@ -55,6 +55,22 @@ async def test_a_killed_child_is_started_again_and_says_so_in_one_line() -> None
     assert not [line for line in said if "started again" in line][1:]
 
 
+async def test_a_child_that_dies_right_after_its_start_is_held_back() -> None:
+    """Each time it stays down longer, up to the longest delay."""
+    said: list[str] = []
+
+    def delay() -> RestartDelay:
+        return RestartDelay(first_s=0.01, longest_s=0.05, steady_s=600.0)
+
+    def told() -> list[str]:
+        return [line.rpartition(" in ")[2] for line in said if "ended with status 3" in line]
+
+    async with Supervisor(say=said.append, delay=delay) as supervisor:
+        await supervisor.start(Spec("dies", (sys.executable, "-S", "-c", "raise SystemExit(3)")))
+        await eventually(lambda: len(told()) >= 5)
+    assert told()[:5] == ["0.01 s", "0.02 s", "0.04 s", "0.05 s", "0.05 s"]
+
+
 async def test_stop_kills_who_does_not_listen_and_ends_in_order() -> None:
     """SIGTERM goes in order; who ignores it is killed at the bound, and nothing is left."""
     said: list[str] = []

@@ -18,7 +18,6 @@ HOPELESS = frozenset({BAD_SETTING})
 
 _CHILD = "LB_INSTANCE"
 _PARENT = "MESH_PARENT_FD"
-_TO_END_S = 1.0
 
 
 def how_many(count: int | str) -> int:
@@ -42,7 +41,7 @@ def instances(count: int | str, argv: Sequence[str] | None = None, *, drain_s: f
     Args:
         count: how many; ``"auto"`` is one for each CPU that this process may use.
         argv: the command of each; by default the command that runs now.
-        drain_s: the longest that the processes may take to leave. Who is left a second later is killed.
+        drain_s: the longest that all of it may take from the signal on, in seconds. Who is left then is killed.
 
     Raises:
         ValueError: ``count`` is neither ``"auto"`` nor a number from 1 to 1024.
@@ -68,7 +67,7 @@ def run(specs: Callable[[Callable[[str], None]], Sequence[Spec]], *, drain_s: fl
 
     async def whole() -> int:
         together = Together(specs, drain_s)
-        await live(together, parent_fd=parent_fd)
+        await live(together, parent_fd=parent_fd, leave_s=None)
         return together.status
 
     return asyncio.run(whole())
@@ -94,8 +93,8 @@ class Together(Life):
         self.status = BAD_SETTING
 
     async def leave(self, because: str) -> None:
-        """End all at the same time; each drains."""
-        await self._supervisor.stop(self._drain_s + _TO_END_S)
+        """End all at the same time; each drains. Their time is this one's, too: who sent the signal waits no longer."""
+        await self._supervisor.stop(self._drain_s)
 
     async def close(self) -> None:
         """Kill who is left."""

@@ -104,9 +104,7 @@ class Server(grpc.Server):
         named("name", name)
         arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
         arguments.interceptors("interceptors", interceptors, grpc.ServerInterceptor, "grpc.ServerInterceptor")
-        arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
         arguments.option("health", health)
-        arguments.option("reflection", reflection)
         arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
         arguments.option("reflection", reflection)
         if listen is not None:
@@ -204,7 +202,7 @@ class Server(grpc.Server):
             RuntimeError: it was started before, or this is not the main thread.
         """
         self._life.ready.begins()
-        asyncio.run(live(self._life, parent_fd=parent_fd, signals=signals))
+        asyncio.run(live(self._life, parent_fd=parent_fd, signals=signals, leave_s=None))
 
     def start(self) -> None:
         """Listen, and return when it is ready. Its life goes on in a thread until `close`, without signals.
@@ -219,7 +217,7 @@ class Server(grpc.Server):
 
         def lives() -> None:
             try:
-                asyncio.run(live(self._life, signals=()))
+                asyncio.run(live(self._life, signals=(), leave_s=None))
             except Exception as error:  # noqa: BLE001 - it is raised below
                 errors.append(error)
             begun.set()
