@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,7 @@ ROWS = (
 METHOD = "/bench.Empty/Call"
 AT_ONCE = 8
 WARM_UP = 400
+SLOWER = 50
 GOALS = {
     "admission": 1.15,
     "all": 1.15,
@@ -108,6 +110,9 @@ async def serve(row: str) -> None:
         await end.wait()
         return b""
 
+    # The process takes so much longer under callgrind: by a clock as slow as that, its loop is no later than without.
+    loop: Any = asyncio.get_running_loop()
+    loop.time = lambda: time.monotonic() / SLOWER
     server = made(row)
     handlers: dict[str, Any] = {
         "Call": grpc.unary_unary_rpc_method_handler(answer),

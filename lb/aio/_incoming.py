@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from functools import partial
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from lb.shared.handlers import Around, Behavior, behavior_of
-from lb.shared.scopes import Bound, Scope, current, enter, priority_in
+from lb.shared.scopes import DEFAULT, Bound, Scope, current, enter, priority_in
 
 if TYPE_CHECKING:
+    from lb.core.serving.priority import Priority
     from lb.shared.handlers import Handler
+
+_priority: ContextVar[Priority] = ContextVar("lb.aio.priority", default=DEFAULT)
 
 
 def incoming() -> grpc.aio.ServerInterceptor:
@@ -28,42 +31,67 @@ def incoming() -> grpc.aio.ServerInterceptor:
     this applies to calls in a block of `lb.detached`, to channels with ``propagate=False``, or to handlers that are not
     ``async def``. The interceptor costs least as the last one, next to the handlers.
     """
-    return _Incoming()
+    return Incoming()
 
 
-class _Incoming(Around):
+class Incoming(Around):
+    """See `incoming`."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Called by grpcio for each call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        self.look(handler_call_details)
+        return self._handlers.of(handler_call_details.method, handler)
+
+    def look(self, details: grpc.HandlerCallDetails) -> None:
+        """A call has arrived. Its metadata are looked at now: a handler's context reads them from core once more."""
+        priority = priority_in(details.invocation_metadata)
+        if priority is not DEFAULT:
+            _priority.set(priority)
+
     def around(self, method: str, handler: Handler) -> Behavior:
         """A function of the same kind, for others may look at it."""
         behavior = behavior_of(handler)
 
         async def answer(request: Any, context: Any) -> Any:
-            _enter(context)
-            return await behavior(request, context)
+            task = asyncio.current_task()
+            scope = _enter(context, task)
+            try:
+                return await behavior(request, context)
+            finally:
+                _leave(scope, task)
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
-            _enter(context)
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            task = asyncio.current_task()
+            scope = _enter(context, task)
+            try:
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            finally:
+                _leave(scope, task)
 
         if inspect.iscoroutinefunction(behavior):
             return answer
         return generate if inspect.isasyncgenfunction(behavior) else behavior
 
 
-def _enter(context: Any) -> None:
-    scope = Scope(context.time_remaining(), priority_in(context.invocation_metadata()))
-    # Not the context's own done callback: it cannot tell a cancelled call, and makes a cycle of what it holds.
-    task = asyncio.current_task()
+def _enter(context: Any, task: asyncio.Task[Any] | None) -> Scope:
+    scope = Scope(context.time_remaining(), _priority.get())
     bound = current()
     if isinstance(bound, Bound) and bound.task is task:  # an interceptor outside of this one has set a limit
         scope.deadline = bound.bound(scope.deadline)
     enter(scope)
-    if task is not None:
-        task.add_done_callback(partial(_ended, scope))
+    return scope
 
 
-def _ended(scope: Scope, task: asyncio.Task[Any]) -> None:
+def _leave(scope: Scope, task: asyncio.Task[Any] | None) -> None:
     # grpcio cancels the handler's task when its call is cancelled, and then ends it normally.
-    if task.cancelling():
+    if task is not None and task.cancelling():
         scope.cancel()

@@ -33,6 +33,7 @@ from lb.core.serving.settings import Limits
 from lb.server import arguments
 from lb.server.address import join_host_port
 from lb.server.admission import Admission
+from lb.server.chain import joined
 from lb.server.dependencies import Check
 from lb.server.ending import Ending
 from lb.server.gate import Gate, Meter, not_grpcs_own
@@ -83,7 +84,7 @@ class Server(Life, grpc.aio.Server):
             beside it.
         counts: which methods (``/package.Service/Method``) are the service's own work: only those are counted, limited,
             refused while it drains, and known to health. By default all but gRPC's own.
-        trailers: trailing metadata of what it refuses while it drains, such as its id.
+        trailers: trailing metadata of what it refuses, such as its id.
         health: whether it serves ``grpc.health.v1.Health``. Default: if that is installed.
         reflection: whether it serves reflection. Default: if that is installed.
         drain_s: how long leaving takes at most, in seconds, all in all.
@@ -149,21 +150,25 @@ class Server(Life, grpc.aio.Server):
         self.admission: Admission | None = None
         """What limits it; None if nothing does."""
         if limits is not False:
-            self.admission = Admission(limits, counts=self._counts)
+            self.admission = Admission(limits, counts=self._counts, trailers=trailers)
         used = self.admission.places.used if self.admission is not None else None
         self._strain = Strain()
         self._gate = Gate(self.meter, trailers, counts=self._counts)
         self._server = grpc.aio.server(
             interceptors=[
-                self._gate,
-                *interceptors,
-                *([] if self.admission is None else [self.admission]),
-                LoadTrailers(
-                    load or LoadReporter(application=used, utilization=self._strain.lag),
-                    counts=self._counts,
-                ),
-                *inner,
-                incoming(),
+                *joined(
+                    [
+                        self._gate,
+                        *interceptors,
+                        *([] if self.admission is None else [self.admission]),
+                        LoadTrailers(
+                            load or LoadReporter(application=used, utilization=self._strain.lag),
+                            counts=self._counts,
+                        ),
+                        *inner,
+                        incoming(),
+                    ]
+                )
             ],
             options=with_default(options),
             compression=compression,

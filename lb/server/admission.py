@@ -10,15 +10,15 @@
 A call has its place until it has ended; one with a stream of responses until its first response, since it may last for
 hours. The rules are in `lb.core.serving`.
 
-A place belongs to the task in which grpcio carries the call out, and is given back when that task ends, whatever ends
-it: the request may never come, and then no handler runs.
+A place is given back when the handler ends, however it ends. Until the handler begins, it belongs to the task in which
+grpcio carries the call out, and is given back when that task ends: the request may never come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from random import Random
@@ -31,10 +31,10 @@ from lb.core.serving.priority import PRIORITY_KEY, priority_of
 from lb.core.serving.settings import Limits
 from lb.server.overtime import Entry, Overtime
 from lb.server.places import Place, Places
-from lb.server.refusals import trailers
+from lb.server.refusals import Trailers, trailers
 from lb.server.turns import Turns
 from lb.shared.asynchronous import behavior_of
-from lb.shared.handlers import Behavior, Handlers
+from lb.shared.handlers import Around, Behavior
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
@@ -43,7 +43,7 @@ _place: ContextVar[Place] = ContextVar("lb.server.place")
 _refusal: ContextVar[Refusal] = ContextVar("lb.server.refusal")
 
 
-class Admission(grpc.aio.ServerInterceptor):
+class Admission(Around):
     """Refuses what a server cannot do in time.
 
     It should be the first interceptor, or right behind one that only counts. Calls of ``grpc.``'s own services, such as
@@ -52,6 +52,7 @@ class Admission(grpc.aio.ServerInterceptor):
     Args:
         limits: what the server takes on.
         counts: which methods (``/package.Service/Method``) are subject to it. By default all but gRPC's own.
+        trailers: trailing metadata of what it refuses, such as the server's id.
         rng: source of the jitter of push-back.
     """
 
@@ -60,13 +61,17 @@ class Admission(grpc.aio.ServerInterceptor):
         limits: Limits | None = None,
         *,
         counts: Callable[[str], bool] | None = None,
+        trailers: Sequence[tuple[str, str | bytes]] = (),
         rng: Random | None = None,
     ) -> None:
+        super().__init__()
         self.places = Places(limits, rng=rng)
         """Who runs, who waits, who is refused."""
         self.rules = self.places.rules
         self._counts = counts or _not_grpcs_own
-        self._handlers = Handlers(self._around)
+        self._trailers = tuple(trailers)
+        self.refuses = _refusing(self._trailers)
+        """The handler of a call that it does not admit."""
         self._turns = Turns()
         timeout_s = self.rules.limits.timeout_s
         self._overtime = None if timeout_s is None else Overtime(timeout_s)
@@ -82,26 +87,34 @@ class Admission(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not self._counts(method):
             return handler
-        places = self.places
+        return self._handlers.of(method, handler) if await self.admits(handler_call_details) else self.refuses
+
+    def concerns(self, method: str) -> bool:
+        """See ``counts``."""
+        return self._counts(method)
+
+    async def admits(self, details: grpc.HandlerCallDetails) -> bool:
+        """Whether a call that has arrived may go on, perhaps after a while. Then it has a place, else `refuses`."""
+        places, method, metadata = self.places, details.method, details.invocation_metadata
         self._turns.came()
         now = places.clock()
-        metadata = handler_call_details.invocation_metadata
         found = places.at_once(method, _value(metadata, self.rules.client_key), now)
         if found is None:
             found = await places.after_waiting(method, priority_of(_value(metadata, PRIORITY_KEY)), now)
         if isinstance(found, Refusal):
             _refusal.set(found)
-            return _REFUSES
+            return False
         _place.set(found)
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(found.over)
-        return self._handlers.wrapped(method, handler)
+        return True
 
-    def _around(self, method: str, handler: Handler) -> Behavior:
+    def around(self, method: str, handler: Handler) -> Behavior:
+        """What happens to a call that was admitted."""
         behavior = behavior_of(handler)
         rules, overtime, timeout_s = self.rules, self._overtime, self._timeout_s
-        times, turns = rules.times(method), self._turns
+        times, turns, extra = rules.times(method), self._turns, self._trailers
 
         def start(context: Any) -> Entry | Refusal | None:
             """A call's limit, if its client has set none so early; a refusal, if it cannot be answered in time."""
@@ -114,37 +127,37 @@ class Admission(grpc.aio.ServerInterceptor):
             return None if overtime is None else overtime.begin()
 
         async def unary(request: Any, context: Any) -> Any:
-            _place.get().begun()
-            if turns.late:
-                await turns.turn()
-            entry = start(context)
-            if entry is None:
-                response = await behavior(request, context)
-            elif isinstance(entry, Refusal):
-                await context.abort(entry.code, entry.details, trailers(entry))
-            else:
-                assert overtime is not None
-                response = await overtime.answer(entry, context, behavior(request, context))
-            if not context.code():
-                _place.get().answered()
-            return response
+            place = _begun()
+            try:
+                if turns.late:
+                    await turns.turn()
+                entry = start(context)
+                if entry is None:
+                    response = await behavior(request, context)
+                elif isinstance(entry, Refusal):
+                    await context.abort(entry.code, entry.details, (*extra, *trailers(entry)))
+                else:
+                    assert overtime is not None
+                    response = await overtime.answer(entry, context, behavior(request, context))
+                if not context.code():
+                    place.answered()
+                return response
+            finally:
+                place.over()
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            place: Place | None = _place.get()
-            assert place is not None
-            place.begun()
-            if turns.late:
-                await turns.turn()
-            entry = start(context)
-            if isinstance(entry, Refusal):
-                await context.abort(entry.code, entry.details, trailers(entry))
-                return
+            place = _begun()
+            entry: Entry | Refusal | None = None
             try:
+                if turns.late:
+                    await turns.turn()
+                entry = start(context)
+                if isinstance(entry, Refusal):
+                    await context.abort(entry.code, entry.details, (*extra, *trailers(entry)))
+                    return
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
-                        if place is not None:
-                            place.answered()
-                            place = None
+                        place.answered()
                         if entry is None or overtime is None:
                             yield response
                             continue
@@ -154,11 +167,12 @@ class Admission(grpc.aio.ServerInterceptor):
                         if entry.over:
                             await overtime.abort(entry, context)
             except asyncio.CancelledError:
-                if overtime is not None and entry is not None and entry.over:
+                if overtime is not None and isinstance(entry, Entry) and entry.over:
                     await overtime.abort(entry, context)
                 raise
             finally:
-                if overtime is not None and entry is not None:
+                place.over()
+                if overtime is not None and isinstance(entry, Entry):
                     overtime.end(entry)
 
         return stream if handler.response_streaming else unary
@@ -178,18 +192,30 @@ def _value(metadata: Any, key: str | None) -> str:
     return found
 
 
-async def _refuse(_: Any, context: Any) -> AsyncIterator[Any]:
-    """End the call without waiting for a request or reading it."""
-    refusal = _refusal.get()
-    context.set_code(refusal.code)
-    context.set_details(refusal.details)
-    context.set_trailing_metadata(trailers(refusal))
-    return
-    yield  # interceptors around it expect an async generator where responses are streamed
+def _begun() -> Place:
+    """The place of the call whose handler begins, which gives it back from now on."""
+    place = _place.get()
+    place.begun()
+    task = asyncio.current_task()
+    assert task is not None
+    task.remove_done_callback(place.over)  # a call of the loop for each is what costs
+    return place
 
 
-# A unary handler would wait for the request, and send an empty response before the status.
-_REFUSES: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
+def _refusing(extra: Trailers) -> Handler:
+    """What ends a call without waiting for a request or reading it."""
+
+    async def refuse(_: Any, context: Any) -> AsyncIterator[Any]:
+        refusal = _refusal.get()
+        context.set_code(refusal.code)
+        context.set_details(refusal.details)
+        context.set_trailing_metadata((*extra, *trailers(refusal)))
+        return
+        yield  # interceptors around it expect an async generator where responses are streamed
+
+    # A unary handler would wait for the request, and send an empty response before the status.
+    made: Handler = grpc.stream_stream_rpc_method_handler(refuse)
+    return made
 
 
 def _not_grpcs_own(method: str) -> bool:

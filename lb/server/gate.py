@@ -35,24 +35,26 @@ class Meter:
         """How many have ended."""
         self.in_flight = 0
         """How many run."""
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
 
     def begin(self) -> None:
         """A call came in."""
         self.in_flight += 1
-        self._idle.clear()
 
     def end(self) -> None:
         """It ended, however."""
         self.in_flight -= 1
         self.calls_total += 1
-        if not self.in_flight:
+        if self._idle is not None and not self.in_flight:
             self._idle.set()
+            self._idle = None
 
     async def idle(self) -> None:
         """Wait until no call is in flight."""
-        await self._idle.wait()
+        if self.in_flight:
+            if self._idle is None:
+                self._idle = asyncio.Event()
+            await self._idle.wait()
 
     def __repr__(self) -> str:
         return f"<Meter calls={self.calls_total} in_flight={self.in_flight}>"

@@ -86,6 +86,7 @@ class LoadReporter:
         self._calls = 0
         self._failures = 0
         self._encoded = b""
+        self._trailers: Trailers = ()
 
     def ended(self, *, failed: bool) -> None:
         """A call ended."""
@@ -97,9 +98,11 @@ class LoadReporter:
         now = self._clock()
         if now - self._began_at >= self._every_s:
             self._measure(now)
+        if not costs:
+            return self._trailers
         # Two messages behind each other are one with the fields of both.
-        encoded = self._encoded + LoadReport(request_cost=costs).encode() if costs else self._encoded
-        return tuple((key, encoded) for key in KEYS) if encoded else ()
+        encoded = self._encoded + LoadReport(request_cost=costs).encode()
+        return tuple((key, encoded) for key in KEYS)
 
     def _measure(self, now: float) -> None:
         span, used = now - self._began_at, self._cpu()
@@ -110,7 +113,8 @@ class LoadReporter:
             eps=self._failures / span,
             utilization=self._utilization() if self._utilization is not None else {},
         )
-        self._encoded = self.report.encode()
+        self._encoded = encoded = self.report.encode()
+        self._trailers = tuple((key, encoded) for key in KEYS) if encoded else ()
         self._began_at, self._used_s = now, used
         self._calls = self._failures = 0
 
@@ -180,4 +184,5 @@ def _not_grpcs_own(method: str) -> bool:
 
 def _add(context: Any, trailers: Trailers) -> None:
     if trailers:
-        context.set_trailing_metadata((*(context.trailing_metadata() or ()), *trailers))
+        before = context.trailing_metadata()
+        context.set_trailing_metadata((*before, *trailers) if before else trailers)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 
@@ -16,25 +17,26 @@ if TYPE_CHECKING:
 Behavior = Callable[[Any, Any], Any]
 """The function of a handler: takes the request, or an iterator of requests, and the context."""
 
+T = TypeVar("T")
+
 _MOST_METHODS = 4096
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-class Handlers:
-    """Handlers with another function: made once for each method, whose handler is nearly always the same object."""
+class Kept(Generic[T]):
+    """What is made of the handler of a method: made once, since the handler is nearly always the same object."""
 
-    def __init__(self, wrap: Callable[[str, Handler], Behavior]) -> None:
-        """``wrap`` is given a method and its handler, and returns the function to serve it with."""
-        self._wrap = wrap
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-        self._others: dict[str, tuple[Handler, Handler]] = {}
+    def __init__(self, make: Callable[[str, Handler], T]) -> None:
+        self._make = make
+        self._first: dict[str, tuple[Handler, T]] = {}
+        self._others: dict[str, tuple[Handler, T]] = {}
         """Methods have two handlers where an interceptor behind this one refuses calls."""
 
-    def wrapped(self, method: str, handler: Handler) -> Handler:
-        """The handler to serve ``method`` with, in the place of ``handler``."""
-        known = self._wrapped.get(method)
+    def of(self, method: str, handler: Handler) -> T:
+        """What was made of ``handler``."""
+        known = self._first.get(method)
         if known is None:
-            return self._add(self._wrapped, method, handler)
+            return self._add(self._first, method, handler)
         if known[0] is handler:
             return known[1]
         known = self._others.get(method)
@@ -42,12 +44,24 @@ class Handlers:
             return self._add(self._others, method, handler)
         return known[1]
 
-    def _add(self, among: dict[str, tuple[Handler, Handler]], method: str, handler: Handler) -> Handler:
+    def _add(self, among: dict[str, tuple[Handler, T]], method: str, handler: Handler) -> T:
         if len(among) >= _MOST_METHODS:  # a proxy may meet any number of them
             among.clear()
-        made = made_of(handler, self._wrap(method, handler))
+        made = self._make(method, handler)
         among[method] = (handler, made)
         return made
+
+
+class Handlers:
+    """Handlers with another function."""
+
+    def __init__(self, wrap: Callable[[str, Handler], Behavior]) -> None:
+        """``wrap`` is given a method and its handler, and returns the function to serve it with."""
+        self._kept = Kept(lambda method, handler: made_of(handler, wrap(method, handler)))
+
+    def wrapped(self, method: str, handler: Handler) -> Handler:
+        """The handler to serve ``method`` with, in the place of ``handler``."""
+        return self._kept.of(method, handler)
 
 
 class Around(grpc.aio.ServerInterceptor, ABC):
@@ -57,7 +71,7 @@ class Around(grpc.aio.ServerInterceptor, ABC):
     """
 
     def __init__(self) -> None:
-        self._handlers = Handlers(self._function)
+        self._handlers = Kept(functools.partial(surrounded, self))
 
     @abstractmethod
     def around(self, method: str, handler: Handler) -> Behavior:
@@ -65,23 +79,6 @@ class Around(grpc.aio.ServerInterceptor, ABC):
 
         It must be an ``async def``; where ``handler.response_streaming`` is set, it may be an async generator.
         """
-
-    def _function(self, method: str, handler: Handler) -> Behavior:
-        """What `around` makes, as grpcio recognises it: it would run a plain function in a thread."""
-        behavior = self.around(method, handler)
-        known = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
-        if known or behavior is behavior_of(handler):
-            return behavior
-
-        async def answer(request: Any, context: Any) -> Any:
-            return await behavior(request, context)
-
-        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
-
-        return generate if handler.response_streaming else answer
 
     def concerns(self, method: str) -> bool:
         """Whether ``method`` (``/package.Service/Method``) gets the function. By default each does."""
@@ -96,13 +93,35 @@ class Around(grpc.aio.ServerInterceptor, ABC):
         handler = await continuation(handler_call_details)
         if handler is None or not self.concerns(handler_call_details.method):
             return handler
-        return self._handlers.wrapped(handler_call_details.method, handler)
+        return self._handlers.of(handler_call_details.method, handler)
+
+
+def surrounded(around: Around, method: str, handler: Handler) -> Handler:
+    """The handler of ``method`` with ``around`` around it."""
+    return made_of(handler, _recognised(handler, around.around(method, handler)))
 
 
 def behavior_of(handler: Handler) -> Behavior:
     """The function inside a ``grpc.RpcMethodHandler`` of any kind, as its author wrote it."""
     behavior: Behavior = getattr(handler, _kind(handler))
     return behavior
+
+
+def _recognised(handler: Handler, behavior: Behavior) -> Behavior:
+    """What an `Around` has made, as grpcio recognises it: it would run a plain function in a thread."""
+    known = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
+    if known or behavior is behavior_of(handler):
+        return behavior
+
+    async def answer(request: Any, context: Any) -> Any:
+        return await behavior(request, context)
+
+    async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+        async with aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                yield response
+
+    return generate if handler.response_streaming else answer
 
 
 def made_of(handler: Handler, behavior: Behavior) -> Handler:

@@ -45,7 +45,7 @@ from lb.core.serving.priority import PRIORITY_KEY, Priority, priority_of
 # A deadline further away is none: grpcio's threads tell a call without one that it has centuries left.
 _NEVER_S = 10 * 365 * 86400.0
 
-_DEFAULT = Priority.DEFAULT
+DEFAULT = Priority.DEFAULT
 
 CANCELLED = "The incoming call that this one was made for was cancelled."
 """Details of a call that ended so."""
@@ -85,7 +85,7 @@ class Scope:
     def headers(self, metadata: tuple[Any, ...]) -> tuple[Any, ...]:
         """A call's own metadata, with the scope's priority where they have none."""
         priority = self.priority
-        if priority is _DEFAULT or any(key == PRIORITY_KEY for key, _ in metadata):
+        if priority is DEFAULT or any(key == PRIORITY_KEY for key, _ in metadata):
             return metadata
         return (*metadata, (PRIORITY_KEY, priority.text))
 
@@ -109,7 +109,7 @@ class Scope:
     def __repr__(self) -> str:
         left = "no deadline" if self.deadline is None else f"{self.deadline - time.monotonic():.3f} s left"
         cancelled = " cancelled" if self.cancelled else ""
-        important = "" if self.priority is _DEFAULT else f" {self.priority.text}"
+        important = "" if self.priority is DEFAULT else f" {self.priority.text}"
         return f"<Scope {left}{important}{cancelled} calls={len(self._calls or ())}>"
 
 
@@ -130,7 +130,7 @@ def priority_in(metadata: Iterable[Any] | None) -> Priority:
     for key, value in metadata or ():
         if key == PRIORITY_KEY:
             found = value
-    return _DEFAULT if found is None else priority_of(found)
+    return DEFAULT if found is None else priority_of(found)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def deadline(timeout_s: float) -> Iterator[None]:
     """
     checks.number("timeout_s", timeout_s)
     around = _current.get()
-    token = _current.set(_Within(timeout_s, around, _DEFAULT if around is None else around.priority))
+    token = _current.set(_Within(timeout_s, around, DEFAULT if around is None else around.priority))
     try:
         yield
     finally:
@@ -241,5 +241,5 @@ class Bound(_Within):
     __slots__ = ("task",)
 
     def __init__(self, timeout_s: float, around: Scope | None, task: object) -> None:
-        super().__init__(timeout_s, around, _DEFAULT if around is None else around.priority)
+        super().__init__(timeout_s, around, DEFAULT if around is None else around.priority)
         self.task = task

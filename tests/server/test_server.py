@@ -359,7 +359,9 @@ async def test_what_stands_around_a_handler() -> None:
     """A refusal of the admission is seen by the interceptors around it, not by those within; health never is."""
     outer, inner = Seen(), Seen()
     limits = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
-    async with Server("test", limits=limits, interceptors=[outer], inner=[inner]) as server:
+    async with Server(
+        "test", limits=limits, interceptors=[outer], inner=[inner], trailers=[("id", "test-1")]
+    ) as server:
         service = Service()
         service.add(server)
         await server.start()
@@ -368,7 +370,7 @@ async def test_what_stands_around_a_handler() -> None:
             await asyncio.wait_for(service.begun.wait(), 30)
             error = await failed(call(channel, "Echo"))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
-            assert PUSHBACK_KEY in dict([*error.trailing_metadata()])
+            assert dict([*error.trailing_metadata()]) == {PUSHBACK_KEY: "0", "id": "test-1"}
             assert await health(channel) == SERVING
             service.go.set()
             assert await waiting == b"x"

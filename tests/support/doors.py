@@ -101,7 +101,7 @@ def recorded_in_bulk(histogram: Any) -> bool:
 
 def wrapped(handlers: Any) -> int:
     """How many handlers are kept wrapped. A table without bound shows only as memory."""
-    return len(handlers._wrapped)
+    return len(handlers._kept._first)
 
 
 def registry(agent: Any) -> Any:
