@@ -226,14 +226,19 @@ class Places:
 
     def _admit(self, intake: Intake, now: float) -> None:
         while intake.waiting and (waiting := intake.next(now)) is not None:
-            self._held_s -= now
-            _tell(waiting, admitted=True)
+            if _tell(waiting, admitted=True):
+                self._held_s -= now
+            else:
+                intake.missed()
 
     def __repr__(self) -> str:
         return f"<Places {self.rules!r}>"
 
 
-def _tell(waiting: Waiting, *, admitted: bool) -> None:
+def _tell(waiting: Waiting, *, admitted: bool) -> bool:
+    """Whether the call hears it. It may have been cancelled, and not have left the queue yet."""
     future: Any = waiting.call  # with threads it is none of asyncio's
-    if not future.done():
-        future.set_result(admitted)
+    if future.done():
+        return False
+    future.set_result(admitted)
+    return True

@@ -67,6 +67,24 @@ async def test_the_newest_that_waits_goes_first_and_the_oldest_makes_room() -> N
     assert places.load == 0.0
 
 
+async def test_a_place_is_not_lost_to_one_that_is_gone() -> None:
+    """Who waits is cancelled and cannot say so yet, when the place becomes free: another one that waits gets it."""
+    places = Places(Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=2, queue_s=60.0)))
+    async with places.take("work") as place:
+        stays = Work(places)
+        await load_is(places, 2.0)
+        leaves = Work(places)  # the newest is the next one
+        await load_is(places, 3.0)
+        leaves.task.cancel()
+        place.answered()
+    await asyncio.wait_for(stays.entered.wait(), 30)
+    assert places.load == 1.0
+    stays.release.set()
+    await stays.task
+    assert places.load == 0.0
+    assert leaves.task.cancelled()
+
+
 async def test_what_is_important_drives_out_what_is_not() -> None:
     """What waits is refused in favour of the more important, never of the less important."""
     places = Places(Limits(concurrency=ONE))

@@ -118,6 +118,11 @@ class Intake:
         """A call that had a place has ended. `next` says who gets it."""
         self.in_flight -= 1
 
+    def missed(self) -> None:
+        """The call that `next` has named is gone: the place that it got is free."""
+        self.in_flight -= 1
+        self.admitted -= 1
+
     def learn(self, took_s: float, now: float, of: Baseline) -> None:
         """A call whose place is not given back yet has ended well after ``took_s``; ``of`` is its method's."""
         self.limit.observe(took_s, self.in_flight, now, of)
