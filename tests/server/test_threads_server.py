@@ -481,10 +481,12 @@ def test_wrong_arguments_are_told(named: Any) -> None:
         Server("test", **named)
 
 
-def test_interceptors_of_asyncio_are_told() -> None:
+@pytest.mark.parametrize("name", ["interceptors", "inner"])
+def test_interceptors_of_asyncio_are_told(name: str) -> None:
     """They would end grpcio's thread, and with it the whole server."""
-    with pytest.raises(TypeError, match=r"^interceptors has <.*; expected a sequence of grpc\.ServerInterceptor$"):
-        Server("test", interceptors=[lb.aio.incoming()])  # type: ignore[list-item]
+    given: Any = {name: [lb.aio.incoming()]}
+    with pytest.raises(TypeError, match=rf"^{name} has <.*; expected a sequence of grpc\.ServerInterceptor$"):
+        Server("test", **given)
 
 
 async def test_a_check_for_asyncio(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,9 @@ class Server(grpc.Server):
         named("name", name)
         arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
         arguments.interceptors("interceptors", interceptors, grpc.ServerInterceptor, "grpc.ServerInterceptor")
+        arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
         arguments.option("health", health)
+        arguments.option("reflection", reflection)
         arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
         arguments.option("reflection", reflection)
         if listen is not None:
