@@ -11,6 +11,7 @@ come before interceptors that set trailing metadata, and adds to theirs. A handl
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -24,6 +25,8 @@ from lb.shared.handlers import Around, Behavior
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
+
+_log = logging.getLogger("lb.server")
 
 Trailers = tuple[tuple[str, bytes], ...]
 
@@ -49,7 +52,8 @@ class LoadReporter:
 
     Args:
         application: the part in use by the service's own measure, 0 to 1 (above when overloaded); called once per span.
-            With None, clients use the processor's use.
+            With None, clients use the processor's use. If it or ``utilization`` raises, nothing is reported, and the
+            log says so once.
         utilization: the used parts of other resources by name, 0 to 1, such as the loop's lag; called once per span.
         every_s: length of a span in seconds, > 0. There is no report before the first is over.
         clock: monotonic seconds.
@@ -87,6 +91,7 @@ class LoadReporter:
         self._failures = 0
         self._encoded = b""
         self._trailers: Trailers = ()
+        self._broken = False
 
     def ended(self, *, failed: bool) -> None:
         """A call ended."""
@@ -97,26 +102,38 @@ class LoadReporter:
         """The pairs for the trailing metadata, with what this call cost; none while there is nothing to say."""
         now = self._clock()
         if now - self._began_at >= self._every_s:
-            self._measure(now)
+            self._renew(now)
         if not costs:
             return self._trailers
         # Two messages behind each other are one with the fields of both.
         encoded = self._encoded + LoadReport(request_cost=costs).encode()
         return tuple((key, encoded) for key in KEYS)
 
-    def _measure(self, now: float) -> None:
-        span, used = now - self._began_at, self._cpu()
-        self.report = LoadReport(
+    def _renew(self, now: float) -> None:
+        """Measure. A measure of the user's that raises costs the report, and no call."""
+        used_s = self._cpu()
+        try:
+            self.report = self._measured(now - self._began_at, used_s)
+            self._encoded = self.report.encode()
+            self._broken = False
+        except Exception as error:  # noqa: BLE001 - whatever it is, the handler's answer is worth more
+            self.report, self._encoded = None, b""
+            if not self._broken:
+                _log.error("LoadReporter: there is no report of the load until it can be measured", exc_info=error)
+            self._broken = True
+        encoded = self._encoded
+        self._trailers = tuple((key, encoded) for key in KEYS) if encoded else ()
+        self._began_at, self._used_s = now, used_s
+        self._calls = self._failures = 0
+
+    def _measured(self, span: float, used: float) -> LoadReport:
+        return LoadReport(
             cpu_utilization=max(0.0, used - self._used_s) / span,
             application_utilization=max(0.0, self._application()) if self._application is not None else 0.0,
             qps=self._calls / span,
             eps=self._failures / span,
             utilization=self._utilization() if self._utilization is not None else {},
         )
-        self._encoded = encoded = self.report.encode()
-        self._trailers = tuple((key, encoded) for key in KEYS) if encoded else ()
-        self._began_at, self._used_s = now, used
-        self._calls = self._failures = 0
 
     def __repr__(self) -> str:
         return f"<LoadReporter {self.report or 'nothing measured yet'}>"

@@ -73,6 +73,28 @@ def test_a_bad_span_is_said() -> None:
         LoadReporter(every_s=0)
 
 
+def test_a_measure_that_raises_costs_no_call(caplog: pytest.LogCaptureFixture) -> None:
+    """There is no report while it does, the log says so once, and afterwards there is one again."""
+    clock = FakeClock()
+    answers: list[Any] = [0.5, RuntimeError("no gauge"), "half", 0.25]
+
+    def application() -> float:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]  # one of them is no number
+
+    reporter = LoadReporter(application=application, every_s=1.0, clock=clock, cpu=lambda: 0.0)
+    seen: list[float | None] = []
+    while answers:
+        clock.advance(1.0)
+        trailers = reporter.trailers()
+        seen.append(read(trailers).application_utilization if trailers else None)
+    assert seen == [0.5, None, None, 0.25]
+    assert len(caplog.records) == 1
+    assert "RuntimeError: no gauge" in caplog.text
+
+
 async def test_it_is_added_to_the_trailing_metadata() -> None:
     """Of unary calls and of streams, beside the instance's id; not of a call that failed.
 
