@@ -16,7 +16,7 @@ from lb.server.threads import Admission
 from lb.testing import Backend
 from lb.testing.backend import hang
 from lb.testing.clock import FakeClock
-from tests.server.test_threads import KINDS, WITHIN_S, Serving, begin, fixed, serving
+from tests.server.threads_kit import KINDS, WITHIN_S, Serving, begin, fixed, serving
 from tests.support.wait import eventually
 
 
