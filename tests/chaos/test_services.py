@@ -19,7 +19,10 @@ from tests.support.wait import until
 pytestmark = pytest.mark.alone
 
 ANY_NUMBER: dict[str, Any] = {"MESH_CONCURRENCY": "0", "MESH_RATE": "0"}
-"""Nothing is refused because there is too much of it: callers that never pause ask for more than an instance can do."""
+"""Nothing is refused because there is too much of it: callers that never pause ask for more than an instance can do.
+
+There is room for all of them in its queue, but on a busy machine one waits there for longer than the 0.1 s it may.
+"""
 
 IN_FLIGHT = 16
 
