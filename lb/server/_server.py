@@ -124,11 +124,21 @@ class Server(Life, grpc.aio.Server):
         named("name", name)
         self._host = "" if listen is None else checked(listen)[0]
         self._ending = Ending(name, drain_s, drain_wait_s, flush_s)
-        arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
-        arguments.interceptors("interceptors", interceptors, grpc.aio.ServerInterceptor, "grpc.aio.ServerInterceptor")
-        arguments.interceptors("inner", inner, grpc.aio.ServerInterceptor, "grpc.aio.ServerInterceptor")
-        arguments.option("health", health)
-        arguments.option("reflection", reflection)
+        arguments.server(
+            grpc.aio.ServerInterceptor,
+            limits=limits,
+            register=register,
+            depends=checks,
+            credentials=credentials,
+            options=options,
+            interceptors=interceptors,
+            inner=inner,
+            load=load,
+            counts=counts,
+            trailers=trailers,
+            health=health,
+            reflection=reflection,
+        )
         self._name = name
         self._listen = listen
         self._credentials = credentials

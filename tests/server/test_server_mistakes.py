@@ -109,6 +109,10 @@ async def test_an_import_imports_little() -> None:
         ({"reflection": 1}, "reflection is 1; expected True, False or None"),
         ({"interceptors": [sync.incoming()]}, "interceptors has <"),
         ({"inner": 5}, "inner is 5; expected a sequence of grpc.aio.ServerInterceptor"),
+        ({"options": {"grpc.so_reuseport": 1}}, "options is {'grpc.so_reuseport': 1}; expected a sequence of (name, "),
+        ({"counts": "all"}, "counts is 'all'; expected a function or None"),
+        ({"trailers": [("instance", 7)]}, "trailers has ('instance', 7); expected a string, and a string or bytes"),
+        ({"trailers": [("Instance", "7")]}, "trailers has ('Instance', '7'), which gRPC cannot send as metadata"),
     ],
 )
 async def test_a_wrong_argument(settings: dict[str, Any], message: str) -> None:

@@ -102,13 +102,21 @@ class Server(grpc.Server):
         flush_s: float = 2.0,
     ) -> None:
         named("name", name)
-        arguments.server(limits=limits, register=register, depends=checks, credentials=credentials, load=load)
-        arguments.interceptors("interceptors", interceptors, grpc.ServerInterceptor, "grpc.ServerInterceptor")
-        arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
-        arguments.option("health", health)
-        arguments.option("reflection", reflection)
-        arguments.interceptors("inner", inner, grpc.ServerInterceptor, "grpc.ServerInterceptor")
-        arguments.option("reflection", reflection)
+        arguments.server(
+            grpc.ServerInterceptor,
+            limits=limits,
+            register=register,
+            depends=checks,
+            credentials=credentials,
+            options=options,
+            interceptors=interceptors,
+            inner=inner,
+            load=load,
+            counts=counts,
+            trailers=trailers,
+            health=health,
+            reflection=reflection,
+        )
         if listen is not None:
             checked(listen)
         ending = Ending(name, drain_s, drain_wait_s, flush_s)
