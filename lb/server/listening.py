@@ -20,6 +20,8 @@ _SO_REUSEPORT = "grpc.so_reuseport"
 def checked(listen: str) -> tuple[str, int]:
     """The host and the port, which may be 0. Raises ``StartError``, or ``TypeError`` for what is no string."""
     checks.string("listen", listen, "host:port")
+    if listen.startswith(("unix:", "unix-abstract:")):
+        raise StartError("listen", listen, "is a socket; expected host:port, or None with add_insecure_port() for it")
     try:
         return taken_apart(listen, least_port=0)
     except ValueError as error:

@@ -93,6 +93,10 @@ async def test_an_import_imports_little() -> None:
         ({"listen": "50051"}, "listen='50051': no port in '50051'; expected host:port"),
         ({"listen": "127.0.0.1:http"}, "listen='127.0.0.1:http': port is 'http'; expected a number from 0 to 65535"),
         ({"listen": 50051}, "listen is 50051; expected host:port"),
+        (
+            {"listen": "unix:/run/x"},
+            "listen='unix:/run/x': is a socket; expected host:port, or None with add_insecure_",
+        ),
         ({"drain_s": -1}, "drain_s is -1; expected seconds >= 0"),
         ({"limits": True}, "limits is True; expected a Limits, False or None"),
         ({"register": "yes"}, "register is 'yes'; expected True, False or a mapping"),
