@@ -285,11 +285,8 @@ class Server(Life, grpc.aio.Server):
 
     async def leave(self, because: str = "") -> None:
         """Drain. Before clients could know of it, there is nobody to wait for."""
-        if self.state not in ("serving", "not ready") or not self._ready.healthy.is_set():
-            return
-        _log.info("%s: draining%s", self._name, f": {because}" if because else "")
-        self._ready.state = "draining"
-        await self._ending.leave(self._server, self._gate, self.meter, self._health, self._registration)
+        if self._ready.drains(because):
+            await self._ending.leave(self._server, self._gate, self.meter, self._health, self._registration)
 
     async def stop(self, grace: float | None) -> None:
         """Leave within ``grace`` seconds, or at once, and close. See ``grpc.aio.Server``."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol
 
 from lb.server.dependencies import Check, Dependencies
+
+_log = logging.getLogger("lb.server")
 
 State = Literal["made", "not ready", "serving", "draining", "ended"]
 
@@ -50,6 +53,18 @@ class Readiness:
         """It listens soon."""
         self.state = "not ready"
         await self._say(serving=False)
+
+    def drains(self, because: str) -> bool:
+        """It drains from now on. False: it did already, or nobody could know of it yet."""
+        if self.state not in ("serving", "not ready"):
+            return False
+        why = f": {because}" if because else ""
+        if not self.healthy.is_set():
+            _log.info("%s: ends before it is ready%s", self._name, why)
+            return False
+        _log.info("%s: draining%s", self._name, why)
+        self.state = "draining"
+        return True
 
     async def watch(self) -> None:
         """Keep health true until it drains."""

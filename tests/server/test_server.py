@@ -175,6 +175,21 @@ async def test_leaving_has_one_time_for_all(caplog: pytest.LogCaptureFixture) ->
         assert "test: the time for leaving has passed; calls that are cancelled: 1" in caplog.text
 
 
+async def test_a_signal_before_it_is_ready(caplog: pytest.LogCaptureFixture) -> None:
+    """It ends at once: no client knows of it. The log says why."""
+    caplog.set_level("INFO", "lb.server")
+
+    async def broken() -> None:
+        raise ConnectionError("away")
+
+    async with Server("test", checks={"database": broken}, drain_wait_s=300, drain_s=300) as server:
+        serving = asyncio.create_task(server.serve(signals=[END]))
+        await eventually(lambda: server.unhealthy["database"] == "away")
+        end()
+        await asyncio.wait_for(serving, 30)
+    assert caplog.messages[-1] == "test: ends before it is ready: SIGUSR1"
+
+
 async def test_callbacks_leave_time_for_calls(caplog: pytest.LogCaptureFixture) -> None:
     """However long they may take: a stream that ends when it is told, and a call that ends then, are not cancelled."""
     caplog.set_level("INFO", "lb.server")

@@ -146,10 +146,8 @@ class ServerLife(Life):
 
     async def leave(self, because: str) -> None:
         """See `Life`."""
-        if self._at_once or not self.ready.healthy.is_set():
+        if self._at_once or not self.ready.drains(because):
             return
-        _log.info("%s: draining%s", self._name, f": {because}" if because else "")
-        self.ready.state = "draining"
         parts: Any = self
         await self._ending.leave(parts, parts._gate, parts, self._health, self._registration)
 
