@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import lb.server
+from lb.server import Around, Behavior, behavior_of
 from lb.testing import Agent
 
 
@@ -52,6 +53,28 @@ def call(channel: grpc.aio.Channel, method: str, **named: Any) -> Any:
     kind = channel.unary_stream if method == "Watch" else channel.unary_unary
     made: Any = kind(f"/test.Service/{method}")
     return made(b"x", **named)
+
+
+class Seen(Around):
+    """An interceptor that counts the calls which come through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def around(self, method: str, handler: Any) -> Behavior:
+        """Count, and go on."""
+        behavior = behavior_of(handler)
+
+        async def unary(request: Any, context: Any) -> Any:
+            self.calls.append(method)
+            return await behavior(request, context)
+
+        def stream(request: Any, context: Any) -> Any:
+            self.calls.append(method)
+            return behavior(request, context)
+
+        return stream if handler.response_streaming else unary
 
 
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 import lb.aio
 from lb.server import Admission, Concurrency, Limits, Rate
 from lb.testing import Backend
+from lb.testing.clock import FakeClock
 from tests.server.conftest import failed
 from tests.server.conftest import health as healthy
 from tests.support.wait import eventually, longer
@@ -382,6 +383,46 @@ async def test_a_call_that_cannot_be_answered_in_time_is_refused(world: World) -
     assert "are left, and the method takes about" in (error.details() or "")
     assert world.begun == 0
     await world.load_is(0.0)
+
+
+async def test_calls_that_fail_say_nothing_about_how_long_a_method_takes(world: World) -> None:
+    """Those that are answered do, from the moment on in which their request is there."""
+    clock = FakeClock()
+    await world.open(Limits(concurrency=Concurrency(limit=120, adaptive=False)))
+    world.admission.places.clock = clock
+    times = world.admission.rules.times("/a.B/unary_unary")
+    world.work = sets_a_code
+    for error in await asyncio.gather(*(failed(world.start()) for _ in range(120))):
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert times.typical.median_s is None
+    await world.load_is(0.0)
+    world.work = None
+    world.go.set()
+
+    async def late(sent: asyncio.Event) -> AsyncIterator[bytes]:
+        await sent.wait()
+        yield b"x"
+
+    sent = asyncio.Event()
+    opening: Any = world.channel.stream_unary("/a.B/unary_unary")
+    calls = [opening(late(sent), timeout=60) for _ in range(120)]
+    await world.load_is(1.0)
+    clock.advance(3600.0)
+    sent.set()
+    assert await asyncio.gather(*calls) == [b"done"] * 120
+    assert times.typical.median_s is not None
+    assert times.typical.median_s < 1.0
+
+
+async def test_each_client_has_its_own_rate(world: World) -> None:
+    """By the metadata of ``client_key``; who does not say who it is has no rate of its own."""
+    await world.open(Limits(client_rate=Rate(0.001, 1.0), client_key="who"))
+    world.go.set()
+    assert await world.run(metadata=(("who", "a"),)) == [b"done"]
+    assert (await world.refused(metadata=(("who", "a"),))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await world.run(metadata=(("who", "b"),)) == [b"done"]
+    for _ in range(3):
+        assert await world.run() == [b"done"]
 
 
 # ---- the longest time

@@ -12,6 +12,7 @@ from lb.core.orca import KEYS, STANDARD_KEY, LoadReport, decode
 from lb.core.outcome import REPORT_KEY
 from lb.server import Around, Behavior, LoadReporter, LoadTrailers, behavior_of, cost
 from lb.testing.clock import FakeClock
+from tests.support.wait import eventually
 
 TRAILERS = (("mesh-instance-id", "i-1"),)
 
@@ -33,6 +34,19 @@ class Own(Around):
                 yield response
 
         return stream if handler.response_streaming else unary
+
+
+class Counting(LoadReporter):
+    """A reporter that remembers how calls ended."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self.failed: list[bool] = []
+
+    def ended(self, *, failed: bool) -> None:
+        """Remember it."""
+        self.failed.append(failed)
+        super().ended(failed=failed)
 
 
 def read(trailers: Any, at: int = 0) -> LoadReport:
@@ -67,6 +81,17 @@ def test_costs_are_the_call_s_own() -> None:
     assert not read(reporter.trailers()).request_cost
 
 
+def test_each_span_is_counted_anew() -> None:
+    """A second without calls has none, whatever was before."""
+    clock = FakeClock()
+    reporter = LoadReporter(clock=clock, cpu=lambda: 0.0)
+    reporter.ended(failed=True)
+    for qps in (1.0, 0.0):
+        clock.advance(1.0)
+        reporter.trailers()
+        assert reporter.report == LoadReport(qps=qps, eps=qps)
+
+
 def test_a_bad_span_is_said() -> None:
     """The error names the field and the value."""
     with pytest.raises(ValueError, match=r"^LoadReporter\.every_s is 0; expected seconds > 0"):
@@ -96,12 +121,12 @@ def test_a_measure_that_raises_costs_no_call(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_it_is_added_to_the_trailing_metadata() -> None:
-    """Of unary calls and of streams, beside the instance's id; not of a call that failed.
+    """Of unary calls and of streams, beside the instance's id; not of a call that failed, which counts as one.
 
     The standard key does not arrive: when it does one day, the key of our own can go.
     """
     clock = FakeClock()
-    reporter = LoadReporter(application=lambda: 0.5, clock=clock, cpu=lambda: 0.0)
+    reporter = Counting(application=lambda: 0.5, clock=clock, cpu=lambda: 0.0)
 
     async def unary(request: bytes, context: Any) -> bytes:
         cost("rows", 2)
@@ -111,6 +136,8 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
         return b""
 
     async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        if request == b"fail":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such row")
         yield b"1"
         cost("rows", 7)
 
@@ -135,6 +162,10 @@ async def test_it_is_added_to_the_trailing_metadata() -> None:
             with pytest.raises(grpc.aio.AioRpcError):
                 await failing
             assert REPORT_KEY not in dict([*await failing.trailing_metadata()])
+            failing = channel.unary_stream("/test.Service/stream")(b"fail")
+            with pytest.raises(grpc.aio.AioRpcError):
+                await failing.read()
+            await eventually(lambda: reporter.failed == [False, False, True, True])
     finally:
         await server.stop(None)
     assert [metadata["mesh-instance-id"] for metadata in trailing] == ["i-1", "i-1"]

@@ -124,6 +124,20 @@ async def test_what_is_cancelled_gives_its_place_back() -> None:
     assert places.load == 0.0
 
 
+async def test_what_is_cancelled_in_the_moment_of_its_turn_gives_its_place_back() -> None:
+    """It has its place, and never learns it: the place is the next one's."""
+    places = Places(Limits(concurrency=ONE))
+    place = places.at_once("work", "", places.clock())
+    assert isinstance(place, Place)
+    waits = Work(places)
+    await load_is(places, 2.0)
+    place.over()
+    waits.task.cancel()
+    await asyncio.gather(waits.task, return_exceptions=True)
+    assert not waits.entered.is_set()
+    assert places.load == 0.0
+
+
 async def test_a_place_is_given_back_once() -> None:
     """However often it is said that the work has ended."""
     places = Places(Limits(concurrency=ONE))

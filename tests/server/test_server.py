@@ -17,9 +17,9 @@ import lb
 import lb.server
 from lb.core.orca import decode
 from lb.core.outcome import PUSHBACK_KEY, REPORT_KEY
-from lb.server import Around, Behavior, Concurrency, Limits, Server, behavior_of
+from lb.server import Concurrency, Limits, Server
 from lb.testing import Agent
-from tests.server.conftest import Service, call, failed, health
+from tests.server.conftest import Seen, Service, call, failed, health
 from tests.support.consul import Embedded, Proxy
 from tests.support.wait import eventually, until
 
@@ -31,28 +31,6 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def end() -> None:
     """Give this process a reason to end."""
     os.kill(os.getpid(), END)
-
-
-class Seen(Around):
-    """An interceptor that counts the calls which come through it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def around(self, method: str, handler: Any) -> Behavior:
-        """Count, and go on."""
-        behavior = behavior_of(handler)
-
-        async def unary(request: Any, context: Any) -> Any:
-            self.calls.append(method)
-            return await behavior(request, context)
-
-        def stream(request: Any, context: Any) -> Any:
-            self.calls.append(method)
-            return behavior(request, context)
-
-        return stream if handler.response_streaming else unary
 
 
 async def test_a_server_in_a_test() -> None:
