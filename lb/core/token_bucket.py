@@ -12,7 +12,7 @@ import math
 from lb.core import checks
 
 # Waiting exactly as long as `wait` says must be enough, although `now + wait` was rounded.
-_SLACK_S = 1e-9
+SLACK_S = 1e-9
 
 
 class TokenBucket:
@@ -63,7 +63,7 @@ class TokenBucket:
         if not 0 < n <= self._burst:
             raise ValueError(f"n is {n!r}; expected a number > 0 and <= burst ({self._burst:g})")
         missing = self._full_at - now - (self._burst - n) / self._rate
-        return missing if missing > _SLACK_S else 0.0
+        return missing if missing > SLACK_S else 0.0
 
     def take(self, now: float, n: float = 1.0) -> float:
         """Take ``n`` tokens and return 0.0; or, if they are not there, take none and return how many seconds to wait.

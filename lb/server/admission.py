@@ -68,6 +68,7 @@ class Admission(Around):
         self.places = Places(limits, rng=rng)
         """Who runs, who waits, who is refused."""
         self.rules = self.places.rules
+        self._client_key = self.rules.client_key
         self._counts = counts or _not_grpcs_own
         self._trailers = tuple(trailers)
         self.refuses = _refusing(self._trailers)
@@ -98,7 +99,7 @@ class Admission(Around):
         places, method, metadata = self.places, details.method, details.invocation_metadata
         self._turns.came()
         now = places.clock()
-        found = places.at_once(method, _value(metadata, self.rules.client_key), now)
+        found = places.at_once(method, _value(metadata, self._client_key), now)
         if found is None:
             found = await places.after_waiting(method, priority_of(_value(metadata, PRIORITY_KEY)), now)
         if isinstance(found, Refusal):

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 
 from lb.core import checks
 from lb.core.serving.settings import Rate
-from lb.core.token_bucket import TokenBucket
+from lb.core.token_bucket import SLACK_S, TokenBucket
 
 MOST_CLIENTS = 10_000
 """So many clients are told apart. One more, and the bucket that was used longest ago is forgotten."""
+_MOST_METHODS = 4096
 
 
 class Rates:
     """The token buckets of one server. Not thread-safe."""
 
-    __slots__ = ("_by_client", "_by_entry", "_client", "_total", "refused")
+    __slots__ = ("_by_client", "_by_entry", "_by_method", "_client", "_total", "refused")
 
     def __init__(self, rate: Rate | None, methods: Mapping[str, Rate], client: Rate | None) -> None:
-        self._total = None if rate is None else _made(rate)
-        self._by_entry = {entry: _made(found) for entry, found in methods.items()}
+        self._total = None if rate is None else _Bucket(rate)
+        self._by_entry = {entry: _Bucket(found) for entry, found in methods.items()}
+        self._by_method: dict[str, _Bucket | None] = {}
         self._client = client
-        self._by_client: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._by_client: OrderedDict[str, _Bucket] = OrderedDict()
         self.refused = 0
 
     @property
@@ -38,20 +40,20 @@ class Rates:
         total = self._total
         of_method = self._of_method(method) if self._by_entry else None
         of_client = self._of_client(client) if client else None
-        wait_s = 0.0 if total is None else total.wait(now)
-        if of_method is not None:
-            wait_s = max(wait_s, of_method.wait(now))
-        if of_client is not None:
-            wait_s = max(wait_s, of_client.wait(now))
+        wait_s = 0.0 if total is None else total.lacks(now)
+        if of_method is not None and (lacks_s := of_method.lacks(now)) > wait_s:
+            wait_s = lacks_s
+        if of_client is not None and (lacks_s := of_client.lacks(now)) > wait_s:
+            wait_s = lacks_s
         if wait_s > 0.0:
             self.refused += 1
             return wait_s
         if total is not None:
-            total.take(now)
+            total.spend(now)
         if of_method is not None:
-            of_method.take(now)
+            of_method.spend(now)
         if of_client is not None:
-            of_client.take(now)
+            of_client.spend(now)
         return 0.0
 
     def left(self, client: str, now: float) -> float | None:
@@ -61,12 +63,17 @@ class Rates:
         bucket = self._by_client.get(client)
         return self._client.burst if bucket is None else bucket.available(now)
 
-    def _of_method(self, method: str) -> TokenBucket | None:
-        by_entry = self._by_entry
-        of_method, of_service = checks.entries(method)
-        return by_entry.get(of_method) or by_entry.get(of_service)
+    def _of_method(self, method: str) -> _Bucket | None:
+        found = self._by_method
+        if method not in found:
+            if len(found) >= _MOST_METHODS:
+                found.clear()
+            by_entry = self._by_entry
+            of_method, of_service = checks.entries(method)
+            found[method] = by_entry.get(of_method) or by_entry.get(of_service)
+        return found[method]
 
-    def _of_client(self, client: str) -> TokenBucket | None:
+    def _of_client(self, client: str) -> _Bucket | None:
         if self._client is None:
             return None
         clients = self._by_client
@@ -74,7 +81,7 @@ class Rates:
         if found is None:
             if len(clients) >= MOST_CLIENTS:
                 clients.popitem(last=False)
-            found = clients[client] = _made(self._client)
+            found = clients[client] = _Bucket(self._client)
         else:
             clients.move_to_end(client)
         return found
@@ -83,5 +90,23 @@ class Rates:
         return f"<Rates {len(self._by_client)} clients, {self.refused} refused>"
 
 
-def _made(rate: Rate) -> TokenBucket:
-    return TokenBucket(rate.per_s, rate.burst)
+class _Bucket(TokenBucket):
+    """One of which tokens are taken one by one, several buckets at a time or none: asked first, then taken from."""
+
+    __slots__ = ("_each_s", "_last_s")
+
+    def __init__(self, rate: Rate) -> None:
+        super().__init__(rate.per_s, rate.burst)
+        self._each_s = 1.0 / rate.per_s
+        self._last_s = (rate.burst - 1.0) / rate.per_s
+        """Full so much later, it has one token left."""
+
+    def lacks(self, now: float) -> float:
+        """`wait` for one token."""
+        missing = self._full_at - now - self._last_s
+        return missing if missing > SLACK_S else 0.0
+
+    def spend(self, now: float) -> None:
+        """Take one that is there."""
+        full_at = self._full_at
+        self._full_at = (full_at if full_at > now else now) + self._each_s
