@@ -183,6 +183,17 @@ async def test_metrics() -> None:
     assert said.decode().splitlines()[0] == "MeterProvider 2"
 
 
+async def test_upstream() -> None:
+    """What shows a status that is lost, shows nothing but that status and the one that grpcio makes up."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", *snippets("upstream.md"), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(child.communicate(), 60)
+    seen = ast.literal_eval(said.decode())
+    assert sum(seen.values()) == 2000
+    assert seen["UNAVAILABLE: full"] == 2000 - seen.get("INTERNAL: Internal error from Core", 0)
+
+
 async def test_the_smallest_policy(backend: Backend) -> None:
     """What the first lines of ``lb/core/policies/base.py`` show, to which docs/policies.md points, is a policy."""
     assert base.__doc__ is not None
@@ -197,5 +208,5 @@ async def test_the_smallest_policy(backend: Backend) -> None:
 def test_no_page_has_python_that_is_not_run() -> None:
     """What runs elsewhere: README's and the tutorial's in their own tests. api.md has signatures and no programs."""
     pages = {path.name for path in DOCS.glob("*.md") if snippets(path.name)}
-    run_here = {"metrics.md", "moving.md", "operating.md", "server.md", "troubleshooting.md"}
+    run_here = {"metrics.md", "moving.md", "operating.md", "server.md", "troubleshooting.md", "upstream.md"}
     assert pages == run_here | {"api.md", "tutorial.md"}
