@@ -1,4 +1,4 @@
-"""Admission on a ``grpc.aio.server``: what is refused, how its client learns it, and that no place is ever lost."""
+"""Admission on both kinds of server: what is refused, how its client learns it, and that no place is ever lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc_health.v1 import health, health_pb2_grpc
 
 import lb.aio
 from lb.server import Admission, Concurrency, Limits, Rate
@@ -19,134 +18,22 @@ from lb.testing import Backend
 from lb.testing.clock import FakeClock
 from tests.server.conftest import failed
 from tests.server.conftest import health as healthy
+from tests.server.worlds import KINDS, ThreadedWorld, World, no_request
 from tests.support.wait import eventually, longer
 
 ONE = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=0))
 ONE_WAITS = Limits(concurrency=Concurrency(limit=1, adaptive=False, queue=1, queue_s=60.0))
-KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-class World:
-    """A server with admission, whose methods wait until they are let go; and clients of it."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self._stack = stack
-        self.go = asyncio.Event()
-        self.begun = 0
-        """How many handlers have begun to work; those with a stream of responses have sent their first by then."""
-        self.opened = 0
-        """How many handlers with a stream of responses were entered."""
-        self.first = b"first"
-        """The first response of those."""
-        self.read = 0
-        """How many requests were deserialized."""
-        self.cancelled = 0
-        """How many handlers were cancelled."""
-        self.work: Callable[[Any], Any] | None = None
-        """What a handler does, instead of waiting for `go`."""
-        self.admission = Admission(ONE)
-        self.server: Any = None
-        self.address = ""
-        self.channel: Any = None
-
-    async def open(self, limits: Limits, *interceptors: Any) -> None:
-        """Serve, with ``interceptors`` behind admission."""
-        self.admission = Admission(limits)
-        self.server = grpc.aio.server(interceptors=[self.admission, *interceptors], options=[("grpc.so_reuseport", 0)])
-        made: dict[str, Any] = {
-            kind: getattr(grpc, f"{kind}_rpc_method_handler")(
-                self._stream if kind.endswith("stream") else self._unary, request_deserializer=self._deserialize
-            )
-            for kind in KINDS
-        }
-        self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("a.B", made)])
-        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), self.server)
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-        await self.server.start()
-        self._stack.push_async_callback(self.server.stop, None)
-        # One of grpcio's own may call a stream of requests INTERNAL, whose next request the server did not wait for.
-        channel = lb.aio.channel(f"static:///{self.address}", retry=False, breaker=False)
-        self.channel = await self._stack.enter_async_context(channel)
-
-    def _deserialize(self, request: bytes) -> bytes:
-        self.read += 1
-        return request
-
-    async def _do(self, context: Any) -> None:
-        self.begun += 1
-        try:
-            if self.work is None:
-                await self.go.wait()
-            else:
-                await self.work(context)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-
-    async def _unary(self, request: Any, context: Any) -> bytes:
-        await self._do(context)
-        return b"done"
-
-    async def _stream(self, request: Any, context: Any) -> AsyncIterator[bytes]:
-        self.opened += 1
-        yield self.first
-        await self._do(context)
-        yield b"last"
-
-    def start(self, kind: str = "unary_unary", **options: Any) -> Any:
-        """A call of this kind."""
-        call: Any = getattr(self.channel, kind)(f"/a.B/{kind}")
-        options.setdefault("timeout", 60)
-        return call(requests() if kind.startswith("stream") else b"x", **options)
-
-    async def run(self, kind: str = "unary_unary", **options: Any) -> list[bytes]:
-        """The responses of such a call."""
-        call = self.start(kind, **options)
-        return [response async for response in call] if kind.endswith("stream") else [await call]
-
-    async def refused(self, kind: str = "unary_unary", **options: Any) -> grpc.aio.AioRpcError:
-        """The error of such a call."""
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.run(kind, **options)
-        return caught.value
-
-    async def load_is(self, load: float) -> None:
-        """Wait until so much is in use: 2.0 is one call that runs and one that waits."""
-        await eventually(lambda: self.admission.places.load == load, f"a load of {load}")
-
-    async def hold(self) -> asyncio.Task[list[bytes]]:
-        """A call that has the only place."""
-        task = asyncio.create_task(self.run())
-        await eventually(lambda: self.begun, "the first call runs")
-        return task
-
-    async def still_serves(self) -> None:
-        """No place was lost: the load is 0, and a call runs."""
-        await self.load_is(0.0)
-        self.work = None
-        self.go.set()
-        assert await self.run() == [b"done"]
-        await self.load_is(0.0)
-
-
-async def requests() -> AsyncIterator[bytes]:
-    """Some."""
-    yield b"x"
-    yield b"y"
-
-
-async def no_request(until: asyncio.Event) -> AsyncIterator[bytes]:
-    """None, and no end either."""
-    await until.wait()
-    if not until.is_set():
-        yield b""
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
+@pytest.fixture(params=[World, ThreadedWorld], ids=["asyncio", "threads"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """Ends with the test."""
     async with AsyncExitStack() as stack:
-        yield World(stack)
+        yield request.param(stack)
+
+
+FOR_ASYNCIO = pytest.mark.parametrize("world", [World], indirect=True, ids=["asyncio"])
+"""What holds there alone, or looks inside. `test_threads.py` and `test_threads_queue.py`: what holds with threads."""
 
 
 def trailing(error: grpc.aio.AioRpcError) -> dict[str, Any]:
@@ -228,6 +115,7 @@ async def test_a_stream_of_responses_has_a_place_until_its_first(world: World) -
     await world.still_serves()
 
 
+@FOR_ASYNCIO
 async def test_a_client_that_leaves_the_queue_leaves_room(world: World) -> None:
     """It never ran, and its room in the queue is another one's."""
     await world.open(ONE_WAITS)
@@ -244,6 +132,7 @@ async def test_a_client_that_leaves_the_queue_leaves_room(world: World) -> None:
     await world.still_serves()
 
 
+@FOR_ASYNCIO
 @pytest.mark.parametrize("kind", ["unary_unary", "stream_unary"])
 async def test_a_client_that_leaves_while_its_call_runs_gives_the_place_back(world: World, kind: str) -> None:
     """The handler is cancelled."""
@@ -345,9 +234,10 @@ async def test_a_server_stops_while_calls_wait(world: World) -> None:
     first = await world.hold()
     second = asyncio.create_task(world.run())
     await world.load_is(2.0)
-    await asyncio.wait_for(world.server.stop(None), 30)
+    await asyncio.wait_for(world.stop(), 30)
     for result in await asyncio.gather(first, second, return_exceptions=True):
         assert isinstance(result, grpc.aio.AioRpcError)
+    world.end()
     await world.load_is(0.0)
 
 
@@ -372,6 +262,7 @@ async def test_an_unknown_method_takes_no_place(world: World) -> None:
     await first
 
 
+@FOR_ASYNCIO
 async def test_a_call_that_cannot_be_answered_in_time_is_refused(world: World) -> None:
     """Its method's median is known, and it has less time left: DEADLINE_EXCEEDED, and no handler runs."""
     await world.open(Limits())
@@ -385,6 +276,7 @@ async def test_a_call_that_cannot_be_answered_in_time_is_refused(world: World) -
     await world.load_is(0.0)
 
 
+@FOR_ASYNCIO
 async def test_calls_that_fail_say_nothing_about_how_long_a_method_takes(world: World) -> None:
     """Those that are answered do, from the moment on in which their request is there."""
     clock = FakeClock()
@@ -433,22 +325,25 @@ async def test_each_client_has_its_own_rate(world: World) -> None:
 async def test_a_handler_has_a_deadline_without_its_client(world: World, kind: str, timeout: float | None) -> None:
     """Where the client has none, or a later one: the handler is cancelled, and the status says why."""
     for timeout_s in longer(0.01):
-        await world.open(Limits(timeout_s=timeout_s), lb.aio.incoming())
+        await world.open(Limits(timeout_s=timeout_s), world.incoming())
         error = await world.refused(kind, timeout=timeout)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert error.details() == f"the handler took longer than the {timeout_s:g} s it may take here"
         if world.begun:  # else it was over before the first response was sent
             break
+    world.end()
+    await eventually(lambda: world.cancelled, "the handler has seen it")
     assert (world.begun, world.cancelled) == (1, 1)
     await world.load_is(0.0)
 
 
+@FOR_ASYNCIO
 async def test_a_stream_that_waits_for_its_client_ends_with_the_status(world: World) -> None:
     """Its time is over while its client does not take a response: once it has, it is told, and the handler ends."""
     await world.open(Limits(timeout_s=0.001))
     world.first = bytes(3 << 20)  # far more than a connection takes from a stream that nobody reads
     stream = world.start("unary_stream", timeout=30)
-    await eventually(lambda: world.opened and "<Overtime 0 calls" in repr(world.admission), "its time is over")
+    await eventually(lambda: world.opened and world.times_over, "its time is over")
     assert await stream.read() == world.first
     assert await stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert await stream.details() == "the handler took longer than the 0.001 s it may take here"

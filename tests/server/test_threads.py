@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from lb.server import Limits, Rate
 from lb.server.threads import Admission
 from lb.testing.clock import FakeClock
-from tests.server.threads_kit import ENDS, KINDS, WITHIN_S, Service, begin, fixed, serving
+from tests.server.threads_kit import ENDS, KINDS, WITHIN_S, Breaks, Service, begin, fixed, serving
 from tests.support.wait import eventually
 
 
@@ -217,17 +217,6 @@ async def test_in_a_common_pool_a_refusal_waits_for_a_handler() -> None:
             service.go.set()
             working.result()
         server.stop(None).wait()
-
-
-class Breaks(grpc.ServerInterceptor):
-    """An interceptor around admission that raises after it."""
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Raises where the metadata say so."""
-        handler = continuation(handler_call_details)
-        if any(key == "break" for key, _ in handler_call_details.invocation_metadata):
-            raise RuntimeError("as it was asked to")
-        return handler
 
 
 async def test_where_another_interceptor_raises_no_place_is_lost() -> None:

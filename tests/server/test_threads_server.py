@@ -376,19 +376,6 @@ def test_ports_of_your_own() -> None:
             server.start()
 
 
-def test_health_lists_what_it_knows() -> None:
-    """Each service by name."""
-    with Server("test") as server:
-        Service().add(server)
-        server.start()
-        with grpc.insecure_channel(server.address) as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            if not hasattr(stub, "List"):
-                pytest.skip("this release of grpcio-health-checking has no List")
-            asked: Any = health_pb2.HealthListRequest()  # type: ignore[attr-defined]  # newer than its types
-            assert set(stub.List(asked, timeout=WITHIN_S).statuses) == {"", "test.Service"}
-
-
 HUNG = """
 import logging, sys, threading
 import grpc

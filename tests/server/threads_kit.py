@@ -32,6 +32,8 @@ class Service:
         self.begun = threading.Semaphore(0)
         self.threads: set[str] = set()
         self.calls = 0
+        self.entered = 0
+        """How many handlers of a stream of requests began, maybe without any."""
 
     def _do(self, word: bytes, context: Any) -> None:
         self.calls += 1
@@ -63,12 +65,14 @@ class Service:
 
     def stream_unary(self, requests: Iterator[bytes], context: Any) -> bytes:
         """One for many."""
+        self.entered += 1
         for request in requests:
             self._do(request, context)
         return b"done"
 
     def stream_stream(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """As many as came."""
+        self.entered += 1
         for request in requests:
             self._do(request, context)
             yield request
@@ -112,7 +116,7 @@ def serving(
     clock: Any = time.monotonic,
     **options: Any,
 ) -> Iterator[Serving]:
-    """A server with threads. ``more`` are handlers by name, of one request and one response."""
+    """A server with threads. ``more`` are handlers by name."""
     service, admission = Service(), Admission(limits, threads=threads, clock=clock)
     server = grpc.server(
         admission.pool, interceptors=[*outer, admission, *inner], options=[("grpc.so_reuseport", 0)], **options
@@ -120,7 +124,7 @@ def serving(
     methods: dict[str, Any] = {
         kind: getattr(grpc, f"{kind}_rpc_method_handler")(getattr(service, kind)) for kind in KINDS
     }
-    methods |= {name: grpc.unary_unary_rpc_method_handler(work) for name, work in (more or {}).items()}
+    methods |= more or {}
     methods["own"] = grpc.unary_unary_rpc_method_handler(service.unary_unary)
     for name in ("test.Service", "grpc.Own"):
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(name, methods)])
@@ -133,6 +137,17 @@ def serving(
         service.go.set()
         server.stop(None).wait()
         admission.pool.shutdown()
+
+
+class Breaks(grpc.ServerInterceptor):
+    """An interceptor around admission that raises after it."""
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Raises where the metadata say so."""
+        handler = continuation(handler_call_details)
+        if any(key == "break" for key, _ in handler_call_details.invocation_metadata):
+            raise RuntimeError("as it was asked to")
+        return handler
 
 
 def begin(at: Serving, calls: int = 1) -> list[Any]:

@@ -119,7 +119,8 @@ class Desk:
             waits = self._wait(rules.intake, method, metadata, now)
             told = self._tellings()
         self._send(told)
-        self._alarm.start()
+        if not self._alarm.started and isinstance(waits, Stay):
+            self._alarm.start()
         return waits
 
     def start(self, stay: Stay, times: Times, left_s: float) -> Refusal | None:
@@ -271,7 +272,7 @@ class Desk:
             self._pool.go(job, lane)
 
     def __repr__(self) -> str:
-        return f"{self.places!r} threads={self.busy} of {self._pool.threads}"
+        return f"{self.places!r} limited={len(self._limited)} threads={self.busy} of {self._pool.threads}"
 
 
 def _value(metadata: Any, key: str) -> str:
