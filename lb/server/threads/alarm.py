@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from lb.shared import threads as kinds
+
 
 class Alarm:
     """Calls ``look`` when it is due. The thread begins with `start`, and ends with `close`.
@@ -16,6 +18,7 @@ class Alarm:
     def __init__(self, look: Callable[[], object]) -> None:
         self._look = look
         self._at: float | None = None
+        self._lock = kinds.lock()
         self._bell = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -38,9 +41,11 @@ class Alarm:
 
     def start(self) -> None:
         """Begin, if it has not begun. This waits for the thread, so no lock may be held."""
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._work, name="lb-alarm", daemon=True)
-            self._thread.start()
+        with self._lock:  # two calls may be the first
+            if self._thread is not None or self._closed:
+                return
+            thread = self._thread = threading.Thread(target=self._work, name="lb-alarm", daemon=True)
+        thread.start()
 
     def close(self) -> None:
         """Look no more."""
