@@ -19,7 +19,7 @@ check: $(DEV) ## run what takes under a minute: lint, and the tests that need no
 	@$(PY) tools/check.py
 
 test: $(DEV) ## run all tests, several at a time; ARGS="-k retry" passes options to pytest
-	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV) ## run ruff and mypy --strict; check that stubs and docs are up to date and contracts compatible
 	@$(PY) tools/check.py --lint

@@ -198,7 +198,8 @@ def _patient(handler: Handler) -> Handler:
         if streaming and context.is_active():
             return behavior(requests, context, *send)
         for request in requests:  # of a client that is gone it raises what grpcio tells nobody of
-            return behavior(request, context, *send)
+            if context.is_active():  # else core had the request before its client left
+                return behavior(request, context, *send)
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "the method requires exactly one request message")
         return None
 
