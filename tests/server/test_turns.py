@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,8 +16,29 @@ from lb.server.turns import Turns
 from tests.support.stalls import hold_loop
 from tests.support.wait import until
 
-HOLDS_S = 0.005
+COMPUTES_S = 0.005
 TWO = Limits(concurrency=Concurrency(limit=2, adaptive=False, queue=0))
+
+
+def compute() -> None:
+    """Use the processor for a while."""
+    until = time.thread_time() + COMPUTES_S
+    while time.thread_time() < until:
+        pass
+
+
+async def made_slow(turns: Turns) -> None:
+    """Let handlers compute, until the next ones take turns."""
+
+    async def takes_turns() -> bool:
+        turn = asyncio.ensure_future(turns.turn())
+        await asyncio.sleep(0)
+        begun = turn.done()
+        await turn
+        compute()
+        return not begun
+
+    await until(takes_turns, every_s=0, within_s=30, what="handlers that compute take turns")
 
 
 async def made_late(turns: Turns) -> None:
@@ -70,15 +92,16 @@ async def test_a_loop_that_was_late_recovers() -> None:
     await until(in_time, within_s=30, what="the loop is in time")
 
 
-async def test_handlers_that_hold_the_loop_begin_one_at_a_time() -> None:
+async def test_handlers_that_compute_begin_one_at_a_time() -> None:
     """Between two of them the loop goes round a few times, in which calls are taken in."""
     turns, rounds = Turns(), Rounds()
+    await made_slow(turns)
     began: list[int] = []
 
     async def handler() -> None:
         await turns.turn()
         began.append(rounds.count)
-        hold_loop(HOLDS_S)
+        compute()
 
     rounds.go()
     await asyncio.gather(*(handler() for _ in range(5)))
@@ -89,28 +112,36 @@ async def test_handlers_that_hold_the_loop_begin_one_at_a_time() -> None:
 async def test_no_handler_begins_while_calls_come() -> None:
     """As many as one more turn waits for; it does not wait for ever."""
     turns = Turns()
-    rounds = Rounds(lambda count: turns.came() if count <= 20 or count > 100 else None)
+    await made_slow(turns)
+    rounds = Rounds(lambda count: turns.came() if count <= 10 or count > 100 else None)
     rounds.go()
     await turns.turn()
-    first = rounds.count
-    assert 20 < first <= 100
+    assert 10 < rounds.count <= 100
+    compute()
     await until(lambda: asyncio.sleep(0, rounds.count > 100), every_s=0, within_s=30, what="calls come all the time")
     await turns.turn()
     rounds.stop()
 
 
-async def test_handlers_that_hold_nothing_begin_together() -> None:
-    """Else turns would cost them more than they need themselves."""
+async def test_handlers_that_compute_nothing_begin_at_once() -> None:
+    """Else turns would cost them more than they need themselves. So do others again, once they compute no more."""
     turns, rounds = Turns(), Rounds()
+    await made_slow(turns)
+
+    async def at_once() -> bool:
+        before = rounds.count
+        await asyncio.gather(*(turns.turn() for _ in range(10)))
+        return rounds.count < before + 5
+
     rounds.go()
-    await asyncio.gather(*(turns.turn() for _ in range(1000)))
+    await until(at_once, every_s=0, within_s=30, what="handlers begin at once")
     rounds.stop()
-    assert rounds.count < 1000
 
 
 async def test_a_handler_that_is_cancelled_takes_no_turn() -> None:
     """The others begin."""
     turns = Turns()
+    await made_slow(turns)
     tasks = [asyncio.ensure_future(turns.turn()) for _ in range(3)]
     await asyncio.sleep(0)
     tasks[0].cancel()
@@ -121,14 +152,14 @@ async def test_a_handler_that_is_cancelled_takes_no_turn() -> None:
 
 @contextlib.asynccontextmanager
 async def serving(limits: Limits) -> AsyncIterator[str]:
-    """A server whose handlers hold its loop up; its address."""
+    """A server whose handlers compute; its address."""
 
     async def unary(request: bytes, context: Any) -> bytes:
-        hold_loop(HOLDS_S)
+        compute()
         return request
 
     async def stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        hold_loop(HOLDS_S)
+        compute()
         yield request
 
     server = grpc.aio.server(interceptors=[Admission(limits)], options=[("grpc.so_reuseport", 0)])
