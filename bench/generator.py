@@ -181,8 +181,11 @@ class Orders:
 
 async def main() -> None:
     """Do one job after the other, until standard input ends."""
-    with contextlib.suppress(PermissionError):
-        os.nice(-10)  # it stands for other machines
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # it stands for other machines: before all else, as far as it may
+        os.nice(-10)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     print("{}", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         job = Job(json.loads(line))
