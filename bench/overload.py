@@ -233,6 +233,12 @@ def main() -> int:
     """Measure, print, write; the exit status."""
     parser = argparse.ArgumentParser(description="servers under many times their load")
     parser.add_argument("--short", action="store_true", help="one short run of lb.server in each case, nothing kept")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        help=f"calls a second in place of {RATE:g}, for a smaller machine; nothing kept",
+    )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of: {'; '.join(case.name for case in CASES)}")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.cases if name not in {case.name for case in CASES}]
@@ -242,6 +248,8 @@ def main() -> int:
     times = SHORT if arguments.short else FULL
     if arguments.short:
         cases = [replace(case, servers=(OURS,), rate=SHORT_RATE) for case in cases]
+    if arguments.rate:
+        cases = [replace(case, rate=arguments.rate) for case in cases]
     with generators() as load:
         found = measure(cases, times, load)
         ratios, void = refusal(load, *((2, 0.5) if arguments.short else (6, 1.0)))
@@ -262,7 +270,7 @@ def main() -> int:
         parts.append(shop.words(orders))
     raw = {name: {who: asdict(outcome) for who, outcome in of.items()} for name, of in found.items()}
     print()
-    keep = not arguments.short and not arguments.cases
+    keep = not arguments.short and not arguments.cases and not arguments.rate
     return finish("overload", parts, goals, keep=keep, raw=raw)
 
 
