@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lb.server import instances
-from tests.support.process import alive
+from tests.support.process import alive, with_lb
 
 PROGRAM = """
 import asyncio, os, lb.server
@@ -24,7 +24,9 @@ async def test_a_program_runs_as_several_processes(tmp_path: Path) -> None:
     """The program goes on in each of three processes; SIGTERM to the first one ends all, with status 0."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    process = await asyncio.create_subprocess_exec(sys.executable, program, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, program, stderr=asyncio.subprocess.PIPE, env=with_lb()
+    )
     assert process.stderr is not None
     pids: set[int] = set()
     try:

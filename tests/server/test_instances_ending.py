@@ -16,7 +16,7 @@ import pytest
 from lb.server.supervising import Spec
 from lb.server.supervising.instances import Together
 from tests.server.conftest import failed
-from tests.support.process import alive
+from tests.support.process import alive, with_lb
 from tests.support.wait import eventually
 
 SERVER = """
@@ -79,7 +79,7 @@ async def running(where: Path, drain_s: float) -> AsyncIterator[Running]:
     program = where / "program.py"
     program.write_text(SERVER)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, program, where, str(drain_s), stderr=asyncio.subprocess.DEVNULL
+        sys.executable, program, where, str(drain_s), stderr=asyncio.subprocess.DEVNULL, env=with_lb()
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(kill, process)
@@ -177,7 +177,7 @@ async def ending(where: Path, status: int) -> asyncio.subprocess.Process:
     program = where / "program.py"
     program.write_text(ENDS)
     command = (sys.executable, program, str(status))
-    return await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    return await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=with_lb())
 
 
 async def test_a_wrong_setting_ends_all(tmp_path: Path) -> None:

@@ -18,6 +18,14 @@ _START_S = 60.0
 _OBEY_S = 30.0
 
 
+def with_lb() -> dict[str, str]:
+    """The environment of a program that imports this tree's `lb`, wherever it runs and whether that is installed."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(servers.ROOT), os.environ.get("PYTHONPATH")))),
+    }
+
+
 class Process:
     """A server in a process of its own, spoken to by lines. ``address`` is where it listens, ``id`` its name."""
 
