@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -36,18 +36,6 @@ def incoming() -> grpc.aio.ServerInterceptor:
 
 class Incoming(Around):
     """See `incoming`."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Called by grpcio for each call."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        self.look(handler_call_details)
-        return self._handlers.of(handler_call_details.method, handler)
 
     def look(self, details: grpc.HandlerCallDetails) -> None:
         """A call has arrived. Its metadata are looked at now: a handler's context reads them from core once more."""

@@ -6,7 +6,7 @@ We ask only where no attempt is at hand that core could refuse, or to tell whose
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _KEY = re.compile(rb"[0-9a-z_.-]+")
@@ -16,6 +16,15 @@ _VALUE = re.compile(rb"[ -~]*")
 def legal_key(name: str) -> bool:
     """Whether a metadata key may be called so: lower-case letters, digits, ``_``, ``.`` and ``-``."""
     return _KEY.fullmatch(name.encode(errors="replace")) is not None
+
+
+def last_value(metadata: Iterable[Any] | None, key: str) -> Any:
+    """The value of a key; the last one, if there are several; empty when there is none."""
+    found: Any = ""
+    for name, value in metadata or ():
+        if name == key:
+            found = value
+    return found
 
 
 def legal(metadata: Sequence[Any]) -> bool:

@@ -43,7 +43,7 @@ from lb.server.optional import health_service, wanted
 from lb.server.orca import LoadReporter, LoadTrailers
 from lb.server.readiness import Readiness, State
 from lb.server.reasons import SIGNALS
-from lb.server.registering import Registering
+from lb.server.registering import enter, registering
 from lb.server.strain import Strain
 
 if TYPE_CHECKING:
@@ -145,10 +145,7 @@ class Server(Life, grpc.aio.Server):
         self._counts = counts or not_grpcs_own
         self._health: Health | None = health_service(health)
         self._reflection = wanted("reflection", "grpc_reflection", reflection)
-        self._registering: Registering | None = None
-        if register is not False:
-            settings = {} if register is True else register
-            self._registering = Registering(settings, health=self._health is not None, tls=credentials is not None)
+        self._registering = registering(register, health=self._health is not None, tls=credentials is not None)
         self._ready = Readiness(name, checks or {}, self._counts, self._health)
         self._started = False
         self._port = 0
@@ -277,7 +274,8 @@ class Server(Life, grpc.aio.Server):
             await self._open()
             await self._ready.healthy.wait()
             if self._registering is not None:
-                await self._register(self._registering)
+                self._registration = self._registering.entry(self._name, self._address)
+                await enter(self._registration, self._tasks)
         except Exception:
             await self.close()
             raise
@@ -332,14 +330,6 @@ class Server(Life, grpc.aio.Server):
         await self._server.start()
         self._strain.start()
         self._tasks.append(asyncio.create_task(self._ready.watch(), name=f"lb server {self._name} checks"))
-
-    async def _register(self, registering: Registering) -> None:
-        registration = self._registration = registering.entry(self._name, self._address)
-        # In a task of its own: when the start is cancelled, what was sent is drained before it is taken back.
-        entering = asyncio.create_task(registration.__aenter__())
-        self._tasks.append(entering)
-        await asyncio.wait([entering])
-        entering.result()
 
     def __repr__(self) -> str:
         return f"<Server {self._name} at {self._address or 'no address yet'}, {self.state}, {self.meter!r}>"

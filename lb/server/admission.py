@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from lb.core.headers import last_value
 from lb.core.serving.admission import Refusal
-from lb.core.serving.priority import PRIORITY_KEY, priority_of
 from lb.core.serving.settings import Limits
+from lb.server.gate import not_grpcs_own
 from lb.server.overtime import Entry, Overtime
 from lb.server.places import Place, Places
 from lb.server.refusals import Trailers, trailers
 from lb.server.turns import Turns
 from lb.shared.asynchronous import behavior_of
 from lb.shared.handlers import Around, Behavior
+from lb.shared.scopes import priority_in
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
@@ -69,7 +71,7 @@ class Admission(Around):
         """Who runs, who waits, who is refused."""
         self.rules = self.places.rules
         self._client_key = self.rules.client_key
-        self._counts = counts or _not_grpcs_own
+        self._counts = counts or not_grpcs_own
         self._trailers = tuple(trailers)
         self.refuses = _refusing(self._trailers)
         """The handler of a call that it does not admit."""
@@ -99,9 +101,10 @@ class Admission(Around):
         places, method, metadata = self.places, details.method, details.invocation_metadata
         self._turns.came()
         now = places.clock()
-        found = places.at_once(method, _value(metadata, self._client_key), now)
+        client = last_value(metadata, self._client_key) if self._client_key is not None else ""
+        found = places.at_once(method, client, now)
         if found is None:
-            found = await places.after_waiting(method, priority_of(_value(metadata, PRIORITY_KEY)), now)
+            found = await places.after_waiting(method, priority_in(metadata), now)
         if isinstance(found, Refusal):
             _refusal.set(found)
             return False
@@ -183,16 +186,6 @@ class Admission(Around):
         return f"<Admission {self.rules!r}{overtime}>"
 
 
-def _value(metadata: Any, key: str | None) -> str:
-    """The last value of a key; empty when there is none."""
-    found = ""
-    if key is not None:
-        for name, value in metadata:
-            if name == key:
-                found = value
-    return found
-
-
 def _begun() -> Place:
     """The place of the call whose handler begins, which gives it back from now on."""
     place = _place.get()
@@ -217,7 +210,3 @@ def _refusing(extra: Trailers) -> Handler:
     # A unary handler would wait for the request, and send an empty response before the status.
     made: Handler = grpc.stream_stream_rpc_method_handler(refuse)
     return made
-
-
-def _not_grpcs_own(method: str) -> bool:
-    return not method.startswith("/grpc.")

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from lb.aio._incoming import Incoming
 from lb.server.admission import Admission
 from lb.shared.handlers import Around, Kept, surrounded
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
 
-_PLAIN = (Around.intercept_service, Admission.intercept_service, Incoming.intercept_service)
+_PLAIN = (Around.intercept_service, Admission.intercept_service)
 
 
 def joined(interceptors: Iterable[grpc.aio.ServerInterceptor]) -> Iterator[grpc.aio.ServerInterceptor]:
@@ -38,7 +37,7 @@ class _Served:
 
     def __init__(self, stages: tuple[Around, ...], method: str, handler: Handler) -> None:
         self.serves = handler
-        self.looks: list[Incoming] = []
+        self.looks: list[Around] = []
         self.admissions: list[tuple[Admission, Handler]] = []
         """Each, and what a call gets that it refuses: what stands around it sees that, too."""
         for stage in reversed(stages):  # from inside to outside
@@ -48,7 +47,7 @@ class _Served:
             self.admissions = [(each, surrounded(stage, method, refuses)) for each, refuses in self.admissions]
             if isinstance(stage, Admission):
                 self.admissions.insert(0, (stage, stage.refuses))
-            elif isinstance(stage, Incoming):
+            elif type(stage).look is not Around.look:
                 self.looks.append(stage)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from lb.core import checks
 from lb.core.orca import KEYS, LoadReport
+from lb.server.gate import not_grpcs_own
 from lb.shared.asynchronous import behavior_of
 from lb.shared.handlers import Around, Behavior
 
@@ -158,7 +159,7 @@ class LoadTrailers(Around):
         super().__init__()
         check_reporter("LoadTrailers.reporter", reporter)
         self._reporter = reporter
-        self._counts = counts or _not_grpcs_own
+        self._counts = counts or not_grpcs_own
 
     def concerns(self, method: str) -> bool:
         """See ``counts``."""
@@ -193,10 +194,6 @@ class LoadTrailers(Around):
             _add(context, reporter.trailers(costs))
 
         return stream if handler.response_streaming else unary
-
-
-def _not_grpcs_own(method: str) -> bool:
-    return not method.startswith("/grpc.")
 
 
 def _add(context: Any, trailers: Trailers) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lb.core import checks
 from lb.server.address import split_host_port
@@ -13,12 +14,32 @@ from lb.server.advertise import WILDCARDS, advertised
 from lb.server.mistakes import StartError
 from lb.server.optional import EXTRA
 
+if TYPE_CHECKING:
+    from lb.aio import Registration
+
 _log = logging.getLogger("lb.server")
 
 # For checking settings before the real one is known.
 _SOME_ADDRESS = "127.0.0.1:1"
 _AUTO = "auto"
 _GRPC = "grpc"
+
+
+def registering(register: bool | Mapping[str, Any], *, health: bool, tls: bool) -> Registering | None:
+    """What a server's argument ``register`` asks for; None: it is not registered. Raises as `Registering`."""
+    if register is False:
+        return None
+    return Registering({} if register is True else register, health=health, tls=tls)
+
+
+async def enter(registration: Registration, tasks: list[asyncio.Task[Any]]) -> None:
+    """Register, in a task that is one of ``tasks``: when the start is cancelled, what was sent is drained before it is
+    taken back.
+    """
+    entering = asyncio.create_task(registration.__aenter__())
+    tasks.append(entering)
+    await asyncio.wait([entering])
+    entering.result()
 
 
 class Registering:

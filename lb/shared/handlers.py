@@ -84,6 +84,9 @@ class Around(grpc.aio.ServerInterceptor, ABC):
         """Whether ``method`` (``/package.Service/Method``) gets the function. By default each does."""
         return True
 
+    def look(self, details: grpc.HandlerCallDetails) -> None:
+        """A call of such a method has arrived; its handler runs later, if at all. By default nothing is done."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
@@ -93,6 +96,7 @@ class Around(grpc.aio.ServerInterceptor, ABC):
         handler = await continuation(handler_call_details)
         if handler is None or not self.concerns(handler_call_details.method):
             return handler
+        self.look(handler_call_details)
         return self._handlers.of(handler_call_details.method, handler)
 
 

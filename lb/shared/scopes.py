@@ -40,6 +40,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from lb.core import checks
+from lb.core.headers import last_value
 from lb.core.serving.priority import PRIORITY_KEY, Priority, priority_of
 
 # A deadline further away is none: grpcio's threads tell a call without one that it has centuries left.
@@ -126,11 +127,7 @@ def enter(scope: Scope) -> None:
 
 def priority_in(metadata: Iterable[Any] | None) -> Priority:
     """The priority that an incoming call's metadata have; the last one counts."""
-    found: object = None
-    for key, value in metadata or ():
-        if key == PRIORITY_KEY:
-            found = value
-    return DEFAULT if found is None else priority_of(found)
+    return priority_of(last_value(metadata, PRIORITY_KEY))
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_costs_are_the_call_s_own() -> None:
     assert not read(reporter.trailers()).request_cost
 
 
-def test_each_span_is_counted_anew() -> None:
+def test_each_span_counts_its_own_calls_alone() -> None:
     """A second without calls has none, whatever was before."""
     clock = FakeClock()
     reporter = LoadReporter(clock=clock, cpu=lambda: 0.0)

@@ -121,7 +121,7 @@ async def test_a_request_that_never_comes_is_told_after_the_wait() -> None:
 
 
 async def test_the_important_go_first_and_the_sheddable_are_driven_out() -> None:
-    """By the metadata ``lb-priority``; whoever makes room learns it at once."""
+    """By the metadata ``lb-priority``. A call that has to make room for another is refused at once."""
 
     def priority(word: str) -> Any:
         return {"metadata": ((PRIORITY_KEY, word),)}

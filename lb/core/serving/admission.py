@@ -12,11 +12,7 @@ from lb.core.serving.deadlines import Typical
 from lb.core.serving.demand import Demand
 from lb.core.serving.intake import Intake
 from lb.core.serving.rates import Rates
-from lb.core.serving.settings import Limits
-
-MOST_METHODS = 4096
-"""So many methods are told apart; a proxy may meet any number. The others count as one kind, and none of them is ever
-hopeless."""
+from lb.core.serving.settings import MOST_METHODS, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ class Admission:
         """What is known of a method."""
         found = self._methods.get(method)
         if found is None:
-            if len(self._methods) >= MOST_METHODS:
+            if len(self._methods) >= MOST_METHODS:  # the others count as one kind, and none of them is ever hopeless
                 return Times(self._others)
             found = self._methods[method] = Times(Baseline())
         return found

@@ -6,12 +6,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from lb.core import checks
-from lb.core.serving.settings import Rate
+from lb.core.serving.settings import MOST_METHODS, Rate
 from lb.core.token_bucket import SLACK_S, TokenBucket
 
 MOST_CLIENTS = 10_000
 """So many clients are told apart. One more, and the bucket that was used longest ago is forgotten."""
-_MOST_METHODS = 4096
 
 
 class Rates:
@@ -66,7 +65,7 @@ class Rates:
     def _of_method(self, method: str) -> _Bucket | None:
         found = self._by_method
         if method not in found:
-            if len(found) >= _MOST_METHODS:
+            if len(found) >= MOST_METHODS:
                 found.clear()
             by_entry = self._by_entry
             of_method, of_service = checks.entries(method)

@@ -9,6 +9,8 @@ from lb.core import checks
 from lb.core.concurrency import ConcurrencyLimit, LimitState
 from lb.core.headers import legal_key
 
+MOST_METHODS = 4096
+"""So many methods are told apart; a proxy may meet any number."""
 _MOST = 1e15
 
 

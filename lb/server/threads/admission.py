@@ -34,13 +34,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from lb.core.serving.admission import MOST_METHODS, Refusal
+from lb.core.serving.admission import Refusal
 from lb.core.serving.settings import Limits
 from lb.server.gate import not_grpcs_own
 from lb.server.refusals import trailers
 from lb.server.threads.desk import Desk, Stay, Threaded
 from lb.server.threads.pool import Pool
-from lb.shared.handlers import Behavior, Handlers, behavior_of
+from lb.shared.handlers import Behavior, Handlers, Kept, behavior_of
 
 if TYPE_CHECKING:
     from lb.shared.handlers import Handler
@@ -84,7 +84,7 @@ class Admission(grpc.ServerInterceptor):
         """The pool for ``grpc.server``. Shut it down when the server has stopped."""
         self._counts = counts or not_grpcs_own
         self._handlers = Handlers(self._around)
-        self._patient: dict[str, tuple[Handler, Handler]] = {}
+        self._patient = Kept(lambda method, handler: _patient(handler))
         self._desk = Desk(Threaded(limits, rng=rng, clock=clock), self.pool)
 
     @property
@@ -126,7 +126,7 @@ class Admission(grpc.ServerInterceptor):
         _stay.set(found)
         self.pool.expect("calls", found)
         wrapped = self._handlers.wrapped(method, handler)
-        return wrapped if found.waiting is None else self._waiting(method, wrapped)
+        return wrapped if found.waiting is None else self._patient.of(method, wrapped)
 
     def _around(self, method: str, handler: Handler) -> Behavior:
         behavior = behavior_of(handler)
@@ -153,15 +153,6 @@ class Admission(grpc.ServerInterceptor):
             return answer
 
         return handle
-
-    def _waiting(self, method: str, handler: Handler) -> Handler:
-        """The same one always, for a call that waits."""
-        known = self._patient.get(method)
-        if known is None or known[0] is not handler:
-            if len(self._patient) >= MOST_METHODS:  # a proxy may meet any number of them
-                self._patient.clear()
-            known = self._patient[method] = (handler, _patient(handler))
-        return known[1]
 
     def __repr__(self) -> str:
         return f"<Admission {self._desk!r}>"

@@ -7,9 +7,9 @@ import time
 from types import ModuleType
 from typing import Any
 
+from lb.core.headers import last_value
 from lb.core.serving.admission import Refusal, Times
 from lb.core.serving.intake import Intake, Waiting
-from lb.core.serving.priority import PRIORITY_KEY, priority_of
 from lb.server.places import Place, Places
 from lb.server.threads.alarm import Alarm
 from lb.server.threads.pool import Job, LaneName, Pool
@@ -106,7 +106,7 @@ class Desk:
         """A place and a thread for a call, or one that waits for them, or why there is none."""
         places = self.places
         rules = places.rules
-        client = _value(metadata, rules.client_key) if rules.client_key is not None else ""
+        client = last_value(metadata, rules.client_key) if rules.client_key is not None else ""
         with self.lock:
             now = places.clock()
             found = places.at_once(method, client, now)
@@ -211,7 +211,7 @@ class Desk:
 
     def _wait(self, intake: Intake, method: str, metadata: Any, now: float) -> Stay | Refusal:
         rules = self.places.rules
-        waiting = intake.wait(priority_of(_value(metadata, PRIORITY_KEY)), now)
+        waiting = intake.wait(scopes.priority_in(metadata), now)
         if waiting is None:
             return rules.full(now)
         stay = Stay(self, None, rules.times(method))
@@ -273,12 +273,3 @@ class Desk:
 
     def __repr__(self) -> str:
         return f"{self.places!r} limited={len(self._limited)} threads={self.busy} of {self._pool.threads}"
-
-
-def _value(metadata: Any, key: str) -> str:
-    """The last value of a key; empty when there is none."""
-    found = ""
-    for name, value in metadata:
-        if name == key:
-            found = value
-    return found

@@ -19,7 +19,7 @@ from lb.server.life import Life
 from lb.server.listening import bind, checked, told
 from lb.server.optional import wanted
 from lb.server.readiness import Readiness
-from lb.server.registering import Registering
+from lb.server.registering import Registering, enter, registering
 from lb.server.threads.admission import Admission
 from lb.server.threads.leaving import Gate
 
@@ -34,7 +34,7 @@ ASYNC_CHECK = "the check is `async def`; with threads it is a plain function"
 
 
 class ServerLife(Life):
-    """The life of one server, in the loop of whoever lives it. Stands in for what `Ending` asks of asyncio's parts."""
+    """The life of one server, in one event loop. It also gives `Ending` what asyncio has a server and a meter for."""
 
     def __init__(
         self,
@@ -78,10 +78,8 @@ class ServerLife(Life):
 
     def registers(self, register: bool | Mapping[str, Any]) -> None:
         """Whether, and as what."""
-        if register is not False:
-            settings = {} if register is True else register
-            tls = self._credentials is not None
-            self._registering = Registering(settings, health=self._health is not None, tls=tls)
+        tls = self._credentials is not None
+        self._registering = registering(register, health=self._health is not None, tls=tls)
 
     def opened(self, address: str, port: int) -> int:
         """A port was added. The first one is the one that is told, if it listens on no other."""
@@ -120,11 +118,8 @@ class ServerLife(Life):
         if not self.ready.healthy.is_set():
             return
         if self._registering is not None:
-            registration = self._registration = self._registering.entry(self._name, self.address)
-            entering = asyncio.create_task(registration.__aenter__())
-            self._tasks.append(entering)
-            await asyncio.wait([entering])
-            entering.result()
+            self._registration = self._registering.entry(self._name, self.address)
+            await enter(self._registration, self._tasks)
         _log.info("%s: ready at %s", self._name, self.address)
         if self.when_ready is not None:
             self.when_ready()

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 from grpc import StatusCode
 
-from lb.core.serving.admission import MOST_METHODS, Admission, Refusal
+from lb.core.serving.admission import Admission, Refusal
 from lb.core.serving.priority import Priority
-from lb.core.serving.settings import Concurrency, Limits, Rate
+from lb.core.serving.settings import MOST_METHODS, Concurrency, Limits, Rate
 
 GET = "/shop.Shop/Get"
 
