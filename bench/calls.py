@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,18 +29,10 @@ from bench.rig import ROOT
 from bench.rows import ALL, LIMITS, ROWS, base, changed
 
 
-def grpc_go() -> str | None:
-    """The client in Go, built if it can be; None if it cannot."""
-    name = "gocaller"
-    if shutil.which("go") or (ROOT / ".cache" / "bin" / name).exists():
-        subprocess.run([ROOT / "tools" / "servers" / "build.sh", name, "."], check=False, stdout=subprocess.DEVNULL)
-    return shutil.which(name) or shutil.which(name, path=str(ROOT / ".cache" / "bin"))
-
-
 def command(name: str, addresses: list[str], calls: int) -> list[str] | None:
     """How to start the client of a row; None if there is no such client here."""
     if ALL[name].who == "go":
-        program = grpc_go()
+        program = rig.grpc_go()
         return None if program is None else [program, ",".join(addresses), rig.UNARY, str(calls)]
     return [sys.executable, str(ROOT / "bench" / "client.py"), name, ",".join(addresses), str(calls)]
 

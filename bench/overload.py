@@ -24,7 +24,7 @@ import grpc
 
 from bench import servers, shop
 from bench.goals import Goal, Table, finish, spread
-from bench.pressure import LAG_MS, Generators, Kind, Phase, generators
+from bench.pressure import GRPC, LAG_MS, Generators, Kind, Phase, generators
 
 SLOTS = (Kind(servers.SLOT),)
 MIXED = (
@@ -54,7 +54,7 @@ class Case:
     name: str
     kinds: Sequence[Kind]
     servers: Sequence[str] = (OURS, PLAIN, NAIVE)
-    channel: str = "grpcio"
+    channel: str = GRPC
     options: Sequence[str] = ()
     count: int = 3
     callers: int = 48
@@ -251,6 +251,7 @@ def main() -> int:
     if arguments.rate:
         cases = [replace(case, rate=arguments.rate) for case in cases]
     with generators() as load:
+        print(load.words)
         found = measure(cases, times, load)
         ratios, void = refusal(load, *((2, 0.5) if arguments.short else (6, 1.0)))
         orders = None
@@ -259,6 +260,7 @@ def main() -> int:
     goals = [goal for case in cases for goal in goals_of(case, found[case.name][OURS])]
     goals.append(Goal("CPU of a refusal, to a bare echo", sum(ratios) / len(ratios), most=REFUSAL, void=void))
     parts: list[Table | str] = [
+        load.words,
         Table(
             [*TITLES, *TITLES_MORE],
             [cells(name, who, outcome) for name, of in found.items() for who, outcome in of.items()],

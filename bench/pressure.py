@@ -19,6 +19,7 @@ from bench.servers import ECHO
 
 LAG_MS = 5.0
 """A run is void in which the load generator's lag has a p99 above this."""
+GRPC = "grpc"
 _BEGINS_IN_S = 0.3
 _OK = "OK"
 
@@ -123,20 +124,30 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 class Generators:
-    """So many processes, each of which makes its part of the calls."""
+    """So many processes, each of which makes its part of the calls. The one in Go has threads, and makes all alone."""
 
-    def __init__(self, processes: Sequence[subprocess.Popen[str]]) -> None:
-        self._processes = processes
+    def __init__(self, python: Sequence[subprocess.Popen[str]], go: Sequence[subprocess.Popen[str]] = ()) -> None:
+        self._python = python
+        self._go = go
         self._seeds = itertools.count(1)
 
-    def run(self, addresses: Sequence[str], phases: Sequence[Phase], channel: str = "grpcio") -> list[Figures]:
+    @property
+    def words(self) -> str:
+        """Where the calls come from."""
+        language = "Go" if self._go else "Python"
+        return (
+            f"Calls of grpcio's channel come from a load generator in {language}; those of `lb` and of HTTP, in Python."
+        )
+
+    def run(self, addresses: Sequence[str], phases: Sequence[Phase], channel: str = GRPC) -> list[Figures]:
         """Make the calls of these phases, one after the other; what came of each.
 
-        ``channel`` is ``grpcio``, its own with round robin and without retries, or ``lb``, with its defaults.
+        ``channel`` is ``grpc``, its own with round robin and no retries; ``lb``, with its defaults; or ``http``.
         """
         begin = time.monotonic() + _BEGINS_IN_S
-        count = len(self._processes)
-        for number, process in enumerate(self._processes):
+        processes = self._go if self._go and channel == GRPC else self._python
+        count = len(processes)
+        for number, process in enumerate(processes):
             job = {
                 "addresses": [*addresses],
                 "channel": channel,
@@ -146,7 +157,7 @@ class Generators:
                 "phases": [_words(phase, number, count) for phase in phases],
             }
             rig.say(process, job)
-        answers = [rig.answer("load generator", process) for process in self._processes]
+        answers = [rig.answer("load generator", process) for process in processes]
         figures, began = [], begin
         for number, phase in enumerate(phases):
             calls = [
@@ -177,7 +188,9 @@ def _words(phase: Phase, number: int, count: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def generators(count: int = 2) -> Iterator[Generators]:
-    """So many processes while the block lasts."""
+    """So many processes in Python while the block lasts, and where Go is, one in Go."""
     command = [sys.executable, str(Path(__file__).with_name("generator.py"))]
-    with rig.workers({f"load generator {number}": command for number in range(count)}) as started:
-        yield Generators([*started.values()])
+    commands = {f"load generator {number}": command for number in range(count)}
+    program = rig.grpc_go()
+    with rig.workers(commands) as python, rig.workers({"in Go": [*command, program, "jobs"]} if program else {}) as go:
+        yield Generators([*python.values()], [*go.values()])

@@ -11,6 +11,7 @@ import asyncio
 import importlib.metadata
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,14 @@ def servers(count: int = SERVERS, ports: int = 1) -> Iterator[list[str]]:
 def plain(addresses: Sequence[str], factory: Callable[..., Any] = grpc.aio.insecure_channel) -> Any:
     """The channel that others are compared with: round_robin, in core."""
     return factory("ipv4:" + ",".join(addresses), options=[ROUND_ROBIN])
+
+
+def grpc_go() -> str | None:
+    """The client in Go, built if it can be; None if it cannot."""
+    name = "gocaller"
+    if shutil.which("go") or (ROOT / ".cache" / "bin" / name).exists():
+        subprocess.run([ROOT / "tools" / "servers" / "build.sh", name, "."], check=False, stdout=subprocess.DEVNULL)
+    return shutil.which(name) or shutil.which(name, path=str(ROOT / ".cache" / "bin"))
 
 
 @contextmanager

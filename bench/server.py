@@ -32,7 +32,7 @@ SLOW_S, FAST_S = 0.050, 0.010
 NAIVE, PLAIN, OURS = "naive", "grpc.aio", "lb.server"
 KINDS = {NAIVE: "naive", PLAIN: "plain", OURS: "lb"}
 TIMEOUT_S = 5.0
-_TRIES, _LESS = 4, 0.85
+_TRIES, _LESS = 9, 0.85
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Bench:
         return found
 
     def confirmed(self, who: str, callers: int) -> tuple[int, Figures]:
-        """So many callers for the whole time, or fewer, in a few steps; 0, if not even so many were served."""
+        """So many callers for the whole time, or fewer, down to a quarter; 0, if not even so many were served."""
         for _ in range(_TRIES):
             with self._serving(who, SLOW_S) as address:
                 figures = self.step(address, callers, self.times.check)

@@ -17,7 +17,7 @@ pytest.importorskip("aiosqlite", reason="the bench needs the shop's packages (ex
 
 from bench import servers, shop
 from bench.goals import Goal, finish, spread
-from bench.pressure import Call, Figures, Generators, Kind, Phase, generators, percentile
+from bench.pressure import GRPC, Call, Figures, Generators, Kind, Phase, generators, percentile
 from bench.server import search
 from mesh.orders.v1 import OrderState
 from services.orders.store import AUTHORIZED, CONFIRMED, FAILED, PENDING, RESERVED
@@ -125,7 +125,7 @@ def test_each_server_answers(kind: str, load: Generators) -> None:
     ):
         work = (Kind(servers.WORK),)
         phases = [Phase(0.3, work, rate=40.0, timeout_s=20.0), Phase(0.6, work, callers=1, timeout_s=20.0)]
-        for channel in ("grpcio", "lb"):
+        for channel in (GRPC, "lb"):
             opened, closed = load.run([server.address], phases, channel)
             assert 10 <= len(opened.calls) <= 14
             assert closed.calls

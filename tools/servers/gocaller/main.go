@@ -1,9 +1,14 @@
-// A client of grpc-go for the bench: how much CPU a unary call takes in another language, on the same servers.
+// A client of grpc-go for the benches. Its channel uses round_robin, and retries nothing.
 //
 //	gocaller 127.0.0.1:50051,127.0.0.1:50052 /package.Service/Method 500
+//	gocaller jobs
 //
-// It keeps 64 calls in flight over round_robin, each with a deadline. After a warm-up it prints "{}"; for each line of
-// standard input it makes so many calls and prints the CPU time of the process for each, in microseconds.
+// The first form measures how much CPU a unary call takes in another language, on the same servers. It keeps 64 calls in
+// flight, each with a deadline. After a warm-up it prints "{}"; for each line of standard input it makes so many calls
+// and prints the CPU time of the process for each, in microseconds.
+//
+// The second form is a load generator, as bench/generator.py is: it prints "{}", then does a job for each line of
+// standard input, and prints what became of the calls.
 package main
 
 import (
@@ -62,7 +67,7 @@ func load(channel *grpc.ClientConn, method string, calls int64) error {
 			for left.Add(-1) >= 0 {
 				ctx, cancel := context.WithTimeout(context.Background(), timeout)
 				var response []byte
-				err := channel.Invoke(ctx, method, &request, &response)
+				err := channel.Invoke(ctx, method, &request, &response, grpc.WaitForReady(true))
 				cancel()
 				if err != nil {
 					failed <- err
@@ -88,19 +93,24 @@ func cpu() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-func run(addresses []string, method string, calls int64) error {
+// connect makes a channel over these addresses. Messages are bytes.
+func connect(addresses []string) (*grpc.ClientConn, error) {
 	known := manual.NewBuilderWithScheme("known")
 	var state resolver.State
 	for _, address := range addresses {
 		state.Addresses = append(state.Addresses, resolver.Address{Addr: address})
 	}
 	known.InitialState(state)
-	channel, err := grpc.NewClient("known:///servers",
+	return grpc.NewClient("known:///servers",
 		grpc.WithResolvers(known),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(raw{}), grpc.WaitForReady(true)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(raw{})),
 	)
+}
+
+func run(addresses []string, method string, calls int64) error {
+	channel, err := connect(addresses)
 	if err != nil {
 		return err
 	}
@@ -123,13 +133,18 @@ func run(addresses []string, method string, calls int64) error {
 }
 
 func main() {
-	if len(os.Args) != 4 {
-		fmt.Fprintln(os.Stderr, "gocaller ADDRESSES METHOD CALLS")
+	var err error
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "jobs":
+		err = jobs(os.Stdin, os.Stdout)
+	case len(os.Args) == 4:
+		var calls int64
+		if calls, err = strconv.ParseInt(os.Args[3], 10, 64); err == nil {
+			err = run(strings.Split(os.Args[1], ","), os.Args[2], calls)
+		}
+	default:
+		fmt.Fprintln(os.Stderr, "gocaller ADDRESSES METHOD CALLS, or gocaller jobs")
 		os.Exit(2)
-	}
-	calls, err := strconv.ParseInt(os.Args[3], 10, 64)
-	if err == nil {
-		err = run(strings.Split(os.Args[1], ","), os.Args[2], calls)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gocaller:", err)
