@@ -13,10 +13,10 @@ echo "${GRPCIO:+grpcio==$GRPCIO}" >"$venv/constraint.txt"
   --resolution lowest-direct --constraint "$venv/constraint.txt" --output-file "$venv/lowest.txt"
 # The tests' own tools are today's.
 "$uv" pip install --quiet --python "$venv/bin/python" -r "$venv/lowest.txt" \
-  $(for tool in pytest pytest-asyncio hypothesis httpx2 cryptography h2; do locked $tool; done)
+  $(for tool in pytest pytest-asyncio pytest-xdist hypothesis httpx2 cryptography h2; do locked $tool; done)
 grep -E '^(grpcio(-[a-z-]+)?|googleapis-common-protos|protobuf|py-consul|tenacity|opentelemetry-api)==' "$venv/lowest.txt"
 [ $# -gt 0 ] || set -- tests/core tests/telemetry tests/aio tests/sync tests/server tests/shared tests/shells tests/testing \
   tests/test_import.py tests/test_without_consul.py
 # Before 1.83 an asyncio call of grpcio's raises in __del__ what its interceptor raised.
-"$venv/bin/python" -m pytest -o pythonpath=. -o "filterwarnings=error
+"$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder -o pythonpath=. -o "filterwarnings=error
 ignore:Exception ignored in. <function InterceptedCall.__del__:pytest.PytestUnraisableExceptionWarning" "$@"

@@ -123,10 +123,12 @@ func (p *press) warmUp() error {
 		request, response := []byte("0"), []byte{}
 		err := p.channel.Invoke(ctx, p.job.Echo, &request, &response, grpc.WaitForReady(true), grpc.Peer(&from))
 		cancel()
-		if err != nil {
+		if status.Code(err) == codes.DeadlineExceeded {
 			return err
 		}
-		seen[from.Addr.String()] = true
+		if from.Addr != nil { // also of a server that refuses, since it is full
+			seen[from.Addr.String()] = true
+		}
 	}
 	return nil
 }
