@@ -174,8 +174,8 @@ async def build(host: Host) -> Service:
     orders = Store(database)
     placing = Saga(orders, stubs)
     host.stack.push_async_callback(placing.close)
-    placing.start()
     return Service(
         add=lambda server: add_OrdersServicer_to_server(Orders(orders, placing), server),
         checks={"database": database.ping},
+        begin=placing.start,
     )

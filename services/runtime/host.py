@@ -11,6 +11,7 @@ from sqlalchemy import MetaData
 
 from services.runtime.channels import Connect
 from services.runtime.database import Database, open_database
+from services.runtime.needs import Needs
 from services.runtime.settings import Settings
 
 Check = Callable[[], Awaitable[None]]
@@ -22,11 +23,12 @@ class Service:
     """A business service, ready to be served.
 
     ``add`` adds its servicers to a server. ``checks`` are its dependencies by name; while one fails, the instance is
-    NOT_SERVING.
+    NOT_SERVING. ``begin`` begins what it does besides answering calls, once the services that it calls were seen.
     """
 
     add: Callable[[grpc.aio.Server], None]
     checks: Mapping[str, Check] = field(default_factory=dict)
+    begin: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ class Host:
     settings: Settings
     stack: AsyncExitStack
     connect: Connect
+    needs: Needs
 
     async def channel(self, service: str) -> grpc.aio.Channel:
-        """A channel to another service."""
-        return await self.stack.enter_async_context(self.connect(service))
+        """A channel to another service, which this one waits for at its start."""
+        channel = await self.stack.enter_async_context(self.connect(service))
+        self.needs.add(service, channel)
+        return channel
 
     async def database(self, metadata: MetaData) -> Database:
         """The service's database, with the tables of ``metadata``."""

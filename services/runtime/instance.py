@@ -6,7 +6,7 @@ That is its settings, what a service is built from, ``Describe``, and the id of 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -19,8 +19,9 @@ from mesh.runtime.v1 import add_RuntimeServicer_to_server
 from services.runtime.channels import Connect, connector
 from services.runtime.connections import SERVER_OPTIONS
 from services.runtime.describe import Description, Runtime
-from services.runtime.host import Build, Host, Service
+from services.runtime.host import Build, Check, Host, Service
 from services.runtime.interceptors import INSTANCE_KEY, Boundary, is_business
+from services.runtime.needs import PATIENCE_S, Needs
 from services.runtime.settings import Settings, SettingsError
 
 log = structlog.get_logger()
@@ -33,7 +34,8 @@ class Instance(Life):
 
     As a process it lives as `lb.server.live` says; as a context manager it serves from entry on and is closed at once
     on exit. ``flush`` is called once no call runs any more. For tests: ``register=False`` serves without Consul,
-    ``connect`` replaces the way to other services, and ``load`` what is reported of its load.
+    ``connect`` replaces the way to other services, ``load`` what is reported of its load, and ``patience_s`` for how
+    long it waits for other services before it says so.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Instance(Life):
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         load: LoadReporter | None = None,
         flush: Callable[[], Awaitable[object]] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.instance_id = settings.identity(name)
         self._name = name
@@ -57,7 +60,10 @@ class Instance(Life):
         self._load = load
         self._flush = flush
         self._stack = AsyncExitStack()
-        self._host = Host(name, self.instance_id, settings, self._stack, connect or connector(settings, name))
+        self._needs = Needs(patience_s)
+        self._host = Host(
+            name, self.instance_id, settings, self._stack, connect or connector(settings, name), self._needs
+        )
         self._server: Server | None = None
 
     @property
@@ -79,12 +85,17 @@ class Instance(Life):
         await self.close()
 
     async def start(self) -> None:
-        """Serve, and register once every dependency is healthy."""
+        """Serve, and register once every dependency is healthy, and each service that it calls was seen."""
+        needs = self._needs
         try:
-            self._server = server = self._made(await self._build(self._host))
+            service = await self._build(self._host)
+            checks = service.checks if await needs.seen() else {**service.checks, "services": needs.check}
+            self._server = server = self._made(service, checks)
             await server.start()
         except StartError as error:
             raise SettingsError(f"{_VARIABLES[error.setting]}={error.value!r}: {error.why}") from None
+        if service.begin is not None:
+            service.begin()
         log.info("ready", address=self.address, pid=os.getpid())
 
     async def leave(self, because: str) -> None:
@@ -98,9 +109,10 @@ class Instance(Life):
         """End at once, and close all that was opened."""
         if self._server is not None:
             await self._server.close()
+        await self._needs.close()
         await self._stack.aclose()
 
-    def _made(self, service: Service) -> Server:
+    def _made(self, service: Service, checks: Mapping[str, Check]) -> Server:
         settings, id = self._settings, self.instance_id
         trailers = ((INSTANCE_KEY, id),)
         about = Description(self._name, id, settings.weight, settings.zone)
@@ -116,7 +128,7 @@ class Instance(Life):
             listen=settings.listen,
             limits=settings.limits,
             register=registered if self._register else False,
-            checks=service.checks,
+            checks=checks,
             options=SERVER_OPTIONS,
             interceptors=self._interceptors,
             inner=[Boundary(trailers)],

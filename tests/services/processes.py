@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from lb.server import Server
 from lb.testing import Agent
 from tests.support.consul import Proxy
 
@@ -74,6 +75,16 @@ async def running(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def nobody(agent: Agent, *names: str) -> AsyncIterator[None]:
+    """Servers in this process that are registered as these services, and do nothing: who calls them waits for them."""
+    async with contextlib.AsyncExitStack() as stack:
+        for name in names:
+            server = Server(name, register={"consul": agent.address}, drain_wait_s=0)
+            await (await stack.enter_async_context(server)).start()
+        yield
 
 
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:

@@ -21,7 +21,7 @@ from mesh.orders.v1 import OrdersStub, PriceBasketRequest
 from mesh.runtime.v1 import DescribeRequest, RuntimeStub, ServingState
 from services.runtime.host import Host, Service
 from tests.services.conftest import BUILDS, Shop, refused
-from tests.services.processes import health, running
+from tests.services.processes import health, nobody, running
 from tests.support.consul import Embedded, Proxy
 from tests.support.wait import until
 
@@ -126,6 +126,7 @@ async def test_sigterm_drains(agent: Agent, tmp_path: Path) -> None:
     """SIGTERM: what is in flight ends well, who has not heard is still served, then the exit status is 0."""
     async with (
         running("catalog", agent, tmp_path) as catalog,
+        nobody(agent, "inventory", "payments"),
         running("orders", agent, tmp_path, MESH_DRAIN_WAIT_S="3") as orders,
         grpc.aio.insecure_channel(orders.address) as channel,
     ):
@@ -187,6 +188,7 @@ async def test_sigterm_while_it_registers(tmp_path: Path, answered: bool) -> Non
 async def test_the_drain_ends(agent: Agent, tmp_path: Path) -> None:
     """A call that does not end is cancelled when the drain's time is over, and the exit status is 0 all the same."""
     async with (
+        nobody(agent, "catalog", "inventory", "payments"),
         running("orders", agent, tmp_path, MESH_DRAIN_WAIT_S="0", MESH_DRAIN_S="0.5") as orders,
         grpc.aio.insecure_channel(orders.address) as channel,
     ):
@@ -201,6 +203,7 @@ async def test_the_drain_ends(agent: Agent, tmp_path: Path) -> None:
 async def test_a_second_signal_cuts_the_drain_short(agent: Agent, tmp_path: Path) -> None:
     """Who signals twice does not wait for the drain."""
     async with (
+        nobody(agent, "catalog", "inventory", "payments"),
         running("orders", agent, tmp_path, MESH_DRAIN_S="300") as orders,
         grpc.aio.insecure_channel(orders.address) as channel,
     ):
