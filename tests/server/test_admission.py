@@ -80,7 +80,7 @@ async def test_over_its_rate_it_says_when_to_come_back(world: World, kind: str) 
     read = world.read
     error = await world.refused(kind)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "too many calls a second; try again in" in (error.details() or "")
+    assert "too many calls a second, the server takes 0.001; try again in" in (error.details() or "")
     found = trailing(error)
     assert "grpc-retry-pushback-ms" not in found
     status = Status.FromString(found["grpc-status-details-bin"])

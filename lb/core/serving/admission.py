@@ -77,7 +77,7 @@ class Admission:
         wait_s = self._rates.take(method, client, now)
         if wait_s == 0.0:
             return None
-        details = f"too many calls a second; try again in {max(0.001, wait_s):.3g} s"
+        details = f"too many calls a second, {self._rates.bound}; try again in {max(0.001, wait_s):.3g} s"
         return Refusal(StatusCode.RESOURCE_EXHAUSTED, details, retry_s=wait_s)
 
     def left(self, client: str, now: float) -> float | None:

@@ -50,7 +50,30 @@ def test_too_many_a_second() -> None:
     assert refusal is not None
     assert (refusal.code, refusal.pushback_ms) == (StatusCode.RESOURCE_EXHAUSTED, None)
     assert refusal.retry_s == pytest.approx(0.4)
-    assert refusal.details == "too many calls a second; try again in 0.4 s"
+    assert refusal.details == "too many calls a second, the server takes 2; try again in 0.4 s"
+
+
+SERVICE = GET.rpartition("/")[0] + "/*"
+
+
+@pytest.mark.parametrize(
+    ("limits", "bound"),
+    [
+        (Limits(rate=Rate(0.5, 1.0)), "the server takes 0.5"),
+        (Limits(rate=Rate(1.0, 1.0), method_rates={GET: Rate(0.5, 1.0)}), f"{GET} takes 0.5"),
+        (Limits(method_rates={SERVICE: Rate(0.5, 1.0)}), f"{SERVICE} takes 0.5"),
+        (Limits(rate=Rate(1.0, 1.0), client_rate=Rate(0.5, 1.0)), "each client has 0.5"),
+        (Limits(rate=Rate(0.5, 1.0), client_rate=Rate(1.0, 1.0)), "the server takes 0.5"),
+        (Limits(method_rates={GET: Rate(0.5, 1.0)}, client_rate=Rate(1.0, 1.0)), f"{GET} takes 0.5"),
+    ],
+)
+def test_a_refusal_says_which_rate_it_is_for(limits: Limits, bound: str) -> None:
+    """That for which the call has to wait longest, with its figure."""
+    rules = admission(limits)
+    assert rules.over_rate(GET, "orders", 0.0) is None
+    refusal = rules.over_rate(GET, "orders", 0.0)
+    assert refusal is not None
+    assert refusal.details == f"too many calls a second, {bound}; try again in 2 s"
 
 
 def test_a_clients_name_is_asked_for_where_it_has_a_rate() -> None:
