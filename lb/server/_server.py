@@ -88,7 +88,8 @@ class Server(Life, grpc.aio.Server):
         health: whether it serves ``grpc.health.v1.Health``. Default: if that is installed.
         reflection: whether it serves reflection. Default: if that is installed.
         drain_s: how long leaving takes at most, in seconds, all in all.
-        drain_wait_s: for how long it is still open after it has said that it leaves, in seconds.
+        drain_wait_s: for how long it is still open after it has said that it leaves, in seconds; below ``drain_s``, or
+            0.
         flush_s: how much of ``drain_s`` is kept for what was given to `on_close`, in seconds; at most half of it.
 
     Raises:

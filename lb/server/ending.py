@@ -40,6 +40,8 @@ class Ending:
     def __init__(self, name: str, all_s: float, wait_s: float, flush_s: float) -> None:
         for what, seconds in (("drain_s", all_s), ("drain_wait_s", wait_s), ("flush_s", flush_s)):
             checks.number(what, seconds)
+        if wait_s and wait_s >= all_s:
+            raise ValueError(f"drain_wait_s is {wait_s:g}; expected seconds below drain_s ({all_s:g}), or 0")
         self.all_s = all_s
         self.callbacks: list[Callable[[], Awaitable[object]]] = []
         self._name = name

@@ -87,6 +87,8 @@ class DemoSettings(Settings):
     """Where the databases are kept. Default: a directory for the time of the demo."""
     drain_s: float = Field(default=DRAIN_S, ge=0, le=DRAIN_S)
     """How long calls in flight may take when it ends."""
+    drain_wait_s: float = 0.0
+    """The demo itself takes no calls; its processes get a wait that fits."""
     log_level: LogLevel = "warning"
     """What is shown of the processes' logs."""
     jaeger_query: Annotated[str, AfterValidator(http_url)] | None = None
@@ -149,7 +151,7 @@ def environment(settings: DemoSettings, port: int, data: Path, consul: str) -> d
         "MESH_ORDER_RATE": f"{settings.order_rate:g}",
         "MESH_LOG_LEVEL": settings.log_level,
         "MESH_DRAIN_S": f"{settings.drain_s:g}",
-        "MESH_DRAIN_WAIT_S": f"{_DRAIN_WAIT_S:g}",
+        "MESH_DRAIN_WAIT_S": f"{min(_DRAIN_WAIT_S, settings.drain_s / 2):g}",
         "CONSUL_HTTP_ADDR": consul,
         # A proxy for the world outside has no business between these processes.
         **{name: ",".join(filter(None, (os.environ.get(name), local))) for name in ("NO_PROXY", "no_proxy")},

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lb.server import Concurrency, Limits, Rate
@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     """How the channels to other services choose an instance."""
     drain_s: float = Field(default=30.0, ge=0, le=3600)
     """How long leaving may take after SIGTERM, all in all, in seconds."""
-    drain_wait_s: float = Field(default=1.0, ge=0, le=60)
-    """How long the instance says that it leaves before its port closes, in seconds."""
+    drain_wait_s: float = Field(default=1.0, ge=0, le=60, validate_default=True)
+    """How long the instance says that it leaves before its port closes, in seconds; below ``drain_s``, or 0."""
     concurrency: Annotated[str, AfterValidator(_concurrency)] = "auto"
     """How many calls run at once: ``auto`` finds out, 0 is any number."""
     rate: float = Field(default=1000.0, ge=0, le=_MOST)
@@ -149,6 +149,14 @@ class Settings(BaseSettings):
     """The least level that is logged."""
     parent_fd: int | None = Field(default=None, ge=0)
     """Inherited end of a pipe: end-of-file on it means that the supervisor died."""
+
+    @field_validator("drain_wait_s")
+    @classmethod
+    def _leaves_time(cls, wait_s: float, info: ValidationInfo) -> float:
+        all_s = info.data.get("drain_s")  # absent, if it is wrong itself
+        if all_s is not None and wait_s and wait_s >= all_s:
+            raise ValueError(f"the wait is {wait_s:g}; expected seconds below MESH_DRAIN_S ({all_s:g}), or 0")
+        return wait_s
 
     @property
     def limits(self) -> Limits:

@@ -75,7 +75,7 @@ async def test_a_socket_of_its_own(tmp_path: Path) -> None:
 
 async def test_clients_have_time_to_notice() -> None:
     """Between saying that it leaves and refusing, it serves: also a server that is not registered anywhere."""
-    async with Server("test", drain_wait_s=300, drain_s=300) as server:
+    async with Server("test", drain_wait_s=300, drain_s=600) as server:
         Service().add(server)
         serving = asyncio.create_task(server.serve(signals=[END]))
         await eventually(lambda: server.state == "serving")
@@ -160,7 +160,7 @@ async def test_a_signal_before_it_is_ready(caplog: pytest.LogCaptureFixture) -> 
     async def broken() -> None:
         raise ConnectionError("away")
 
-    async with Server("test", checks={"database": broken}, drain_wait_s=300, drain_s=300) as server:
+    async with Server("test", checks={"database": broken}, drain_wait_s=300, drain_s=600) as server:
         serving = asyncio.create_task(server.serve(signals=[END]))
         await eventually(lambda: server.unhealthy["database"] == "away")
         end()

@@ -98,6 +98,8 @@ async def test_an_import_imports_little() -> None:
             "listen='unix:/run/x': is a socket; expected host:port, or None with add_insecure_",
         ),
         ({"drain_s": -1}, "drain_s is -1; expected seconds >= 0"),
+        ({"drain_s": 5, "drain_wait_s": 5}, "drain_wait_s is 5; expected seconds below drain_s (5), or 0"),
+        ({"drain_s": 0.5}, "drain_wait_s is 1; expected seconds below drain_s (0.5), or 0"),
         ({"limits": True}, "limits is True; expected a Limits, False or None"),
         ({"register": "yes"}, "register is 'yes'; expected True, False or a mapping"),
         ({"register": {"wieght": 2}}, "register has 'wieght'; expected one of address, id, weight, "),

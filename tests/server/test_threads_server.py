@@ -468,6 +468,13 @@ def test_wrong_arguments_are_told(named: Any) -> None:
         Server("test", **named)
 
 
+def test_a_wait_as_long_as_leaving_is_told() -> None:
+    """No time would be left for the calls in flight. Without any wait it may end at once."""
+    with pytest.raises(ValueError, match=r"^drain_wait_s is 8; expected seconds below drain_s \(7\), or 0$"):
+        Server("test", drain_s=7, drain_wait_s=8)
+    Server("test", drain_s=0, drain_wait_s=0).close()
+
+
 @pytest.mark.parametrize("name", ["interceptors", "inner"])
 def test_interceptors_of_asyncio_are_told(name: str) -> None:
     """They would end grpcio's thread, and with it the whole server."""

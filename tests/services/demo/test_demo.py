@@ -16,7 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.demo.__main__ import INSTANCES, main
+from services.demo.__main__ import INSTANCES, environment, main, read_settings
+from services.runtime.settings import ServiceSettings, load
 from tests.support.mesh import IN_AN_ORDER
 from tests.support.process import alive
 from tests.support.wait import eventually
@@ -222,6 +223,17 @@ def test_a_bad_setting_ends_at_once(
     assert output.out == ""
     assert output.err.count("\n") == 1
     assert all(word in output.err for word in words), output.err
+
+
+@pytest.mark.parametrize("drain_s", ["0", "0.1", "3"])
+def test_any_time_to_drain_suits_its_processes(drain_s: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them refuses the settings that it is given."""
+    monkeypatch.setenv("MESH_DRAIN_S", drain_s)
+    for name, value in environment(read_settings(), 8080, tmp_path, "http://127.0.0.1:8500").items():
+        monkeypatch.setenv(name, value)
+    settings = load(ServiceSettings)
+    assert settings.drain_s == float(drain_s)
+    assert settings.drain_wait_s <= 0.2
 
 
 async def test_a_taken_port_ends_at_once(tmp_path: Path) -> None:

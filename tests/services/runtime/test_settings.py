@@ -41,6 +41,7 @@ def test_values_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         ("MESH_POLICY", "best", "'round_robin'"),
         ("MESH_DRAIN_S", "-1", "greater than or equal to 0"),
         ("MESH_DRAIN_S", "nan", "3600"),
+        ("MESH_DRAIN_WAIT_S", "30", "the wait is 30; expected seconds below MESH_DRAIN_S (30), or 0"),
         ("MESH_RATE", "-1", "greater than or equal to 0"),
         ("MESH_METHOD_RATES", "Catalog=50", "expected /package.Service/Method=50"),
         ("MESH_METHOD_RATES", "/mesh.catalog.v1.Catalog/*=many", "expected /package.Service/Method=50"),
