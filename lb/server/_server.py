@@ -149,6 +149,10 @@ class Server(Life, grpc.aio.Server):
         self._registering = registering(register, health=self._health is not None, tls=credentials is not None)
         self._ready = Readiness(name, checks or {}, self._counts, self._health)
         self._started = False
+        self._starting: asyncio.Timeout | None = None
+        self._start_over = asyncio.Event()
+        self._start_over.set()
+        self._closed = asyncio.Event()
         self._port = 0
         self._address = ""
         self._registration: Registration | None = None
@@ -267,20 +271,31 @@ class Server(Life, grpc.aio.Server):
 
         Raises:
             StartError: it cannot listen there, or has no address to register.
-            RuntimeError: it was started before.
+            RuntimeError: it was started before, or is closed before it is ready.
         """
         self._ready.begins()
+        self._starting = starting = asyncio.timeout(None)  # `close` ends it
         try:
-            await self._ready.open()
-            await self._open()
-            await self._ready.healthy.wait()
-            if self._registering is not None:
-                self._registration = self._registering.entry(self._name, self._address)
-                await enter(self._registration, self._tasks)
-        except Exception:
+            async with starting:
+                await self._ready.open()
+                await self._open()
+                await self._ready.healthy.wait()
+                if self._registering is not None:
+                    self._registration = self._registering.entry(self._name, self._address)
+                    await enter(self._registration, self._tasks)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and starting.expired():  # `close` goes on by itself
+                raise RuntimeError(f"server {self._name}: it was closed before it was ready") from None
+            self._begun()
             await self.close()
             raise
+        finally:
+            self._begun()
         _log.info("%s: ready at %s", self._name, self._address)
+
+    async def run(self) -> None:
+        """Serve until it is closed."""
+        await self._closed.wait()
 
     async def leave(self, because: str = "") -> None:
         """Drain. Before clients could know of it, there is nobody to wait for."""
@@ -300,6 +315,7 @@ class Server(Life, grpc.aio.Server):
 
     async def close(self) -> None:
         """End at once, and close all that was opened. It may be called again."""
+        await self._end_start()
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -311,6 +327,20 @@ class Server(Life, grpc.aio.Server):
         await self._server.stop(None)
         await self._ending.last(tasks, self._registration)
         self._ready.state = "ended"
+        self._closed.set()
+
+    async def _end_start(self) -> None:
+        """End a `start` that another task is in, and wait until it has: what it opens later nobody would close."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.reschedule(0.0)
+            self._start_over.clear()
+        await self._start_over.wait()
+
+    def _begun(self) -> None:
+        """`start` is over, one way or the other."""
+        self._starting = None
+        self._start_over.set()
 
     async def _open(self) -> None:
         own = list(self._ready.services)

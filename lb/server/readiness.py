@@ -44,8 +44,10 @@ class Readiness:
             self.services.append(service)
 
     def begins(self) -> None:
-        """It starts. Raises ``RuntimeError`` the second time: two lives would close each other's server."""
-        if self._begun:
+        """It starts. Raises ``RuntimeError`` the second time, or once it was closed: two lives would close each other's
+        server.
+        """
+        if self._begun or self.state == "ended":
             raise RuntimeError(f"server {self._name}: a server starts once; make a new one")
         self._begun = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -168,3 +169,72 @@ async def test_interceptors_of_ones_own_stand_within_the_gate() -> None:
                 await asyncio.wait_for(serving, 30)
     await registry.kill()
     assert [method for method in seen.calls if method.startswith("/test.")] == ["/test.Service/Echo"]
+
+
+async def never() -> None:
+    """A check that never answers."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_closed_while_it_starts(turns: int) -> None:
+    """Both end, whenever that happens: whoever started it is told, and the port is free."""
+    server = Server("test", checks={"database": never})
+    starting = asyncio.create_task(server.start())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing = [asyncio.create_task(server.close()) for _ in range(2)]
+    with pytest.raises(
+        RuntimeError, match=r"^server test: (it was closed before it was ready|a server starts once; .*)$"
+    ):
+        await asyncio.wait_for(starting, 30)
+    await asyncio.wait_for(asyncio.gather(*closing), 30)
+    assert server.state == "ended"
+    if server.port:
+        socket.create_server(("127.0.0.1", server.port)).close()
+
+
+async def test_closed_while_its_checks_fail() -> None:
+    """The start does not wait for them any more."""
+    server = Server("test", checks={"database": never})
+    starting = asyncio.create_task(server.start())
+    await eventually(lambda: server.state == "not ready" and server.port)
+    await asyncio.wait_for(server.close(), 30)
+    with pytest.raises(RuntimeError, match="closed before it was ready"):
+        await asyncio.wait_for(starting, 30)
+    assert server.state == "ended"
+
+
+async def test_closed_while_it_registers() -> None:
+    """The start ends, and the registration that was under way is taken back."""
+    registry = Embedded()
+    await registry.start()
+    async with Proxy(registry) as proxy:
+        sent, go = asyncio.Event(), asyncio.Event()
+
+        async def hold(what: str) -> None:
+            if what == "PUT /v1/agent/service/register":
+                sent.set()
+                await go.wait()
+
+        proxy.after = hold
+        server = Server("test", register={"consul": proxy.url}, drain_wait_s=0)
+        starting = asyncio.create_task(server.start())
+        await asyncio.wait_for(sent.wait(), 30)
+        closing = asyncio.create_task(server.close())
+        await eventually(starting.done)
+        go.set()
+        await asyncio.wait_for(closing, 60)
+        with pytest.raises(RuntimeError, match="closed before it was ready"):
+            await starting
+        assert await registry.instances() == set()
+    await registry.kill()
+
+
+async def test_closed_while_it_serves() -> None:
+    """`serve` returns: it has nothing to serve any more."""
+    server = Server("test")
+    serving = asyncio.create_task(server.serve(signals=()))
+    await eventually(lambda: server.state == "serving")
+    await asyncio.wait_for(server.close(), 30)
+    await asyncio.wait_for(serving, 30)
