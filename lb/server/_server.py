@@ -210,7 +210,11 @@ class Server(Life, grpc.aio.Server):
         """Call this once no call runs any more, within the time for leaving: to send the last spans, for example.
 
         A second signal skips it. What must be closed in any case belongs into an ``async with`` around the server.
+
+        Raises:
+            TypeError: it is not a function.
         """
+        arguments.callback(callback)
         self._ending.callbacks.append(callback)
 
     # ---- a grpc.aio.Server, to which servicers and ports are added before it starts

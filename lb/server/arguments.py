@@ -41,6 +41,9 @@ def server(
             raise TypeError(f"checks[{name!r}] is {checks.shown(check)}; expected a function")
     if credentials is not None and not isinstance(credentials, grpc.ServerCredentials):
         raise TypeError(f"credentials is {checks.shown(credentials)}; expected grpc.ServerCredentials or None")
+    for what, given in (("options", options), ("interceptors", interceptors), ("inner", inner), ("trailers", trailers)):
+        if given is None:
+            raise TypeError(f"{what} is None; expected a sequence, which may be empty")
     checks.pairs("options", options, '("grpc.max_concurrent_streams", 1000)')
     _interceptors("interceptors", interceptors, kind)
     _interceptors("inner", inner, kind)
@@ -52,6 +55,12 @@ def server(
     for what, asked in (("health", health), ("reflection", reflection)):
         if asked is not None and not isinstance(asked, bool):
             raise TypeError(f"{what} is {checks.shown(asked)}; expected True, False or None")
+
+
+def callback(given: object) -> None:
+    """One for the end. Raises ``TypeError``: at the end nobody would be there to repair it."""
+    if not callable(given):
+        raise TypeError(f"callback is {checks.shown(given)}; expected a function")
 
 
 def of_limits(limits: Any, expected: str = "a Limits or None") -> Limits:

@@ -16,6 +16,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
+from math import inf
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from lb.core import checks
@@ -42,10 +44,22 @@ def counting() -> dict[str, float]:
 
 
 def cost(name: str, amount: float) -> None:
-    """Add to what the call that runs costs, under that name. Without `LoadTrailers` around it does nothing."""
+    """Add to what the call that runs costs, under that name. Without `LoadTrailers` around it does nothing.
+
+    Raises:
+        ValueError: ``amount`` is below 0, not finite or not a number (NaN), or makes the sum infinite.
+        TypeError: ``name`` is not a string, or ``amount`` not a number.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"cost: name is {checks.shown(name)}; expected a string")
+    if isinstance(amount, bool) or not isinstance(amount, (int, float, Real)):
+        raise TypeError(f"cost: {name} is {checks.shown(amount)}; expected a number >= 0")
     costs = _costs.get()
+    spent = 0.0 if costs is None else costs.get(name, 0.0)
+    if not (amount >= 0.0 and spent + amount < inf):
+        raise ValueError(f"cost: {name} is {amount}; expected a finite number >= 0")
     if costs is not None:
-        costs[name] = costs.get(name, 0.0) + amount
+        costs[name] = spent + amount
 
 
 class LoadReporter:

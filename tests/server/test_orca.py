@@ -11,6 +11,7 @@ import pytest
 from lb.core.orca import KEYS, STANDARD_KEY, LoadReport, decode
 from lb.core.outcome import REPORT_KEY
 from lb.server import Around, Behavior, LoadReporter, LoadTrailers, behavior_of, cost
+from lb.server.orca import counting
 from lb.testing.clock import FakeClock
 from tests.support.wait import eventually
 
@@ -118,6 +119,42 @@ def test_a_measure_that_raises_costs_no_call(caplog: pytest.LogCaptureFixture) -
     assert seen == [0.5, None, None, 0.25]
     assert len(caplog.records) == 1
     assert "RuntimeError: no gauge" in caplog.text
+
+
+@pytest.mark.parametrize("amount", [float("nan"), float("inf"), -1, -0.5, float("-inf")])
+def test_a_cost_that_is_no_amount(amount: float) -> None:
+    """It is told where it is given, inside of a handler or not: clients would balance by it."""
+    with pytest.raises(ValueError, match=rf"^cost: rows is {amount}; expected a finite number >= 0$"):
+        cost("rows", amount)
+    costs = counting()
+    with pytest.raises(ValueError, match="expected a finite number"):
+        cost("rows", amount)
+    assert costs == {}
+
+
+def test_costs_that_are_too_much_together() -> None:
+    """A sum that is infinite is not reported; what was told before stands."""
+    costs = counting()
+    cost("rows", 1e308)
+    with pytest.raises(ValueError, match=r"^cost: rows is 1e\+308; expected a finite number >= 0$"):
+        cost("rows", 1e308)
+    assert costs == {"rows": 1e308}
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "message"),
+    [
+        ("rows", "2", "cost: rows is '2'; expected a number >= 0"),
+        ("rows", None, "cost: rows is None; expected a number >= 0"),
+        ("rows", True, "cost: rows is True; expected a number >= 0"),
+        (7, 2, "cost: name is 7; expected a string"),
+    ],
+)
+def test_a_cost_of_a_wrong_type(name: Any, amount: Any, message: str) -> None:
+    """It would break the answer of the call, after its handler was done."""
+    with pytest.raises(TypeError) as caught:
+        cost(name, amount)
+    assert str(caught.value) == message
 
 
 async def test_it_is_added_to_the_trailing_metadata() -> None:

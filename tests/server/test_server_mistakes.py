@@ -116,6 +116,10 @@ async def test_an_import_imports_little() -> None:
         ({"interceptors": [sync.incoming()]}, "interceptors has <"),
         ({"inner": 5}, "inner is 5; expected a sequence of grpc.aio.ServerInterceptor"),
         ({"options": {"grpc.so_reuseport": 1}}, "options is {'grpc.so_reuseport': 1}; expected a sequence of (name, "),
+        ({"options": None}, "options is None; expected a sequence, which may be empty"),
+        ({"interceptors": None}, "interceptors is None; expected a sequence, which may be empty"),
+        ({"inner": None}, "inner is None; expected a sequence, which may be empty"),
+        ({"trailers": None}, "trailers is None; expected a sequence, which may be empty"),
         ({"counts": "all"}, "counts is 'all'; expected a function or None"),
         ({"trailers": [("instance", 7)]}, "trailers has ('instance', 7); expected a string, and a string or bytes"),
         ({"trailers": [("Instance", "7")]}, "trailers has ('Instance', '7'), which gRPC cannot send as metadata"),
@@ -126,6 +130,12 @@ async def test_a_wrong_argument(settings: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError, ImportError)) as caught:
         Server(**{"name": "test", **settings})
     assert str(caught.value).startswith(message)
+
+
+async def test_a_wrong_callback() -> None:
+    """It is told when it is given, and not when the server ends."""
+    with pytest.raises(TypeError, match=r"^callback is 5; expected a function$"):
+        Server("test").on_close(5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [Admission, Places])

@@ -468,6 +468,14 @@ def test_wrong_arguments_are_told(named: Any) -> None:
         Server("test", **named)
 
 
+def test_a_callback_that_is_no_function_is_told() -> None:
+    """When it is given, and not when the server ends; and a missing sequence when it is made."""
+    with pytest.raises(TypeError, match=r"^options is None; expected a sequence, which may be empty$"):
+        Server("test", options=None)  # type: ignore[arg-type]
+    with Server("test") as server, pytest.raises(TypeError, match=r"^callback is 5; expected a function$"):
+        server.on_close(5)  # type: ignore[arg-type]
+
+
 def test_a_wait_as_long_as_leaving_is_told() -> None:
     """No time would be left for the calls in flight. Without any wait it may end at once."""
     with pytest.raises(ValueError, match=r"^drain_wait_s is 8; expected seconds below drain_s \(7\), or 0$"):

@@ -174,7 +174,11 @@ class Server(grpc.Server):
         example.
 
         A second signal skips it. What must be closed in any case belongs into a ``with`` around the server.
+
+        Raises:
+            TypeError: it is not a function.
         """
+        arguments.callback(callback)
         self._life.on_close(callback)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
