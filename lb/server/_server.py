@@ -38,7 +38,7 @@ from lb.server.dependencies import Check
 from lb.server.ending import Ending
 from lb.server.gate import Gate, Meter, not_grpcs_own
 from lb.server.life import Life, live
-from lb.server.listening import bind, checked, told, with_default
+from lb.server.listening import apart, bind, checked, told, with_default
 from lb.server.optional import health_service, wanted
 from lb.server.orca import LoadReporter, LoadTrailers
 from lb.server.readiness import Readiness, State
@@ -140,6 +140,8 @@ class Server(Life, grpc.aio.Server):
             health=health,
             reflection=reflection,
         )
+        if listen is not None:
+            apart(listen, options)
         self._name = name
         self._listen = listen
         self._credentials = credentials

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,13 @@ from lb.server.advertise import taken_apart
 from lb.server.mistakes import StartError
 
 _SO_REUSEPORT = "grpc.so_reuseport"
+_WRONG_SETTING = 2
+
+
+class Processes:
+    """Those that run this program, this one included (`lb.server.instances`)."""
+
+    count = 1
 
 
 def checked(listen: str) -> tuple[str, int]:
@@ -26,6 +34,18 @@ def checked(listen: str) -> tuple[str, int]:
         return taken_apart(listen, least_port=0)
     except ValueError as error:
         raise StartError("listen", listen, str(error)) from None
+
+
+def apart(listen: str, options: Sequence[tuple[str, Any]]) -> None:
+    """Ends a process that is one of several, and would listen where the others do: a new start cannot help it.
+
+    ``SystemExit``, for any other exception ends a process with a status with which it is started again, for ever.
+    """
+    shared = any(name == _SO_REUSEPORT and value for name, value in options)
+    if Processes.count > 1 and checked(listen)[1] and not shared:
+        why = f"{Processes.count} processes of lb.server.instances() cannot have one port; expected port 0"
+        print(StartError("listen", listen, why), file=sys.stderr, flush=True)
+        raise SystemExit(_WRONG_SETTING)
 
 
 def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:

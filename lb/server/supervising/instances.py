@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lb.server.life import Life, live
+from lb.server.listening import Processes
 from lb.server.supervising.child import Spec
 from lb.server.supervising.cpus import cpus
 from lb.server.supervising.supervisor import Supervisor
@@ -36,7 +37,7 @@ def instances(count: int | str, argv: Sequence[str] | None = None, *, drain_s: f
     In each of them it returns what `Server.serve` takes as ``parent_fd``, by which they drain and end when their
     supervisor is killed; the program goes on with ``await server.serve(parent_fd=...)``, on port 0. The
     process that was started by hand does not return: it starts again whoever dies, and at SIGTERM or Ctrl-C all end at
-    the same time. With 1 it returns at once.
+    the same time. With 1 it returns at once. A `Server` with a fixed port ends all of them: they cannot share it.
 
     Args:
         count: how many; ``"auto"`` is one for each CPU that this process may use.
@@ -52,6 +53,7 @@ def instances(count: int | str, argv: Sequence[str] | None = None, *, drain_s: f
     except ValueError as error:
         raise ValueError(f"count: {error}") from None
     if os.environ.pop(_CHILD, None) is not None or number == 1:
+        Processes.count = number
         inherited = os.environ.get(_PARENT)
         return int(inherited) if inherited else None
     command = tuple(argv) if argv is not None else (sys.executable, *sys.orig_argv[1:])

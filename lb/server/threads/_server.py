@@ -26,7 +26,7 @@ from lb.server import arguments
 from lb.server.ending import Ending
 from lb.server.gate import not_grpcs_own
 from lb.server.life import live
-from lb.server.listening import checked, with_default
+from lb.server.listening import apart, checked, with_default
 from lb.server.orca import LoadReporter
 from lb.server.readiness import State
 from lb.server.reasons import SIGNALS
@@ -120,6 +120,7 @@ class Server(grpc.Server):
         )
         if listen is not None:
             checked(listen)
+            apart(listen, options)
         ending = Ending(name, drain_s, drain_wait_s, flush_s)
         if limits is False:
             limits = Limits(concurrency=None, hopeless=False)
