@@ -55,6 +55,19 @@ async def test_a_killed_child_is_started_again_and_says_so_in_one_line() -> None
     assert not [line for line in said if "started again" in line][1:]
 
 
+async def test_a_line_of_json_is_shown_as_it_is() -> None:
+    """A collector of logs can read it. All other lines have the child's name before them, also one that is cut."""
+    cut = '{"event": "' + 9_000 * "x" + '"}'
+    lines = ['{"event": "ready", "pid": 7}', "{'a': 1}", "{", "[1]", "ready {}", cut]
+    said: list[str] = []
+    async with Supervisor(say=said.append, delay=quick) as supervisor:
+        program = f"import time\nfor line in {lines!r}: print(line)\ntime.sleep(600)"
+        await supervisor.start(Spec("a", (sys.executable, "-S", "-c", program)))
+        await eventually(lambda: len(said) >= len(lines))
+    assert said[:5] == [lines[0], lines[1], "a | {", "a | [1]", "a | ready {}"]
+    assert said[5].startswith('a | {"event": "xxx')
+
+
 async def test_a_child_that_dies_right_after_its_start_is_held_back() -> None:
     """Each time it stays down longer, up to the longest delay."""
     said: list[str] = []

@@ -33,7 +33,7 @@ class Supervisor:
 
     Use it as an asynchronous context manager, or call ``stop``; nothing it started outlives that.
     A death is told in one line through ``say`` (default: standard error). What the children print
-    is shown there too, each line after the child's name.
+    is shown there too, each line after the child's name; one that is a JSON object as it is, for collectors of logs.
     """
 
     def __init__(
@@ -205,7 +205,8 @@ class Supervisor:
 
     def _heard(self, spec: Spec, line: str) -> None:
         if spec.on_line is None or not spec.on_line(line):
-            self._say(f"{spec.name} | {line}")
+            is_json = line.startswith("{") and line.endswith("}")
+            self._say(line if is_json else f"{spec.name} | {line}")
 
     async def _end_output(self, child: Child) -> None:
         """Show what the dead process still had in its pipe; a grandchild may hold it open, so not for ever."""
