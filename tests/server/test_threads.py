@@ -12,7 +12,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 
-from lb.server import Limits, Rate
+from lb.server import Concurrency, Limits, Rate
 from lb.server.threads import Admission
 from lb.testing.clock import FakeClock
 from tests.server.threads_kit import ENDS, KINDS, WITHIN_S, Breaks, Service, begin, fixed, serving
@@ -145,6 +145,28 @@ async def test_over_a_rate() -> None:
         await at.idle()
 
 
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (fixed(1), grpc.StatusCode.UNAVAILABLE),
+        (Limits(concurrency=Concurrency(limit=1, adaptive=False, queue_s=0.001)), grpc.StatusCode.UNAVAILABLE),
+        (fixed(2, rate=Rate(0.001, burst=1)), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+    ids=["full", "after waiting", "rate"],
+)
+async def test_what_is_refused_says_who_refused_it(limits: Limits, code: grpc.StatusCode) -> None:
+    """The trailers that it was given stand beside its own; what is admitted has none of them."""
+    with serving(limits, threads=1, trailers=[("id", "test-1"), ("id-bin", b"\x00")]) as at:
+        calls = begin(at)
+        found, trailers = at.outcome("unary_unary", b"well")
+        assert (found, trailers["id"], trailers["id-bin"]) == (code, "test-1", b"\x00")
+        assert len(trailers) == 3
+        at.service.go.set()
+        assert calls[0].result() == b"wait"
+        assert not calls[0].trailing_metadata()
+        await at.idle()
+
+
 async def test_where_grpcio_itself_refuses_no_place_is_lost() -> None:
     """It does so between interceptors and handler, without push-back; the place is back with the next call."""
     with serving(fixed(4), threads=4, maximum_concurrent_rpcs=1) as at:
@@ -254,7 +276,7 @@ async def test_handlers_have_the_threads_that_were_asked_for() -> None:
 async def test_a_hopeless_call_is_refused_before_its_handler() -> None:
     """Half of the time that the method takes is left: DEADLINE_EXCEEDED long before, and the handler has not run."""
     clock = FakeClock()
-    with serving(fixed(64), threads=64, clock=clock) as at:
+    with serving(fixed(64), threads=64, clock=clock, trailers=[("id", "test-1")]) as at:
         for _ in range(2):  # an estimate needs a hundred calls
             at.service.go.clear()
             calls = begin(at, 64)
@@ -264,7 +286,8 @@ async def test_a_hopeless_call_is_refused_before_its_handler() -> None:
                 call.result()
             await at.idle()
         for _ in range(5):
-            assert at.outcome("unary_unary", b"well", timeout=50.0)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+            code, trailers = at.outcome("unary_unary", b"well", timeout=50.0)
+            assert (code, trailers) == (grpc.StatusCode.DEADLINE_EXCEEDED, {"id": "test-1"})
         assert at.service.calls == 128
         assert at.outcome("unary_unary", b"well", timeout=200.0)[0] is grpc.StatusCode.OK
         assert at.outcome("unary_unary", b"well", timeout=1e6)[0] is grpc.StatusCode.OK

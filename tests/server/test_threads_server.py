@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import lb
 from lb.core.orca import KEYS
-from lb.server import Behavior, Concurrency, Limits, LoadReporter, StartError, cost
+from lb.server import Behavior, Concurrency, Limits, LoadReporter, Rate, StartError, cost
 from lb.server.threads import Admission, Server, draining
 from lb.server.threads.leaving import Gate
 from lb.shared.handlers import Handlers, behavior_of
@@ -337,6 +337,19 @@ async def test_a_call_that_comes_too_late() -> None:
                 answer.set()
                 assert await asyncio.to_thread(ended.wait, WITHIN_S)
     await registry.kill()
+
+
+def test_what_its_admission_refuses_says_who_refused_it() -> None:
+    """As what it refuses while it drains."""
+    limits = Limits(rate=Rate(0.001, burst=1))
+    with Server("test", limits=limits, trailers=[("id", "test-1")]) as server:
+        Service().add(server)
+        server.start()
+        with grpc.insecure_channel(server.address) as channel:
+            assert code(channel, "Echo") is grpc.StatusCode.OK
+            refused = unary(channel, "Echo").future(b"x", timeout=WITHIN_S)
+            assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert ("id", "test-1") in [tuple(pair) for pair in refused.trailing_metadata()]
 
 
 def test_reflection_tells_what_it_serves() -> None:

@@ -114,10 +114,11 @@ def serving(
     inner: Any = (),
     more: Any = None,
     clock: Any = time.monotonic,
+    trailers: Any = (),
     **options: Any,
 ) -> Iterator[Serving]:
     """A server with threads. ``more`` are handlers by name."""
-    service, admission = Service(), Admission(limits, threads=threads, clock=clock)
+    service, admission = Service(), Admission(limits, threads=threads, clock=clock, trailers=trailers)
     server = grpc.server(
         admission.pool, interceptors=[*outer, admission, *inner], options=[("grpc.so_reuseport", 0)], **options
     )

@@ -65,7 +65,7 @@ class Server(grpc.Server):
         load: what reports its load. By default the places in use are the application's utilization.
         counts: which methods (``/package.Service/Method``) are the service's own work: only those are limited, refused
             while it drains, reported, and known to health. By default all but gRPC's own.
-        trailers: trailing metadata of what it refuses while it drains, such as its id.
+        trailers: trailing metadata of what it refuses, such as its id.
         health: whether it serves ``grpc.health.v1.Health``. Default: if that is installed.
         reflection: whether it serves reflection. Default: if that is installed.
         drain_s: how long leaving takes at most, in seconds, all in all.
@@ -125,7 +125,7 @@ class Server(grpc.Server):
         if limits is False:
             limits = Limits(concurrency=None, hopeless=False)
         counts = counts or not_grpcs_own
-        self.admission = Admission(limits, threads=threads, counts=counts)
+        self.admission = Admission(limits, threads=threads, counts=counts, trailers=trailers)
         """What limits it."""
         gate = Gate(self.admission.pool, trailers, counts)
         reports = LoadTrailers(load or LoadReporter(application=self.admission.used), counts=counts)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ import grpc
 from lb.core.serving.admission import Refusal
 from lb.core.serving.settings import Limits
 from lb.server.gate import not_grpcs_own
-from lb.server.refusals import trailers
+from lb.server.refusals import Trailers, trailers
 from lb.server.threads.desk import Desk, Stay, Threaded
 from lb.server.threads.pool import Pool
 from lb.shared.handlers import Behavior, Handlers, Kept, behavior_of
@@ -62,6 +62,7 @@ class Admission(grpc.ServerInterceptor):
         limits: what the server takes on. More than ``threads`` calls never run at once, whatever its ``concurrency``.
         threads: how many handlers run at once at most, those of open streams included.
         counts: which methods (``/package.Service/Method``) are subject to it. By default all but gRPC's own.
+        trailers: trailing metadata of what it refuses, such as the server's id.
         rng: source of the jitter of push-back.
         clock: monotonic seconds.
 
@@ -77,6 +78,7 @@ class Admission(grpc.ServerInterceptor):
         *,
         threads: int = _THREADS,
         counts: Callable[[str], bool] | None = None,
+        trailers: Sequence[tuple[str, str | bytes]] = (),
         rng: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,7 +86,9 @@ class Admission(grpc.ServerInterceptor):
         """The pool for ``grpc.server``. Shut it down when the server has stopped."""
         self._counts = counts or not_grpcs_own
         self._handlers = Handlers(self._around)
-        self._patient = Kept(lambda method, handler: _patient(handler))
+        self._trailers = extra = tuple(trailers)
+        self._refuses = _refusing(extra)
+        self._patient = Kept(lambda method, handler: _patient(handler, extra))
         self._desk = Desk(Threaded(limits, rng=rng, clock=clock), self.pool)
 
     @property
@@ -122,7 +126,7 @@ class Admission(grpc.ServerInterceptor):
         if isinstance(found, Refusal):
             _refusal.set(found)
             self.pool.expect("refusals")
-            return _REFUSES
+            return self._refuses
         _stay.set(found)
         self.pool.expect("calls", found)
         wrapped = self._handlers.wrapped(method, handler)
@@ -130,7 +134,7 @@ class Admission(grpc.ServerInterceptor):
 
     def _around(self, method: str, handler: Handler) -> Behavior:
         behavior = behavior_of(handler)
-        desk = self._desk
+        desk, extra = self._desk, self._trailers
         times = desk.places.rules.times(method)
 
         @functools.wraps(behavior)  # some of grpcio's switches are attributes of the function
@@ -140,7 +144,7 @@ class Admission(grpc.ServerInterceptor):
                 return behavior(request, context, *send)
             refusal = desk.start(stay, times, context.time_remaining())
             if refusal is not None:
-                _abort(context, refusal)
+                _abort(context, refusal, extra)
             try:
                 answer = behavior(request, context, *send)
             except BaseException:
@@ -176,7 +180,7 @@ def _streamed(answers: Iterator[Any], desk: Desk, stay: Stay) -> Iterator[Any]:
         desk.leave(stay)
 
 
-def _patient(handler: Handler) -> Handler:
+def _patient(handler: Handler, extra: Trailers) -> Handler:
     """A handler for calls that wait, or are refused after a while: it takes the request when it is its turn."""
     behavior = behavior_of(handler)
     streaming = handler.request_streaming
@@ -185,7 +189,7 @@ def _patient(handler: Handler) -> Handler:
     def handle(requests: Any, context: Any, *send: Any) -> Any:
         stay = _stay.get()
         if stay is not None and stay.refusal is not None:
-            _abort(context, stay.refusal)
+            _abort(context, stay.refusal, extra)
         if streaming and context.is_active():
             return behavior(requests, context, *send)
         for request in requests:  # of a client that is gone it raises what grpcio tells nobody of
@@ -200,15 +204,17 @@ def _patient(handler: Handler) -> Handler:
     return made
 
 
-def _refuse(_: Any, context: Any) -> Iterator[Any]:
-    """End the call without waiting for a request or reading it."""
-    _abort(context, _refusal.get())
-    yield
+def _refusing(extra: Trailers) -> Handler:
+    """What ends a call without waiting for a request or reading it."""
+
+    def refuse(_: Any, context: Any) -> Iterator[Any]:
+        _abort(context, _refusal.get(), extra)
+        yield
+
+    made: Handler = grpc.stream_stream_rpc_method_handler(refuse)
+    return made
 
 
-_REFUSES: Handler = grpc.stream_stream_rpc_method_handler(_refuse)
-
-
-def _abort(context: Any, refusal: Refusal) -> None:
-    context.set_trailing_metadata(trailers(refusal))
+def _abort(context: Any, refusal: Refusal, extra: Trailers) -> None:
+    context.set_trailing_metadata((*extra, *trailers(refusal)))
     context.abort(refusal.code, refusal.details)
