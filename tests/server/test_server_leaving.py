@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import grpc
 import pytest
 
 import lb.aio
-from lb.server import Server, StartError
+from lb.server import Around, Behavior, Limits, Server, StartError, behavior_of
 from lb.testing import Backend
 from tests.server.conftest import Seen, Service, call, failed
 from tests.support.consul import Embedded, Proxy
@@ -238,3 +239,61 @@ async def test_closed_while_it_serves() -> None:
     await eventually(lambda: server.state == "serving")
     await asyncio.wait_for(server.close(), 30)
     await asyncio.wait_for(serving, 30)
+
+
+class Notes(Around):
+    """An interceptor outside of admission that notes how often a call's task is asked to end, after its handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def note(self) -> None:
+        """Note it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.asked.append(task.cancelling())
+
+    def around(self, method: str, handler: Any) -> Behavior:
+        """The handler, and then a note."""
+        behavior = behavior_of(handler)
+
+        async def unary(request: Any, context: Any) -> Any:
+            try:
+                return await behavior(request, context)
+            finally:
+                self.note()
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for response in behavior(request, context):
+                    yield response
+            finally:
+                self.note()
+
+        return stream if handler.response_streaming else unary
+
+
+@pytest.mark.parametrize("method", ["Wait", "Watch"])
+async def test_a_call_that_took_too_long_is_not_being_cancelled(method: str) -> None:
+    """Its handler was, and that is over: interceptors around it may still wait, within `asyncio.timeout` as well."""
+    notes = Notes()
+    async with Server("test", limits=Limits(timeout_s=0.05), interceptors=[notes]) as server:
+        Service().add(server)
+        await server.start()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            late = call(channel, method)
+            if method == "Wait":
+                await failed(late)
+            else:
+                assert [response async for response in read_until_it_fails(late)] in ([], [b"first"])
+            assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await eventually(lambda: notes.asked)
+    assert notes.asked == [0]
+
+
+async def read_until_it_fails(stream: Any) -> AsyncIterator[bytes]:
+    """The responses of a stream that ends with an error."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for response in stream:
+            yield response

@@ -8,10 +8,13 @@ from typing import Any
 import grpc
 import pytest
 
+import lb.shared.scopes
 import lb.sync
-from lb.server import LoadReporter
+from lb.core.orca import KEYS
+from lb.server import Limits, LoadReporter, Rate, cost
 from lb.server.threads import Admission, Server
 from lb.server.threads.leaving import Gate
+from lb.shared.handlers import behavior_of
 from lb.testing import Backend
 from tests.support.wait import eventually
 
@@ -109,3 +112,77 @@ async def test_a_call_that_fails_counts_as_one() -> None:
             with pytest.raises(grpc.RpcError):
                 call(b"fail", timeout=WITHIN_S)
             await eventually(lambda: reporter.failed == [False, True])
+
+
+class Within(grpc.ServerInterceptor):
+    """An interceptor that notes which kind of handler it is handed, and what surrounds it in the handler's thread."""
+
+    def __init__(self, name: str, events: list[str]) -> None:
+        self._name = name
+        self._events = events
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Note it, and go on; a refusal takes a stream."""
+        handler = continuation(handler_call_details)
+        refused = handler.request_streaming
+        self._events.append(f"{self._name}: {'a refusal' if refused else 'the handler'}")
+        if refused:
+            return handler
+        behavior = behavior_of(handler)
+
+        def handle(request: bytes, context: Any) -> bytes:
+            cost(self._name, 1)
+            self._events.append(f"{self._name}: {'inherits' if lb.shared.scopes.current() else 'inherits nothing'}")
+            answer: bytes = behavior(request, context)
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def test_the_order_of_interceptors() -> None:
+    """From outside to inside: the user's, admission, reports of load, the inner ones, and what is inherited."""
+    events: list[str] = []
+    reporter = Counting()
+    begun, go = threading.Event(), threading.Event()
+
+    def wait(request: bytes, context: Any) -> bytes:
+        events.append(f"handler: {'inherits' if lb.shared.scopes.current() else 'inherits nothing'}")
+        begun.set()
+        assert go.wait(WITHIN_S)
+        return request
+
+    with Server(
+        "test",
+        limits=Limits(rate=Rate(0.001, burst=1)),
+        interceptors=[Within("outer", events)],
+        inner=[Within("inner", events)],
+        load=reporter,
+        drain_wait_s=0,
+    ) as server:
+        server.add_generic_rpc_handlers(handlers(Wait=wait))
+        server.start()
+        try:
+            with grpc.insecure_channel(server.address) as channel:
+                call: Any = channel.unary_unary("/test.Service/Wait")
+                waiting = call.future(b"x", timeout=WITHIN_S)
+                assert begun.wait(WITHIN_S)
+                assert events == [
+                    "inner: the handler",
+                    "outer: the handler",
+                    "outer: inherits nothing",
+                    "inner: inherits nothing",
+                    "handler: inherits",
+                ]
+                events.clear()
+                refused = call.future(b"x", timeout=WITHIN_S)
+                assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                # Admission refuses what the inner ones have made; those around it see the refusal.
+                assert events == ["inner: the handler", "outer: a refusal"]
+                go.set()
+                assert waiting.result() == b"x"
+                told = b"".join(pair[1] for pair in waiting.trailing_metadata() if pair[0] in KEYS)
+                assert b"inner" in told
+                assert b"outer" not in told
+        finally:
+            go.set()
+    assert reporter.failed == [False]

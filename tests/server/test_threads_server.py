@@ -309,7 +309,11 @@ def test_what_counts_is_its_own_work() -> None:
 
 
 async def test_a_call_that_comes_too_late() -> None:
-    """While it leaves Consul its port is still open: the call is refused so that another server is asked at once."""
+    """While it leaves Consul its port is still open: the call is refused so that another server is asked at once.
+
+    No interceptor of the user's sees it.
+    """
+    seen = Seen()
     registry = Embedded()
     await registry.start()
     asked, answer = asyncio.Event(), asyncio.Event()
@@ -321,7 +325,8 @@ async def test_a_call_that_comes_too_late() -> None:
 
     async with Proxy(registry) as proxy:
         register = {"id": "test-1", "consul": proxy.url}
-        with Server("test", register=register, drain_wait_s=0.0, trailers=[("id", "test-1")]) as server:
+        own: Any = {"trailers": [("id", "test-1")], "interceptors": [seen]}
+        with Server("test", register=register, drain_wait_s=0.0, **own) as server:
             Service().add(server)
             await asyncio.to_thread(server.start)
             await until(registry.instances, within_s=WITHIN_S, what="it is registered")
@@ -334,6 +339,7 @@ async def test_a_call_that_comes_too_late() -> None:
                 late = unary(channel, "Echo").future(b"x", timeout=WITHIN_S)
                 assert await asyncio.to_thread(late.code) is grpc.StatusCode.UNAVAILABLE
                 assert sorted(late.trailing_metadata()) == [("grpc-retry-pushback-ms", "0"), ("id", "test-1")]
+                assert [method for method in seen.asked if method.startswith("/test.")] == ["/test.Service/Echo"]
                 answer.set()
                 assert await asyncio.to_thread(ended.wait, WITHIN_S)
     await registry.kill()
