@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import grpc
 
 from bench import servers, shop
-from bench.goals import Goal, Table, finish, spread
+from bench.goals import SHORT_TRIES, Goal, Table, finish, repeated, spread
 from bench.pressure import GRPC, LAG_MS, Generators, Kind, Phase, generators
 
 SLOTS = (Kind(servers.SLOT),)
@@ -244,6 +244,11 @@ def main() -> int:
     unknown = [name for name in arguments.cases if name not in {case.name for case in CASES}]
     if unknown:
         parser.error(f"case {unknown[0]!r}; expected one of: {'; '.join(case.name for case in CASES)}")
+    return repeated(lambda: once(arguments), SHORT_TRIES if arguments.short else 1)
+
+
+def once(arguments: argparse.Namespace) -> int:
+    """Measure once."""
     cases = [case for case in CASES if not arguments.cases or case.name in arguments.cases]
     times = SHORT if arguments.short else FULL
     if arguments.short:

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import servers
-from bench.goals import Goal, Table, finish, spread
+from bench.goals import SHORT_TRIES, Goal, Table, finish, repeated, spread
 from bench.pressure import Figures, Generators, Kind, Phase, generators
 
 WORK = (Kind(servers.WORK),)
@@ -146,16 +146,21 @@ def main() -> int:
     """Measure, print, write; the exit status."""
     parser = argparse.ArgumentParser(description="callers and calls a second that one server process serves")
     parser.add_argument("--short", action="store_true", help="short searches, no ablation, nothing kept")
-    arguments = parser.parse_args()
-    times = SHORT if arguments.short else FULL
-    who = [NAIVE, OURS] if arguments.short else [NAIVE, PLAIN, OURS]
+    short = parser.parse_args().short
+    return repeated(lambda: once(short), SHORT_TRIES if short else 1)
+
+
+def once(short: bool) -> int:
+    """Measure once."""
+    times = SHORT if short else FULL
+    who = [NAIVE, OURS] if short else [NAIVE, PLAIN, OURS]
     with generators(1) as load, servers.database() as database:
         bench = Bench(load, times, database)
         callers = in_turn(who, times.runs, lambda name: bench.most(name, SLOW_S, P99_MS))
         whole = {name: bench.confirmed(name, min(count for count, _ in runs)) for name, runs in callers.items()}
         rates = in_turn(who, times.runs, lambda name: bench.most(name, FAST_S, RATE_P99_MS))
         without: dict[str, list[Any]] = {}
-        if not arguments.short:
+        if not short:
             without = in_turn(
                 servers.THINGS, 1, lambda thing: bench.most(OURS, FAST_S, RATE_P99_MS, "--without", thing)
             )
@@ -194,7 +199,7 @@ def main() -> int:
             void=void([*rates[OURS], *rates[NAIVE]]),
         ),
     ]
-    return finish("server", parts, goals, keep=not arguments.short)
+    return finish("server", parts, goals, keep=not short)
 
 
 def ratio(runs: Sequence[tuple[int, Figures]], base: Sequence[float]) -> float:

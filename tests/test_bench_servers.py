@@ -16,7 +16,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the bench needs the shop's pack
 pytest.importorskip("aiosqlite", reason="the bench needs the shop's packages (extra: services)")
 
 from bench import servers, shop
-from bench.goals import Goal, finish, spread
+from bench.goals import Goal, finish, repeated, spread
 from bench.pressure import GRPC, Call, Figures, Generators, Kind, Phase, generators, percentile
 from bench.server import search
 from mesh.orders.v1 import OrderState
@@ -99,6 +99,25 @@ def test_the_search_finds_the_most_callers(most: int) -> None:
     found, of_found = search(attempt, 100.0, 16)
     assert most - max(1, most // 16) < found <= most
     assert of_found.p99_ms() == pytest.approx(50.0)
+
+
+def test_a_broken_promise_is_measured_again() -> None:
+    """At most so many times; what it ends with counts, and one that is kept ends it."""
+    for statuses, tries, ends_with, measured in (
+        ([0], 3, 0, 1),
+        ([1, 0], 3, 0, 2),
+        ([1, 1, 1, 0], 3, 1, 3),
+        ([1, 0], 1, 1, 1),
+    ):
+        left = iter(statuses)
+        seen: list[int] = []
+
+        def measure(left: Iterator[int] = left, seen: list[int] = seen) -> int:
+            seen.append(next(left))
+            return seen[-1]
+
+        assert repeated(measure, tries) == ends_with
+        assert len(seen) == measured
 
 
 def test_percentiles_and_spreads() -> None:
