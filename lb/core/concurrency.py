@@ -117,62 +117,55 @@ class ConcurrencyLimit:
 class Baseline:
     """How long the calls of one method usually take, while none has to wait for another."""
 
-    __slots__ = ("_calls", "_samples", "_took_s", "usual_s")
+    __slots__ = ("calls", "samples", "took_s", "usual_s")
 
     def __init__(self) -> None:
         self.usual_s = 0.0
-        self._samples = 0
-        self._calls = 0  # of this round
-        self._took_s = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether there were a few calls."""
-        return self._samples >= _FEW
+        self.samples = 0
+        self.calls = 0
+        """Of this round."""
+        self.took_s = 0.0
+        """All of them together."""
 
     def learn(self, took_s: float) -> None:
         """So long it takes: the mean of about the last `_REMEMBERED` calls counts."""
-        self._samples = min(self._samples + 1, _REMEMBERED)
-        self.usual_s += (took_s - self.usual_s) / self._samples
-
-    def count(self, took_s: float) -> bool:
-        """A call of this round took so long. Whether it was the first one."""
-        self._calls += 1
-        self._took_s += took_s
-        return self._calls == 1
+        if self.samples < _REMEMBERED:
+            self.samples += 1
+        self.usual_s += (took_s - self.usual_s) / self.samples
 
     def end_round(self) -> None:
         """Faster than usual is no queue, whatever the limit: learn it."""
-        if self._calls >= _FEW and self._took_s < self.usual_s * self._calls:
+        if self.calls >= _FEW and self.took_s < self.usual_s * self.calls:
             self._approach(_SHARE)
-        self._calls = 0
-        self._took_s = 0.0
+        self.calls = 0
+        self.took_s = 0.0
 
     def end_probe(self, trust: float) -> None:
         """What was seen counts as much as it is; that it takes longer than usual, only as far as there is ``trust``."""
-        share = self._calls / (self._calls + _FEW)
-        self._approach(share if self._took_s < self.usual_s * self._calls else share * trust)
-        self._calls = 0
-        self._took_s = 0.0
+        share = self.calls / (self.calls + _FEW)
+        self._approach(share if self.took_s < self.usual_s * self.calls else share * trust)
+        self.calls = 0
+        self.took_s = 0.0
 
     def _approach(self, share: float) -> None:
-        self.usual_s += (self._took_s / self._calls - self.usual_s) * share
+        self.usual_s += (self.took_s / self.calls - self.usual_s) * share
 
     def __repr__(self) -> str:
-        return f"<Baseline {self.usual_s * 1000:.1f} ms of {self._samples}>"
+        return f"<Baseline {self.usual_s * 1000:.1f} ms of {self.samples}>"
 
 
 class LimitState:
     """One endpoint's limit. ``limit`` is how many calls may run at once now; the caller counts them."""
 
     __slots__ = (
-        *("_baseline", "_busy", "_calls", "_exact", "_low", "_probe_at", "_probe_s", "_probing", "_round"),
+        *("_adaptive", "_baseline", "_busy", "_calls", "_exact", "_low", "_probe_at", "_probe_s", "_probing", "_round"),
         *("_since", "_strain", "_took_s", "_trust", "_usual_s", "limit", "settings"),
     )
 
     def __init__(self, settings: ConcurrencyLimit) -> None:
         """Use ``ConcurrencyLimit.new_state``."""
         self.settings = settings
+        self._adaptive = settings.adaptive
         self.limit = settings.limit
         self._exact = float(settings.limit)
         self._baseline = Baseline()
@@ -195,23 +188,28 @@ class LimitState:
 
         ``of`` is its method's; without it all calls are of one kind.
         """
-        if not self.settings.adaptive or took_s < 0.0:
+        if not self._adaptive or took_s < 0.0:
             return
         baseline = self._baseline if of is None else of
-        if not baseline.known or (in_flight * 2 <= self.limit and not self._probing):
+        limit, probing = self.limit, self._probing
+        busy = in_flight * 2
+        if baseline.samples < _FEW or (busy <= limit and not probing):
             baseline.learn(took_s)
         if now - took_s < self._since:
             return  # it began under another limit
-        if baseline.count(took_s):
+        if not baseline.calls:
             self._round.append(baseline)
+        baseline.calls += 1
+        baseline.took_s += took_s
         self._calls += 1
         self._took_s += took_s
         self._usual_s += baseline.usual_s
-        self._busy += in_flight * 2 >= self.limit
-        if self._probing:
+        if busy >= limit:
+            self._busy += 1
+        if probing:
             if self._calls >= _PROBE_CALLS:
                 self._end_probe(now)
-        elif self._calls >= max(_LEAST, self.limit):
+        elif self._calls >= limit and self._calls >= _LEAST:
             self._step(now)
 
     def _step(self, now: float) -> None:
@@ -259,7 +257,7 @@ class LimitState:
 
     def overloaded(self) -> None:
         """A call was refused for overload, or timed out. Adaptive only."""
-        if self.settings.adaptive:
+        if self._adaptive:
             self._set(self._exact * _BACKOFF)
 
     def grows(self, in_flight: int, now: float) -> bool:

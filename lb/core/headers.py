@@ -21,9 +21,9 @@ def legal_key(name: str) -> bool:
 def last_value(metadata: Iterable[Any] | None, key: str) -> Any:
     """The value of a key; the last one, if there are several; empty when there is none."""
     found: Any = ""
-    for name, value in metadata or ():
-        if name == key:
-            found = value
+    for pair in metadata or ():  # a named tuple of grpcio's, which is slow to take apart
+        if pair[0] == key:
+            found = pair[1]
     return found
 
 

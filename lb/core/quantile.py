@@ -8,15 +8,15 @@ whatever the traffic.
 
 from __future__ import annotations
 
-from math import log
+from bisect import bisect_right
 
 LEAST_SAMPLES = 100
 """This many calls must have been seen before there is a quantile."""
 HALVE_AT = 2000
 _LEAST_S = 1e-5
 GROWTH = 1.25
-_PER_LOG = 1 / log(GROWTH)
 _BUCKETS = 80  # up to about 450 s
+_EDGES = [_LEAST_S * GROWTH**at for at in range(_BUCKETS - 1)]
 _EVERY = 32
 """The quantile is recomputed after this many observations; in between, the last value is used."""
 
@@ -36,8 +36,7 @@ class Quantile:
 
     def observe(self, duration_s: float) -> None:
         """Count one duration. O(1), but every 32nd time O(80)."""
-        at = int(log(duration_s / _LEAST_S) * _PER_LOG) + 1 if duration_s > _LEAST_S else 0
-        self._counts[at if at < _BUCKETS else _BUCKETS - 1] += 1
+        self._counts[bisect_right(_EDGES, duration_s)] += 1
         self._total += 1
         if self._total >= self._until:
             self._settle()

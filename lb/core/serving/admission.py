@@ -71,13 +71,14 @@ class Admission:
         return found
 
     def over_rate(self, method: str, client: str, now: float) -> Refusal | None:
-        """Count a call. Why it is refused, when it is one too many."""
-        if self._rates is None:
+        """Count a call by its rates. Why it is refused, when it is one too many."""
+        rates = self._rates
+        if rates is None:
             return None
-        wait_s = self._rates.take(method, client, now)
+        wait_s = rates.take(method, client, now)
         if wait_s == 0.0:
             return None
-        details = f"too many calls a second, {self._rates.bound}; try again in {max(0.001, wait_s):.3g} s"
+        details = f"too many calls a second, {rates.bound}; try again in {max(0.001, wait_s):.3g} s"
         return Refusal(StatusCode.RESOURCE_EXHAUSTED, details, retry_s=wait_s)
 
     def left(self, client: str, now: float) -> float | None:

@@ -12,21 +12,19 @@ out."""
 class Typical:
     """How long one method typically takes: the median of its latest calls."""
 
-    __slots__ = ("_hopeless", "_median")
+    __slots__ = ("_hopeless", "_median", "observe")
 
     def __init__(self) -> None:
         self._median = Quantile(0.5)
         self._hopeless = 0
+        self.observe = self._median.observe
+        """A call ended well after so long."""
 
     @property
     def median_s(self) -> float | None:
         """The median in seconds, at most a fifth too low; None until enough calls were seen."""
         upper_s = self._median.value_s
         return None if upper_s is None else upper_s / GROWTH
-
-    def observe(self, took_s: float) -> None:
-        """A call ended well after so long."""
-        self._median.observe(took_s)
 
     def hopeless(self, left_s: float) -> bool:
         """Whether to refuse a call that has so many seconds left."""

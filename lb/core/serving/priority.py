@@ -22,8 +22,9 @@ class Priority(enum.IntEnum):
 
 
 _BY_TEXT: dict[object, Priority] = {priority.text: priority for priority in Priority}
+_DEFAULT = Priority.DEFAULT
 
 
 def priority_of(value: object) -> Priority:
     """What a value of the metadata means. ``DEFAULT`` for anything else than the three words."""
-    return _BY_TEXT.get(value, Priority.DEFAULT)
+    return _BY_TEXT.get(value, _DEFAULT)

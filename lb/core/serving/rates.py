@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
 from lb.core import checks
 from lb.core.serving.settings import MOST_METHODS, Rate
-from lb.core.token_bucket import SLACK_S, TokenBucket
+from lb.core.token_bucket import SLACK_S
 
 MOST_CLIENTS = 10_000
 """So many clients are told apart. One more, and the bucket that was used longest ago is forgotten."""
@@ -21,7 +22,7 @@ class Rates:
     def __init__(self, rate: Rate | None, methods: Mapping[str, Rate], client: Rate | None) -> None:
         self._total = None if rate is None else _Bucket(rate, f"the server takes {rate.per_s:g}")
         self._by_entry = {entry: _Bucket(found, f"{entry} takes {found.per_s:g}") for entry, found in methods.items()}
-        self._by_method: dict[str, _Bucket | None] = {}
+        self._by_method: dict[str, tuple[_Bucket, ...]] = {}
         self._client = client
         self._of_each = "" if client is None else f"each client has {client.per_s:g}"
         self._by_client: OrderedDict[str, _Bucket] = OrderedDict()
@@ -40,25 +41,22 @@ class Rates:
 
         ``method`` is ``/package.Service/Method``; ``client`` is empty where it is not known, and is then not limited.
         """
-        total = self._total
-        of_method = self._of_method(method) if self._by_entry else None
-        of_client = self._of_client(client) if client else None
-        short = total
-        wait_s = 0.0 if total is None else total.lacks(now)
-        if of_method is not None and (lacks_s := of_method.lacks(now)) > wait_s:
-            short, wait_s = of_method, lacks_s
-        if of_client is not None and (lacks_s := of_client.lacks(now)) > wait_s:
-            short, wait_s = of_client, lacks_s
-        if wait_s > 0.0 and short is not None:
+        buckets = self._by_method.get(method)
+        if buckets is None:
+            buckets = self._of_method(method)
+        if client and self._client is not None:
+            buckets = (*buckets, self._of_client(client, self._client))
+        short, free_at = None, now + SLACK_S
+        for bucket in buckets:
+            if bucket.next_at > free_at:
+                short, free_at = bucket, bucket.next_at
+        if short is not None:
             self.refused += 1
             self.bound = short.bound
-            return wait_s
-        if total is not None:
-            total.spend(now)
-        if of_method is not None:
-            of_method.spend(now)
-        if of_client is not None:
-            of_client.spend(now)
+            return free_at - now
+        for bucket in buckets:
+            full = now - bucket.burst_s
+            bucket.next_at = (bucket.next_at if bucket.next_at > full else full) + bucket.each_s
         return 0.0
 
     def left(self, client: str, now: float) -> float | None:
@@ -68,25 +66,23 @@ class Rates:
         bucket = self._by_client.get(client)
         return self._client.burst if bucket is None else bucket.available(now)
 
-    def _of_method(self, method: str) -> _Bucket | None:
-        found = self._by_method
-        if method not in found:
-            if len(found) >= MOST_METHODS:
-                found.clear()
-            by_entry = self._by_entry
-            of_method, of_service = checks.entries(method)
-            found[method] = by_entry.get(of_method) or by_entry.get(of_service)
-        return found[method]
+    def _of_method(self, method: str) -> tuple[_Bucket, ...]:
+        """Those that all of a method's calls take from."""
+        if len(self._by_method) >= MOST_METHODS:
+            self._by_method.clear()
+        by_entry = self._by_entry
+        of_method, of_service = checks.entries(method)
+        own = by_entry.get(of_method) or by_entry.get(of_service)
+        found = self._by_method[method] = tuple(bucket for bucket in (self._total, own) if bucket is not None)
+        return found
 
-    def _of_client(self, client: str) -> _Bucket | None:
-        if self._client is None:
-            return None
+    def _of_client(self, client: str, rate: Rate) -> _Bucket:
         clients = self._by_client
         found = clients.get(client)
         if found is None:
             if len(clients) >= MOST_CLIENTS:
                 clients.popitem(last=False)
-            found = clients[client] = _Bucket(self._client, self._of_each)
+            found = clients[client] = _Bucket(rate, self._of_each)
         else:
             clients.move_to_end(client)
         return found
@@ -95,24 +91,22 @@ class Rates:
         return f"<Rates {len(self._by_client)} clients, {self.refused} refused>"
 
 
-class _Bucket(TokenBucket):
-    """One of which tokens are taken one by one, several buckets at a time or none: asked first, then taken from."""
+class _Bucket:
+    """A `TokenBucket` from which `Rates` takes one token at a time, asking several buckets first."""
 
-    __slots__ = ("_each_s", "_last_s", "bound")
+    __slots__ = ("_burst", "_per_s", "bound", "burst_s", "each_s", "next_at")
 
     def __init__(self, rate: Rate, bound: str) -> None:
-        super().__init__(rate.per_s, rate.burst)
+        self._burst = rate.burst
+        self._per_s = rate.per_s
         self.bound = bound
-        self._each_s = 1.0 / rate.per_s
-        self._last_s = (rate.burst - 1.0) / rate.per_s
-        """Full so much later, it has one token left."""
+        """The rate, in words."""
+        self.next_at = -math.inf
+        """From when on it has a token."""
+        self.each_s = 1.0 / rate.per_s
+        self.burst_s = (rate.burst - 1.0) / rate.per_s
+        """A full one has had a token for so long."""
 
-    def lacks(self, now: float) -> float:
-        """`wait` for one token."""
-        missing = self._full_at - now - self._last_s
-        return missing if missing > SLACK_S else 0.0
-
-    def spend(self, now: float) -> None:
-        """Take one that is there."""
-        full_at = self._full_at
-        self._full_at = (full_at if full_at > now else now) + self._each_s
+    def available(self, now: float) -> float:
+        """Tokens in it."""
+        return min(self._burst, 1.0 + (now - self.next_at) * self._per_s)
