@@ -31,7 +31,7 @@ from lb.core.serving.admission import Refusal
 from lb.core.serving.settings import Limits
 from lb.server.gate import not_grpcs_own
 from lb.server.overtime import Entry, Overtime
-from lb.server.places import Place, Places
+from lb.server.places import Place, Places, keep
 from lb.server.refusals import Trailers, trailers
 from lb.server.turns import Turns
 from lb.shared.asynchronous import behavior_of
@@ -87,32 +87,32 @@ class Admission(Around):
     ) -> Handler | None:
         """Called by grpcio for each call."""
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not self._counts(method):
+        if handler is None:
+            return None
+        served = self._handlers.of(handler_call_details.method, handler)
+        if served is handler:
             return handler
-        return self._handlers.of(method, handler) if await self.admits(handler_call_details) else self.refuses
+        admitted = self.admits(handler_call_details)
+        if admitted is None:
+            admitted = await self.admits_after_waiting(handler_call_details)
+        return served if admitted else self.refuses
 
     def concerns(self, method: str) -> bool:
         """See ``counts``."""
         return self._counts(method)
 
-    async def admits(self, details: grpc.HandlerCallDetails) -> bool:
-        """Whether a call that has arrived may go on, perhaps after a while. Then it has a place, else `refuses`."""
-        places, method, metadata = self.places, details.method, details.invocation_metadata
+    def admits(self, details: grpc.HandlerCallDetails) -> bool | None:
+        """Whether a call that has arrived may go on. Then it has a place, else `refuses`; None: it has to wait."""
+        places = self.places
         self._turns.came()
-        now = places.clock()
-        client = last_value(metadata, self._client_key) if self._client_key is not None else ""
-        found = places.at_once(method, client, now)
-        if found is None:
-            found = await places.after_waiting(method, priority_in(metadata), now)
-        if isinstance(found, Refusal):
-            _refusal.set(found)
-            return False
-        _place.set(found)
-        task = asyncio.current_task()
-        assert task is not None
-        task.add_done_callback(found.over)
-        return True
+        client = last_value(details.invocation_metadata, self._client_key) if self._client_key is not None else ""
+        found = places.at_once(details.method, client, places.clock())
+        return None if found is None else _settled(found)
+
+    async def admits_after_waiting(self, details: grpc.HandlerCallDetails) -> bool:
+        """The same for a call that has to wait, after that."""
+        places, priority = self.places, priority_in(details.invocation_metadata)
+        return _settled(await places.after_waiting(details.method, priority, places.clock()))
 
     def around(self, method: str, handler: Handler) -> Behavior:
         """What happens to a call that was admitted."""
@@ -131,7 +131,8 @@ class Admission(Around):
             return None if overtime is None else overtime.begin()
 
         async def unary(request: Any, context: Any) -> Any:
-            place = _begun()
+            place = _place.get()
+            place.begun()
             try:
                 if turns.late:
                     await turns.turn()
@@ -150,7 +151,8 @@ class Admission(Around):
                 place.over()
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            place = _begun()
+            place = _place.get()
+            place.begun()
             entry: Entry | Refusal | None = None
             try:
                 if turns.late:
@@ -186,14 +188,16 @@ class Admission(Around):
         return f"<Admission {self.rules!r}{overtime}>"
 
 
-def _begun() -> Place:
-    """The place of the call whose handler begins, which gives it back from now on."""
-    place = _place.get()
-    place.begun()
+def _settled(found: Place | Refusal) -> bool:
+    """Whether the call that runs here has got a place. The task gives it back if the handler never begins."""
+    if isinstance(found, Refusal):
+        _refusal.set(found)
+        return False
+    _place.set(found)
     task = asyncio.current_task()
     assert task is not None
-    task.remove_done_callback(place.over)  # a call of the loop for each is what costs
-    return place
+    keep(found, task)
+    return True
 
 
 def _refusing(extra: Trailers) -> Handler:

@@ -71,7 +71,10 @@ class Chain(grpc.aio.ServerInterceptor):
         for look in served.looks:
             look.look(handler_call_details)
         for admission, refuses in served.admissions:
-            if not await admission.admits(handler_call_details):
+            admitted = admission.admits(handler_call_details)
+            if admitted is None:
+                admitted = await admission.admits_after_waiting(handler_call_details)
+            if not admitted:
                 return refuses
         return served.serves
 

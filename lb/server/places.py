@@ -45,12 +45,13 @@ class RefusedError(Exception):
 class Place:
     """One of the places of a process, until it is given back."""
 
-    __slots__ = ("_places", "_since", "_times")
+    __slots__ = ("_places", "_since", "_task", "_times")
 
     def __init__(self, places: Places, times: Times, since: float) -> None:
         self._places: Places | None = places
         self._times = times
         self._since = since
+        self._task: asyncio.Task[Any] | None = None
 
     @property
     def held(self) -> bool:
@@ -61,6 +62,9 @@ class Place:
         """The work begins only now: until here it was the client that took its time, and that says nothing."""
         if self._places is not None:
             self._since = self._places.clock()
+        if self._task is not None:
+            self._task.remove_done_callback(self.over)  # a call of the loop for each is what costs
+            self._task = None
 
     def answered(self) -> None:
         """The work is about to end well, or has shown its first result. The place goes to the next."""
@@ -68,19 +72,23 @@ class Place:
         if places is not None:
             self._places = None
             now = places.clock()
-            took_s = now - self._since
-            self._times.typical.observe(took_s)
-            places.free(took_s, now, self._times)
+            places.free(now - self._since, now, self._times)
 
     def over(self, _: object = None) -> None:
         """The work has ended, however. What was not `answered` says nothing about how long work takes."""
         places = self._places
         if places is not None:
-            self._places = None
+            self._places = self._task = None  # a task holds its place: not the other way round for longer than needed
             places.free(None, places.clock(), self._times)
 
     def __repr__(self) -> str:
         return f"<Place {'held' if self.held else 'given back'}>"
+
+
+def keep(place: Place, task: asyncio.Task[Any]) -> None:
+    """Until the work begins, it is ``task`` that gives the place back, when it ends."""
+    place._task = task
+    task.add_done_callback(place.over)
 
 
 class Places:
@@ -182,11 +190,12 @@ class Places:
     def free(self, took_s: float | None, now: float, times: Times) -> None:
         """Work has ended: well after ``took_s``, or (None) otherwise. Its place goes to the next."""
         intake = self.rules.intake
-        if intake is None:
-            return
         if took_s is not None:
-            intake.learn(took_s, now, times.baseline)
-        self._give_back(intake, now)
+            times.typical.observe(took_s)
+            if intake is not None:
+                intake.learn(took_s, now, times.baseline)
+        if intake is not None:
+            self._give_back(intake, now)
 
     async def _wait(self, intake: Intake, priority: Priority, now: float) -> bool:
         """Wait in the queue; whether there is a place then."""
@@ -222,7 +231,8 @@ class Places:
     def _give_back(self, intake: Intake, now: float) -> None:
         self._held_s += now
         intake.give_back()
-        self._admit(intake, now)
+        if intake.waiting:
+            self._admit(intake, now)
 
     def _admit(self, intake: Intake, now: float) -> None:
         while intake.waiting and (waiting := intake.next(now)) is not None:

@@ -72,6 +72,7 @@ class Around(grpc.aio.ServerInterceptor, ABC):
 
     def __init__(self) -> None:
         self._handlers = Kept(functools.partial(surrounded, self))
+        """What each method is served with: its own handler, if it is none of those that this concerns."""
 
     @abstractmethod
     def around(self, method: str, handler: Handler) -> Behavior:
@@ -94,14 +95,18 @@ class Around(grpc.aio.ServerInterceptor, ABC):
     ) -> Handler | None:
         """Called by grpcio for each call."""
         handler = await continuation(handler_call_details)
-        if handler is None or not self.concerns(handler_call_details.method):
-            return handler
-        self.look(handler_call_details)
-        return self._handlers.of(handler_call_details.method, handler)
+        if handler is None:
+            return None
+        served = self._handlers.of(handler_call_details.method, handler)
+        if served is not handler:
+            self.look(handler_call_details)
+        return served
 
 
 def surrounded(around: Around, method: str, handler: Handler) -> Handler:
-    """The handler of ``method`` with ``around`` around it."""
+    """The handler of ``method`` with ``around`` around it, if it concerns it."""
+    if not around.concerns(method):
+        return handler
     return made_of(handler, _recognised(handler, around.around(method, handler)))
 
 
