@@ -53,7 +53,8 @@ class Incoming(Around):
             try:
                 return await behavior(request, context)
             finally:
-                _leave(scope, task)
+                if task is not None and task.cancelling():
+                    scope.cancel()
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
             task = asyncio.current_task()
@@ -63,7 +64,8 @@ class Incoming(Around):
                     async for response in responses:
                         yield response
             finally:
-                _leave(scope, task)
+                if task is not None and task.cancelling():
+                    scope.cancel()
 
         if inspect.iscoroutinefunction(behavior):
             return answer
@@ -77,9 +79,3 @@ def _enter(context: Any, task: asyncio.Task[Any] | None) -> Scope:
         scope.deadline = bound.bound(scope.deadline)
     enter(scope)
     return scope
-
-
-def _leave(scope: Scope, task: asyncio.Task[Any] | None) -> None:
-    # grpcio cancels the handler's task when its call is cancelled, and then ends it normally.
-    if task is not None and task.cancelling():
-        scope.cancel()

@@ -12,14 +12,14 @@ The event of the server is in a context variable of the call, so whatever a hand
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextvars import ContextVar
 
 _leaving: ContextVar[asyncio.Event | None] = ContextVar("lb.server.leaving", default=None)
 
 
-def enter(leaving: asyncio.Event) -> None:
-    """The current task carries out a call of a server that sets ``leaving`` when it takes no more calls."""
-    _leaving.set(leaving)
+enter: Callable[[asyncio.Event], object] = _leaving.set
+"""The current task carries out a call of a server that sets this event when it takes no more calls."""
 
 
 async def draining() -> None:

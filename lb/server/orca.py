@@ -186,13 +186,14 @@ class LoadTrailers(Around):
 
         async def unary(request: Any, context: Any) -> Any:
             costs = counting()
-            failed = True
             try:
                 response = await behavior(request, context)
-                failed = False
-            finally:
-                reporter.ended(failed=failed)
-            _add(context, reporter.trailers(costs))
+            except BaseException:
+                reporter.ended(failed=True)
+                raise
+            reporter.ended(failed=False)
+            if trailers := reporter.trailers(costs):
+                _add(context, trailers)
             return response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -205,12 +206,12 @@ class LoadTrailers(Around):
                 failed = False
             finally:
                 reporter.ended(failed=failed)
-            _add(context, reporter.trailers(costs))
+            if trailers := reporter.trailers(costs):
+                _add(context, trailers)
 
         return stream if handler.response_streaming else unary
 
 
 def _add(context: Any, trailers: Trailers) -> None:
-    if trailers:
-        before = context.trailing_metadata()
-        context.set_trailing_metadata((*before, *trailers) if before else trailers)
+    before = context.trailing_metadata()
+    context.set_trailing_metadata((*before, *trailers) if before else trailers)

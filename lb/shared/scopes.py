@@ -71,8 +71,7 @@ class Scope:
     def __init__(self, remaining_s: float | None, priority: Priority = Priority.DEFAULT) -> None:
         """``remaining_s`` is the time to its deadline in seconds, None without one."""
         self.priority = priority
-        forever = remaining_s is None or remaining_s > _NEVER_S
-        self.deadline = None if forever or remaining_s is None else time.monotonic() + remaining_s
+        self.deadline = None if remaining_s is None or remaining_s > _NEVER_S else time.monotonic() + remaining_s
         self.cancelled = False
         self._calls: set[weakref.ref[Outgoing]] | None = None
 
@@ -120,9 +119,8 @@ current: Callable[[], Scope | None] = _current.get
 """The scope of the handler that runs here, or None."""
 
 
-def enter(scope: Scope) -> None:
-    """Make ``scope`` the current one, until the end of the context: a server's call has one of its own."""
-    _current.set(scope)
+enter: Callable[[Scope], object] = _current.set
+"""Make a scope the current one, until the end of the context: a server's call has one of its own."""
 
 
 def priority_in(metadata: Iterable[Any] | None) -> Priority:
