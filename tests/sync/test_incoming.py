@@ -28,6 +28,8 @@ class Threaded:
         self.reached = threading.Event()
         self.release = threading.Event()
         self.ended = threading.Event()
+        self.writing = False
+        """Streams write on while it is set."""
         self._threads = ThreadPoolExecutor(4)
         self._server = grpc.server(self._threads, interceptors=[lb.sync.incoming()], options=[("grpc.so_reuseport", 0)])
         handlers = {
@@ -45,6 +47,7 @@ class Threaded:
 
     def __exit__(self, *_: object) -> None:
         self.release.set()
+        self.writing = False
         self._server.stop(None).wait(5)
         self._threads.shutdown()
 
@@ -64,6 +67,8 @@ class Threaded:
         answer = self._one(request, context)
         yield answer
         assert scopes.current() is self.scopes[-1]
+        while self.writing:
+            yield answer
         yield answer
 
 
@@ -101,12 +106,14 @@ async def test_a_stream_is_noticed_while_it_writes() -> None:
     """A stream that is cancelled between two answers ends its scope, too."""
     kind = KINDS[1]
     with Threaded() as server:
+        server.writing = True
         async with grpc.aio.insecure_channel(server.address) as client:
             call = kind.start(client)
             await eventually(server.reached.is_set)
             call.cancel()
             server.release.set()
             await eventually(lambda: server.noted[0].told >= 1)
+            server.writing = False
 
 
 async def test_what_a_handler_left_running_goes_on() -> None:
