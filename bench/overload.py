@@ -268,9 +268,7 @@ def once(arguments: argparse.Namespace) -> int:
     if arguments.rate:
         cases = [replace(case, rate=arguments.rate) for case in cases]
     with generators() as load:
-        print(load.words)
         able = echoes(load, max(case.rate for case in cases), 1.0 if arguments.short else 4.0)
-        print(able, flush=True)
         found = measure(cases, times, load)
         ratios, void = refusal(load, *((2, 0.5) if arguments.short else (6, 1.0)))
         orders = None

@@ -124,7 +124,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 class Generators:
-    """So many processes, each of which makes its part of the calls. The one in Go has threads, and makes all alone."""
+    """So many processes, each of which makes its part of the calls; one in Go makes all alone."""
 
     def __init__(self, python: Sequence[subprocess.Popen[str]], go: Sequence[subprocess.Popen[str]] = ()) -> None:
         self._python = python

@@ -53,6 +53,7 @@ class Incoming(Around):
             try:
                 return await behavior(request, context)
             finally:
+                # grpcio cancels the handler's task when its call is cancelled, and then ends it normally.
                 if task is not None and task.cancelling():
                     scope.cancel()
 

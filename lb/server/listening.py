@@ -16,7 +16,8 @@ from lb.server.advertise import taken_apart
 from lb.server.mistakes import StartError
 
 _SO_REUSEPORT = "grpc.so_reuseport"
-_WRONG_SETTING = 2
+BAD_SETTING = 2
+"""The status of a process that a new start cannot help."""
 
 
 class Processes:
@@ -45,7 +46,7 @@ def apart(listen: str, options: Sequence[tuple[str, Any]]) -> None:
     if Processes.count > 1 and checked(listen)[1] and not shared:
         why = f"{Processes.count} processes of lb.server.instances() cannot have one port; expected port 0"
         print(StartError("listen", listen, why), file=sys.stderr, flush=True)
-        raise SystemExit(_WRONG_SETTING)
+        raise SystemExit(BAD_SETTING)
 
 
 def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> int:

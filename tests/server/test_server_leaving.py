@@ -179,7 +179,7 @@ async def never() -> None:
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_closed_while_it_starts(turns: int) -> None:
-    """Both end, whenever that happens: whoever started it is told, and the port is free."""
+    """The start and both closings end, at whatever step: the start raises, and the port is free."""
     server = Server("test", checks={"database": never})
     starting = asyncio.create_task(server.start())
     for _ in range(turns):
@@ -211,14 +211,7 @@ async def test_closed_while_it_registers() -> None:
     registry = Embedded()
     await registry.start()
     async with Proxy(registry) as proxy:
-        sent, go = asyncio.Event(), asyncio.Event()
-
-        async def hold(what: str) -> None:
-            if what == "PUT /v1/agent/service/register":
-                sent.set()
-                await go.wait()
-
-        proxy.after = hold
+        sent, go = proxy.hold("PUT /v1/agent/service/register")
         server = Server("test", register={"consul": proxy.url}, drain_wait_s=0)
         starting = asyncio.create_task(server.start())
         await asyncio.wait_for(sent.wait(), 30)

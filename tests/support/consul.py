@@ -263,6 +263,18 @@ class Proxy:
         app.router.add_route("*", "/{path:.*}", self._pass)
         self._site = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
 
+    def hold(self, held: str) -> tuple[asyncio.Event, asyncio.Event]:
+        """Keep the answers to these requests back: an event that one was carried out, and one that lets them go."""
+        sent, go = asyncio.Event(), asyncio.Event()
+
+        async def after(what: str) -> None:
+            if what == held:
+                sent.set()
+                await go.wait()
+
+        self.after = after
+        return sent, go
+
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         what = f"{request.method} {request.path}"
         self.asked.append(what)

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lb.server.life import Life, live
-from lb.server.listening import Processes
+from lb.server.listening import BAD_SETTING, Processes
 from lb.server.supervising.child import Spec
 from lb.server.supervising.cpus import cpus
 from lb.server.supervising.supervisor import Supervisor
 
-BAD_SETTING = 2
 HOPELESS = frozenset({BAD_SETTING})
 """The exit status of a process that no new start can help: a setting is wrong."""
 

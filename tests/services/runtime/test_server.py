@@ -164,15 +164,9 @@ async def test_sigterm_while_it_registers(tmp_path: Path, answered: bool) -> Non
     registry = Embedded()
     await registry.start()
     async with Proxy(registry) as proxy:
-        sent, go = asyncio.Event(), asyncio.Event()
-
-        async def hold(what: str) -> None:
-            if what == "PUT /v1/agent/service/register":
-                sent.set()
-                if not answered:
-                    await go.wait()
-
-        proxy.after = hold
+        sent, go = proxy.hold("PUT /v1/agent/service/register")
+        if answered:
+            go.set()
         async with running("catalog", proxy, tmp_path, ready=False, MESH_DRAIN_WAIT_S="0") as catalog:
             await asyncio.wait_for(sent.wait(), 90)
             catalog.process.send_signal(signal.SIGTERM)
